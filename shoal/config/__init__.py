@@ -1,0 +1,5 @@
+"""Typed configuration. Nothing in here imports torch."""
+
+from shoal.config.root import ShoalConfig
+
+__all__ = ["ShoalConfig"]

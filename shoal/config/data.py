@@ -1,0 +1,56 @@
+"""Options of prompts, rewards and sampling."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from shoal.config.options import option
+
+
+@dataclass
+class DataConfig:
+    """Where prompts come from."""
+
+    task: str = option("story", "Built-in task, or the layout of a data set's rows", choices=("story", "gsm8k"))
+    path: str | None = option(None, "Hub name, or a local JSONL or Parquet file, or a folder made by save_to_disk")
+    subset: str | None = option(None, "Configuration of the Hub data set")
+    split: str = option("train", "Split for training")
+    eval_path: str | None = option(None, "The same as path, for evaluation. None: data.path")
+    eval_split: str = option("test", "Split for evaluation")
+    max_prompt_tokens: int = option(512, "Longer prompts are left out, and counted", least=1)
+    system_prompt: str | None = option(None, "System message put before every question")
+    shuffle: bool = option(True, "Draw the training prompts in a random order, a new one each epoch")
+
+
+@dataclass
+class RewardConfig:
+    """How completions are judged."""
+
+    verifiers: dict[str, float] = option(
+        dict, "Weight of each verifier, by name or import path (package.module:function). Empty: the task's own"
+    )
+    timeout: float = option(10.0, "Seconds that one verdict may take; later it is missing", least=0)
+    workers: int = option(1, "Processes for verifiers that need one", least=1)
+    max_missing: float = option(0.5, "Share of missing rewards in a step above which the run stops", least=0)
+
+
+@dataclass
+class SamplingConfig:
+    """How completions are sampled."""
+
+    max_new_tokens: int = option(256, "Most tokens of a completion", least=1)
+    temperature: float = option(1.0, "Softmax temperature. 0: greedy (evaluation only)", least=0)
+    top_p: float = option(1.0, "Sample from the smallest set of tokens with this probability", least=0)
+    top_k: int = option(0, "Sample from the k likeliest tokens. 0: all", least=0)
+    stop: list[str] = option(list, "Strings that end a completion; they stay in its tokens")
+
+
+@dataclass
+class EvaluationConfig:
+    """Accuracy on held-out prompts."""
+
+    every: int = option(0, "Steps between evaluations. 0: none between start and end", least=0)
+    at_start: bool = option(True, "Evaluate before the first step")
+    at_end: bool = option(True, "Evaluate after the last step")
+    prompts: int = option(256, "Held-out prompts, drawn once. 0: all", least=0)
+    samples: int = option(1, "Completions per prompt; pass@k is reported for k = 1, 2, 4 ... up to this", least=1)
+    sampling: dict[str, Any] = option(dict, "Overrides of `sampling` in evaluations, such as temperature: 0")

@@ -1,0 +1,53 @@
+"""Options of the four seams: where groups come from, the engine, the learner, the weight sync."""
+
+from dataclasses import dataclass
+
+from shoal.config.options import option
+
+
+@dataclass
+class SourceConfig:
+    """Where scored groups come from."""
+
+    kind: str = option(
+        "sync", "sync: roll out now. replay: groups recorded by an earlier run", choices=("sync", "replay")
+    )
+    path: str | None = option(None, "Run folder whose recorded groups are replayed (run.record_groups=true there)")
+
+
+@dataclass
+class EngineConfig:
+    """What turns prompts into tokens and log-probs."""
+
+    kind: str = option("torch", "torch: built in, any device", choices=("torch",))
+    max_batch: int = option(256, "Most completions decoded at a time", least=1)
+    max_cache_tokens: int = option(0, "Most tokens held in the KV cache. 0: no bound but max_batch", least=0)
+
+
+@dataclass
+class LearnerConfig:
+    """What turns a batch into optimizer steps."""
+
+    kind: str = option("local", "local: one process, one device", choices=("local",))
+    micro_batch_tokens: int = option(8192, "Forwarded tokens (padding included) of one micro-batch", least=1)
+    micro_batch_size: int = option(0, "Completions of one micro-batch; 0: bounded by tokens only", least=0)
+    packing: str = option("auto", "Several sequences in one row, without padding", choices=("auto", "on", "off"))
+    pack_length: int = option(0, "Tokens of a packed row. 0: chosen from the batch", least=0)
+    share_prefix: bool = option(True, "Run a group's prompt once for all its completions (exact; sdpa and eager)")
+    logprob_chunk: int = option(2048, "Tokens whose logits exist at one time", least=1)
+    skip_zero_advantage: bool = option(
+        True, "Leave completions of zero advantage out of the passes where that is exact"
+    )
+
+
+@dataclass
+class WeightSyncConfig:
+    """What gets version n's weights into the engine."""
+
+    kind: str = option("in_place", "in_place: engine and learner share one module", choices=("in_place",))
+    self_check_every: int = option(
+        0, "Syncs between checks of the engine's log-probs against the learner's. The first is always checked", least=0
+    )
+    self_check_tolerance: float = option(
+        0.0, "Largest difference allowed. 0: by dtype (1e-4 in float32, 0.2 in 16 bits)", least=0
+    )

@@ -1,0 +1,35 @@
+"""The root of the configuration: one field per node."""
+
+from dataclasses import dataclass
+
+from shoal.config.algorithm import AlgorithmConfig
+from shoal.config.data import DataConfig, EvaluationConfig, RewardConfig, SamplingConfig
+from shoal.config.model import ModelConfig, OptimizerConfig, ReferenceConfig
+from shoal.config.options import option
+from shoal.config.parts import EngineConfig, LearnerConfig, SourceConfig, WeightSyncConfig
+from shoal.config.run import CheckpointConfig, MemoryProfileConfig, MonitorConfig, RunConfig
+from shoal.config.runtime import RuntimeConfig
+
+
+@dataclass
+class ShoalConfig:
+    """Everything a run is told. Presets and command-line overrides fill it in."""
+
+    resume: str | None = option(None, "Run folder or checkpoint to go on from, or `latest`")
+    run: RunConfig = option(RunConfig, "The run")
+    runtime: RuntimeConfig = option(RuntimeConfig, "The machine")
+    model: ModelConfig = option(ModelConfig, "The policy")
+    reference: ReferenceConfig = option(ReferenceConfig, "The reference policy")
+    optimizer: OptimizerConfig = option(OptimizerConfig, "The optimizer")
+    algorithm: AlgorithmConfig = option(AlgorithmConfig, "The algorithm")
+    data: DataConfig = option(DataConfig, "The prompts")
+    reward: RewardConfig = option(RewardConfig, "The rewards")
+    sampling: SamplingConfig = option(SamplingConfig, "Sampling of completions")
+    evaluation: EvaluationConfig = option(EvaluationConfig, "Evaluation")
+    source: SourceConfig = option(SourceConfig, "Where groups come from")
+    engine: EngineConfig = option(EngineConfig, "The inference engine")
+    learner: LearnerConfig = option(LearnerConfig, "The learner")
+    weight_sync: WeightSyncConfig = option(WeightSyncConfig, "The weight sync")
+    checkpoint: CheckpointConfig = option(CheckpointConfig, "Checkpoints")
+    monitor: MonitorConfig = option(MonitorConfig, "Metrics and displays")
+    memory_profile: MemoryProfileConfig = option(MemoryProfileConfig, "Memory profile")

@@ -1,0 +1,17 @@
+"""Errors that a user can mend: one line that says what is wrong, where, and what to do."""
+
+
+class ShoalError(Exception):
+    """Base of all errors that the command line prints as one line, without a traceback."""
+
+
+class ConfigError(ShoalError):
+    """The configuration cannot work: unknown key, wrong type, impossible combination."""
+
+
+class DataError(ShoalError):
+    """A data set, a row or a template cannot be used."""
+
+
+class TrainingError(ShoalError):
+    """The run cannot go on: a loss that is not finite, too many missing rewards, a failed self-check."""

@@ -1,0 +1,48 @@
+"""The learner's contract: a batch in, optimizer steps and metrics out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from shoal.types import Batch, Segment
+
+Writing = Callable[[], AbstractContextManager[None]]
+
+
+class Learner(ABC):
+    """Owns the policy's weights and optimizer. `version` counts trained batches."""
+
+    version: int = 0
+
+    @abstractmethod
+    def train(self, batch: Batch, writing: Writing = nullcontext) -> dict[str, float]:
+        """Takes num_epochs x num_minibatches optimizer steps, then counts one version more.
+
+        `writing` is entered around each write to the weights. Returns metrics by name.
+
+        Raises:
+            TrainingError: a loss or a gradient is not finite; names the completions.
+        """
+
+    @abstractmethod
+    def logprobs(self, segments: Sequence[Segment], temperature: float = 1.0) -> list[list[float]]:
+        """Log-probs of each segment's sampled ids after its context, without gradient, dropout off."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that resuming needs: weights, optimizer, schedule, scaler, version. Tensors on the CPU."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`, exact."""
+
+    @abstractmethod
+    def save_pretrained(self, folder: Path) -> None:
+        """Writes the model (or the adapter) and the tokenizer as `from_pretrained` reads them."""
+
+    def close(self) -> None:
+        """Frees what the learner holds."""

@@ -1,0 +1,50 @@
+"""The verifier's contract and the registry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from shoal.types import StopReason
+
+
+@dataclass
+class Submission:
+    """What a verifier sees of one completion. `text` is decoded without special tokens."""
+
+    text: str
+    ground_truth: Any = None
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    stop_reason: StopReason = StopReason.STOP
+    num_tokens: int = 0
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+Verifier = Callable[[Submission], float]
+"""Gives a finite score, by convention between 0 and 1, 1 for exactly right. Raising makes the reward missing."""
+
+
+@dataclass(frozen=True)
+class VerifierEntry:
+    """A registered verifier. `bounded` ones (a few string operations) run in this process; all others run in
+    a killable worker process under `reward.timeout`."""
+
+    name: str
+    function: Verifier
+    bounded: bool
+
+
+REGISTRY: dict[str, VerifierEntry] = {}
+
+
+def verifier(name: str, *, bounded: bool = False) -> Callable[[Verifier], Verifier]:
+    """Decorator that registers a verifier under a name. Raises ValueError where the name is taken."""
+
+    def register(function: Verifier) -> Verifier:
+        if name in REGISTRY:
+            raise ValueError(f"two verifiers are named {name!r}: {REGISTRY[name].function} and {function}")
+        REGISTRY[name] = VerifierEntry(name, function, bounded)
+        return function
+
+    return register
