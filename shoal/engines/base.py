@@ -67,7 +67,7 @@ class Engine(ABC):
 
     @abstractmethod
     def completed(self) -> Iterator[EngineOutput]:
-        """Yields each output as it finishes, until nothing is queued or running. Requests may be submitted meanwhile."""
+        """Yields outputs as they finish, until nothing is queued or running. Requests may be submitted meanwhile."""
 
     @abstractmethod
     def abort(self, ids: Sequence[str]) -> None:

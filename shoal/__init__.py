@@ -1,0 +1,1 @@
+"""Shoal: group-relative reinforcement learning for language models."""
