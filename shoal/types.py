@@ -66,6 +66,7 @@ class Completion:
 
     `versions` are runs of (index of the first sampled token, weight version), over the sampled tokens
     of all segments. `reward` is None while unknown, and stays None when it could not be computed.
+    `penalties` (KL to the reference, length) are taken off the reward before the group's statistics.
     `text` is for verifiers and people; it is never tokenised again.
     """
 
@@ -75,6 +76,7 @@ class Completion:
     versions: list[tuple[int, int]] = field(default_factory=list)
     reward: float | None = None
     reward_parts: dict[str, float | None] = field(default_factory=dict)
+    penalties: dict[str, float] = field(default_factory=dict)
     advantage: float | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
     info: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,21 @@
+"""What a task gives to a run: prompts to train on, prompts held out, and how they are judged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from shoal.types import Prompt
+
+
+@dataclass
+class Task:
+    """Tokenised prompts and the verifiers that judge them unless the configuration names others.
+
+    `dropped` counts rows that were left out, by reason.
+    """
+
+    train: Sequence[Prompt]
+    evaluation: Sequence[Prompt]
+    verifiers: dict[str, float]
+    dropped: dict[str, int] = field(default_factory=dict)
