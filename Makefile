@@ -1,0 +1,47 @@
+# make train: install into .venv and run the default job. make test: install and run the fast tests.
+PYTHON ?= python3
+BIN := .venv/bin
+ALL_EXTRAS := dev,lora,wandb,bench
+
+.PHONY: train test test-all style quality docs clean
+
+train: .venv/base
+	$(BIN)/shoal train
+
+test: .venv/dev
+	$(BIN)/pytest -m "not slow and not vllm and not ray and not slurm and not gpu"
+
+test-all: .venv/all
+	$(BIN)/pytest
+
+style: .venv/dev
+	$(BIN)/ruff format shoal tests benchmarks
+	$(BIN)/ruff check --fix shoal tests benchmarks
+
+quality: .venv/dev
+	$(BIN)/ruff format --check shoal tests benchmarks
+	$(BIN)/ruff check shoal tests benchmarks
+	$(BIN)/mypy
+
+docs: .venv/base
+	$(BIN)/python -m shoal.config.docs
+
+clean:
+	rm -rf .venv outputs multirun .pytest_cache .mypy_cache .ruff_cache
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit("Shoal needs Python 3.11 or later; set PYTHON=") if sys.version_info < (3, 11) else 0'
+	$(PYTHON) -m venv .venv
+
+.venv/base: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/pip install -q -c constraints.txt torch==2.13.0
+	$(BIN)/pip install -q -c constraints.txt -e .
+	@touch $@
+
+.venv/dev: .venv/base
+	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
+	@touch $@
+
+.venv/all: .venv/dev
+	$(BIN)/pip install -q -c constraints.txt -e ".[$(ALL_EXTRAS)]"
+	@touch $@

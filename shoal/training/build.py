@@ -1,0 +1,141 @@
+"""From a configuration to a run: the one place that knows which class stands behind which kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shoal.config import ShoalConfig
+from shoal.engines.base import Engine
+from shoal.engines.torch_engine import TorchEngine
+from shoal.environments.single_turn import Decode
+from shoal.learners.base import Learner
+from shoal.learners.local import LocalLearner
+from shoal.learners.model import Policy, load_policy
+from shoal.learners.reference import ReferencePolicy
+from shoal.monitor.monitor import Monitor
+from shoal.rewards.scorer import Scorer
+from shoal.runtime import Runtime, prepare_process, resolve_runtime
+from shoal.tasks.base import Task
+from shoal.tasks.dataset import build_task
+from shoal.tasks.warm_start import warm_started_model
+from shoal.training.checkpoint import CheckpointStore
+from shoal.training.evaluate import Evaluator
+from shoal.training.recording import GroupRecording
+from shoal.training.sources import GroupSource, ReplaySource, SyncSource
+from shoal.training.state import Run
+from shoal.weight_sync.base import WeightSync
+from shoal.weight_sync.check import SelfCheck, make_probe
+from shoal.weight_sync.in_place import InPlaceSync
+
+logger = getLogger(__name__)
+
+
+def total_steps(cfg: ShoalConfig) -> int:
+    """Length of the run in steps; episodes are completions."""
+    per_step = cfg.run.prompts_per_step * cfg.run.group_size
+    return cfg.run.episodes // per_step if cfg.run.episodes else cfg.run.steps
+
+
+def open_policy(cfg: ShoalConfig, runtime: Runtime) -> Policy:
+    """Loads the policy; makes the built-in one first where it is asked for."""
+    if cfg.model.name == "story":
+        cfg.model.name = str(warm_started_model())
+    return load_policy(cfg.model, runtime)
+
+
+@dataclass
+class Parts:
+    """What training, evaluation and the start-up check share: a model that samples and judges itself."""
+
+    runtime: Runtime
+    policy: Policy
+    task: Task
+    decode: Decode
+    scorer: Scorer
+    learner: Learner
+    engine: Engine
+    sync: WeightSync
+
+
+def build_parts(cfg: ShoalConfig) -> Parts:
+    """Loads the model and the data and connects engine, learner and weight sync."""
+    runtime = resolve_runtime(cfg.runtime, cfg.model)
+    prepare_process(cfg.runtime)
+    seed_everything(cfg.run.seed)
+    policy = open_policy(cfg, runtime)
+    task = build_task(cfg, policy.tokenizer)
+    learner = LocalLearner(policy, cfg, runtime, total_steps(cfg))
+    engine = TorchEngine(
+        policy.model,
+        policy.tokenizer,
+        max_batch=cfg.engine.max_batch,
+        max_cache_tokens=cfg.engine.max_cache_tokens,
+        compute_dtype=runtime.compute_dtype,
+    )
+    sync = InPlaceSync(engine, self_check(cfg, runtime, policy, task, engine, learner))
+    scorer = Scorer(cfg.reward, task.verifiers)
+    return Parts(runtime, policy, task, decoder(policy), scorer, learner, engine, sync)
+
+
+def self_check(
+    cfg: ShoalConfig, runtime: Runtime, policy: Policy, task: Task, engine: Engine, learner: Learner
+) -> SelfCheck:
+    """The check of `weight_sync`, on probes made from the task's own prompts."""
+    probe = make_probe(task.train or task.evaluation, policy.vocabulary, policy.max_positions)
+    return SelfCheck(engine, learner, probe, cfg.weight_sync.self_check_every, logprob_tolerance(cfg, runtime))
+
+
+def logprob_tolerance(cfg: ShoalConfig, runtime: Runtime) -> float:
+    """How far engine and learner may differ, in nats: as configured, else by the precision of the matrix products."""
+    if cfg.weight_sync.self_check_tolerance:
+        return cfg.weight_sync.self_check_tolerance
+    exact = runtime.param_dtype is torch.float32 and runtime.compute_dtype is None
+    return 1e-4 if exact else 0.2
+
+
+def decoder(policy: Policy) -> Decode:
+    """Token ids to the text that verifiers see: without special tokens."""
+
+    def decode(ids: list[int]) -> str:
+        return policy.tokenizer.decode(ids, skip_special_tokens=True)
+
+    return decode
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds Python, NumPy and torch. Sampling has its own seeds and does not depend on these."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def build_source(cfg: ShoalConfig, parts: Parts, monitor: Monitor) -> GroupSource:
+    """The source that `source.kind` names."""
+    if cfg.source.kind == "replay":
+        return ReplaySource(GroupRecording(Path(cfg.source.path or "")))
+    return SyncSource(cfg, parts.engine, parts.scorer, parts.task.train, parts.decode, monitor)
+
+
+def build_run(cfg: ShoalConfig, folder: Path, stopping: Callable[[], bool]) -> Run:
+    """A run that is ready for the loop, at step 0."""
+    parts = build_parts(cfg)
+    monitor = Monitor(cfg, folder, total_steps=total_steps(cfg), decode=parts.decode)
+    for note in parts.runtime.notes:
+        monitor.message(note)
+    return Run(
+        cfg=cfg,
+        folder=folder,
+        total_steps=total_steps(cfg),
+        parts=parts,
+        reference=build_reference(cfg, parts),
+        source=build_source(cfg, parts, monitor),
+        evaluator=Evaluator(cfg, parts.engine, parts.scorer, parts.task.evaluation, parts.decode),
+        monitor=monitor,
+        checkpoints=CheckpointStore(folder, cfg.checkpoint.keep_last),
+        stopping=stopping,
+    )

@@ -1,0 +1,103 @@
+"""Checkpoints: complete or absent, and exact to resume from."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from shoal.errors import TrainingError
+from shoal.files import sync_folder
+
+logger = getLogger(__name__)
+
+STATE = "state.pt"
+
+
+def rng_state() -> dict[str, Any]:
+    """The state of every random generator of the process, as plain values and tensors."""
+    version, keys, gauss = random.getstate()
+    name, words, position, has_gauss, cached = np.random.get_state(legacy=True)
+    return {
+        "python": [version, list(keys), gauss],
+        "numpy": [name, torch.from_numpy(words.astype(np.int64)), int(position), int(has_gauss), float(cached)],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """The inverse of `rng_state`."""
+    version, keys, gauss = state["python"]
+    random.setstate((version, tuple(keys), gauss))
+    name, words, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, words.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+class CheckpointStore:
+    """The folder `checkpoints/` of a run, one subfolder a step, the newest `keep_last` kept."""
+
+    def __init__(self, run_dir: Path, keep_last: int) -> None:
+        self.folder = run_dir / "checkpoints"
+        self.keep_last = keep_last
+
+    def steps(self) -> list[int]:
+        """Steps that have a complete checkpoint, in order."""
+        return sorted(int(path.parent.name.removeprefix("step_")) for path in self.folder.glob(f"step_*/{STATE}"))
+
+    def save(self, step: int, state: dict[str, Any]) -> Path:
+        """Writes beside the final place, syncs, renames, then removes the oldest ones."""
+        final = self.folder / f"step_{step}"
+        partial = self.folder / f".writing_step_{step}"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        with (partial / STATE).open("wb") as file:
+            torch.save(state, file)
+        sync_folder(partial)
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        sync_folder(self.folder)
+        for old in self.steps()[: -self.keep_last]:
+            shutil.rmtree(self.folder / f"step_{old}")
+        return final
+
+    def load(self, step: int | None = None) -> tuple[int, dict[str, Any]] | None:
+        """The newest checkpoint, or the one of `step`; None where there is none.
+
+        Raises:
+            TrainingError: the file cannot be read.
+        """
+        steps = self.steps()
+        for leftover in self.folder.glob(".writing_step_*"):
+            shutil.rmtree(leftover)
+        if not steps:
+            return None
+        chosen = steps[-1] if step is None else step
+        if chosen not in steps:
+            raise TrainingError(f"{self.folder}: no checkpoint of step {chosen}; there are {steps}")
+        file = self.folder / f"step_{chosen}" / STATE
+        try:
+            return chosen, torch.load(file, map_location="cpu", weights_only=True)
+        except (RuntimeError, OSError, EOFError) as error:
+            raise TrainingError(
+                f"{file} cannot be read ({error}); remove its folder to resume from an older checkpoint"
+            ) from error
+
+
+def replace_folder(folder: Path, write: Any) -> None:
+    """Calls `write(path)` on a fresh folder beside `folder`, then puts it in `folder`'s place."""
+    partial = folder.with_name(f".writing_{folder.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    write(partial)
+    sync_folder(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)

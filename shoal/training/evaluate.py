@@ -1,0 +1,90 @@
+"""Accuracy on held-out prompts."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from math import comb
+from typing import Any
+
+from shoal.config import ShoalConfig
+from shoal.engines.base import Engine
+from shoal.environments.single_turn import Decode, roll_out
+from shoal.rewards.scorer import Scorer
+from shoal.training.sources import sampling_params
+from shoal.types import Completion, Group, Prompt
+
+CHUNK = 128
+
+
+def is_right(completion: Completion) -> bool:
+    """Right means that every part of the reward is known and at its full score; partial credit is not right."""
+    parts = completion.reward_parts.values()
+    return bool(parts) and all(part is not None and part >= 1 for part in parts)
+
+
+def pass_at_k(samples: int, right: int, k: int) -> float:
+    """Probability that at least one of k completions drawn without replacement from `samples`, of which `right` are
+    right, is right: 1 - C(n - c, k) / C(n, k) (Chen et al. 2021, arXiv:2107.03374, eq. 1)."""
+    return 1.0 - comb(samples - right, k) / comb(samples, k)
+
+
+class Evaluator:
+    """Samples the held-out prompts with fixed seeds, so that evaluations of one run differ by the weights alone."""
+
+    def __init__(
+        self, cfg: ShoalConfig, engine: Engine, scorer: Scorer, prompts: Sequence[Prompt], decode: Decode
+    ) -> None:
+        self.cfg = cfg
+        self.engine = engine
+        self.scorer = scorer
+        self.prompts = list(prompts[: cfg.evaluation.prompts or len(prompts)])
+        self.decode = decode
+
+    def due(self, step: int) -> bool:
+        """Between start and end; those two are the run's own decision."""
+        every = self.cfg.evaluation.every
+        return every > 0 and step % every == 0
+
+    def run(self) -> tuple[dict[str, Any], list[Group]]:
+        """Metrics by name and the scored groups.
+
+        `accuracy`: right completions / completions (a missing reward counts as not right and in `missing`);
+        `pass@k`: mean over prompts; `length`: mean sampled tokens; `<source>/accuracy` where there are several sources.
+        """
+        sampling = sampling_params(self.cfg, self.cfg.evaluation.sampling)
+        groups: list[Group] = []
+        for start in range(0, len(self.prompts), CHUNK):
+            chunk = [(prompt, -1) for prompt in self.prompts[start : start + CHUNK]]
+            groups += roll_out(
+                self.engine,
+                chunk,
+                group_size=self.cfg.evaluation.samples,
+                sampling=sampling,
+                seed=self.cfg.run.seed,
+                decode=self.decode,
+            )
+        self.scorer.score(groups)
+        return evaluation_metrics(groups, self.cfg.evaluation.samples), groups
+
+
+def evaluation_metrics(groups: Sequence[Group], samples: int) -> dict[str, float]:
+    """See `Evaluator.run`. All of `groups` have `samples` completions."""
+    completions = [completion for group in groups for completion in group.completions]
+    total = max(len(completions), 1)
+    metrics = {
+        "accuracy": sum(map(is_right, completions)) / total,
+        "length": sum(completion.num_sampled for completion in completions) / total,
+        "missing": sum(completion.reward is None for completion in completions) / total,
+    }
+    rights = [sum(map(is_right, group.completions)) for group in groups]
+    k = 2
+    while k <= samples:
+        metrics[f"pass@{k}"] = sum(pass_at_k(samples, right, k) for right in rights) / max(len(groups), 1)
+        k *= 2
+    by_source: dict[str, list[float]] = defaultdict(list)
+    for group, right in zip(groups, rights, strict=True):
+        by_source[group.prompt.source if group.prompt else ""].append(right / samples)
+    if len(by_source) > 1:
+        metrics |= {f"{source}/accuracy": sum(shares) / len(shares) for source, shares in by_source.items()}
+    return metrics

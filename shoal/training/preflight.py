@@ -1,0 +1,97 @@
+"""The start-up check: what would make a run learn nothing, found before it starts."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from shoal.config import ShoalConfig
+from shoal.engines.base import Engine
+from shoal.environments.single_turn import Decode, roll_out
+from shoal.learners.base import Learner
+from shoal.rewards.scorer import Scorer
+from shoal.runtime import Runtime
+from shoal.tasks.base import Task
+from shoal.training.sources import sampling_params
+from shoal.types import Completion, Group, Prompt, Segment, StopReason
+
+WRONG_ANSWER = "I do not know."
+GIB = 2**30
+
+
+@dataclass
+class CheckResult:
+    """One line of the check. `ok` is None where the check does not apply."""
+
+    name: str
+    ok: bool | None
+    detail: str
+
+
+def check_rewards(task: Task, scorer: Scorer) -> CheckResult:
+    """A known-right and a known-wrong answer to a real prompt, through the path that training uses."""
+    name = "rewards"
+    prompt = task.train[0]
+    if task.demonstrate is None:
+        return CheckResult(name, None, "the task gives no known-right answer to try")
+    right, wrong = (_answer(prompt, text) for text in (task.demonstrate(prompt), WRONG_ANSWER))
+    scorer.score([Group(id="start-up check", completions=[right, wrong], prompt=prompt)])
+    detail = f"a right answer scores {right.reward}, a wrong one {wrong.reward} ({right.text!r} against {wrong.text!r})"
+    known = right.reward is not None and wrong.reward is not None
+    return CheckResult(name, known and right.reward > wrong.reward, detail)  # type: ignore[operator]
+
+
+def _answer(prompt: Prompt, text: str) -> Completion:
+    return Completion(segments=[Segment(prompt.token_ids, [], [], [])], stop_reason=StopReason.STOP, text=text)
+
+
+def check_logprobs(
+    cfg: ShoalConfig, engine: Engine, learner: Learner, prompts: Sequence[Prompt], decode: Decode, tolerance: float
+) -> CheckResult:
+    """The sampler's log-probs of a few sampled tokens against the learner's of the same tokens."""
+    sampling = sampling_params(cfg, {"max_new_tokens": min(16, cfg.sampling.max_new_tokens)})
+    groups = roll_out(
+        engine, [(prompt, -2) for prompt in prompts[:4]], group_size=2, sampling=sampling, seed=cfg.run.seed, decode=decode
+    )
+    segments = [completion.segments[0] for group in groups for completion in group.completions]
+    theirs = learner.logprobs(segments, sampling.temperature)
+    differences = [
+        abs(sampled - scored)
+        for segment, row in zip(segments, theirs, strict=True)
+        for sampled, scored in zip(segment.logprobs, row, strict=True)
+    ]
+    largest, mean = max(differences), sum(differences) / len(differences)
+    detail = f"sampler and learner differ by {mean:.1e} on average, {largest:.1e} at most, over {len(differences)} tokens"
+    if sampling.top_p < 1 or sampling.top_k > 0:
+        return CheckResult(
+            "log-probs",
+            None,
+            f"{detail}; with top_p or top_k the sampler's distribution is not the learner's: "
+            "watch sampler/* in the metrics, and consider algorithm.correction",
+        )
+    return CheckResult("log-probs", largest <= tolerance, f"{detail} (allowed: {tolerance:.1e})")
+
+
+def check_memory(estimate: dict[str, int], runtime: Runtime) -> CheckResult:
+    """The plan against what the device has free, before anything big is allocated."""
+    if runtime.device.type == "cuda":
+        free = torch.cuda.mem_get_info(runtime.device)[0]
+    else:
+        free = psutil.virtual_memory().available
+    total = sum(estimate.values())
+    largest = max(estimate, key=lambda part: estimate[part])
+    detail = f"{total / GIB:.2f} GiB planned (most: {largest}, {estimate[largest] / GIB:.2f}), {free / GIB:.1f} GiB free"
+    return CheckResult("memory", total <= free, detail)
+
+
+def check_disk(cfg: ShoalConfig, folder: Path, checkpoint_bytes: int) -> CheckResult:
+    """Room for every checkpoint that will be kept, the best and the final model, and one being written."""
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    needed = checkpoint_bytes * (cfg.checkpoint.keep_last + 3)
+    return CheckResult("disk", needed <= free, f"{needed / GIB:.2f} GiB needed for checkpoints, {free / GIB:.1f} GiB free")

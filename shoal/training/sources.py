@@ -1,0 +1,120 @@
+"""Where scored groups come from: rolled out now, or recorded by an earlier run."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from logging import getLogger
+from typing import Any
+
+from shoal.config import ShoalConfig
+from shoal.engines.base import Engine, SamplingParams
+from shoal.environments.single_turn import Decode, roll_out
+from shoal.errors import TrainingError
+from shoal.monitor.monitor import Monitor
+from shoal.rewards.scorer import Scorer
+from shoal.tasks.stream import PromptStream
+from shoal.training.recording import GroupRecording
+from shoal.types import Group, Prompt
+
+logger = getLogger(__name__)
+
+
+class GroupSource(ABC):
+    """Gives the groups of one step, whole and rewarded."""
+
+    @abstractmethod
+    def next_groups(self, step: int) -> list[Group]:
+        """The groups that step `step` (from 1) trains on, in a fixed order."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position in the data, for a checkpoint."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from that position."""
+
+    def metrics(self) -> dict[str, float]:
+        """What the last step's groups cost to get, by metric name."""
+        return {}
+
+
+def sampling_params(cfg: ShoalConfig, overrides: dict[str, Any] | None = None) -> SamplingParams:
+    """The configuration's sampling, with overrides by field name."""
+    values = {**vars(cfg.sampling), **(overrides or {})}
+    return SamplingParams(**{**values, "stop": tuple(values["stop"])})
+
+
+class SyncSource(GroupSource):
+    """Rolls out with the weights of now. Zero-variance groups are replaced where the algorithm refills."""
+
+    def __init__(
+        self, cfg: ShoalConfig, engine: Engine, scorer: Scorer, prompts: Sequence[Prompt], decode: Decode, monitor: Monitor
+    ) -> None:
+        self.cfg = cfg
+        self.engine = engine
+        self.scorer = scorer
+        self.decode = decode
+        self.monitor = monitor
+        self.stream = PromptStream(prompts, seed=cfg.run.seed, shuffle=cfg.data.shuffle)
+        self.last: dict[str, float] = {}
+
+    def next_groups(self, step: int) -> list[Group]:
+        wanted = self.cfg.run.prompts_per_step
+        refill = self.cfg.algorithm.zero_variance == "refill"
+        kept: list[Group] = []
+        sampled = 0
+        for attempt in range(1 + (self.cfg.algorithm.refill_rounds if refill else 0)):
+            groups = self._roll_out_and_score(wanted - len(kept))
+            sampled += len(groups)
+            kept += [group for group in groups if not group.zero_variance] if refill else groups
+            if len(kept) == wanted:
+                break
+            logger.debug("step %d, round %d: %d of %d groups have a signal", step, attempt, len(kept), wanted)
+        self.last = {"groups/sampled": float(sampled), "groups/used": float(len(kept))}
+        if len(kept) < wanted:
+            self.monitor.message(
+                f"step {step}: {len(kept)} of {wanted} groups have rewards that differ after "
+                f"{sampled} prompts; training on those (algorithm.refill_rounds bounds the search)"
+            )
+        return kept
+
+    def _roll_out_and_score(self, count: int) -> list[Group]:
+        run = self.cfg.run
+        with self.monitor.phase("rollout"):
+            groups = roll_out(
+                self.engine,
+                self.stream.next(count),
+                group_size=run.group_size,
+                sampling=sampling_params(self.cfg),
+                seed=run.seed,
+                decode=self.decode,
+            )
+        with self.monitor.phase("reward"):
+            self.scorer.score(groups)
+        return groups
+
+    def metrics(self) -> dict[str, float]:
+        return self.last
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"stream": self.stream.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.stream.load_state_dict(state["stream"])
+
+
+class ReplaySource(GroupSource):
+    """The groups that an earlier run recorded, step by step; they keep that run's sampler log-probs and rewards."""
+
+    def __init__(self, recording: GroupRecording) -> None:
+        self.recording = recording
+
+    def next_groups(self, step: int) -> list[Group]:
+        groups = self.recording.read(step)
+        if groups is None:
+            raise TrainingError(
+                f"source.path={self.recording.folder}: no groups recorded for step {step}; "
+                f"it has {self.recording.last_step()} steps, set run.steps to at most that"
+            )
+        return groups
