@@ -1,0 +1,84 @@
+"""Command-line overrides: read, checked and completed before Hydra sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import OverrideParseException
+
+from shoal.config.keys import all_keys, holder_of, unknown_key
+from shoal.errors import ConfigError
+
+GROUPS = ("algorithm", "source", "engine", "learner", "weight_sync")
+
+
+def parse_overrides(overrides: Sequence[str]) -> list[Override]:
+    """Hydra's overrides (key=value, group=choice, key=a,b in sweeps).
+
+    Raises:
+        ConfigError: one cannot be read.
+    """
+    parser = OverridesParser.create()
+    parsed = []
+    for text in overrides:
+        try:
+            parsed.extend(parser.parse_overrides([text]))
+        except OverrideParseException as error:
+            raise ConfigError(
+                f"cannot read the override {text!r}: write key=value, and quote a value with spaces or special "
+                f"characters, as in 'data.system_prompt=\"Think, then answer.\"'"
+            ) from error
+    return parsed
+
+
+def check_overrides(overrides: Sequence[str], *, sweep: bool = False) -> list[str]:
+    """Checks the keys and completes what has a short form; returns overrides for Hydra.
+
+    `model=NAME` is short for `model.name=NAME`; an entry of a dict-typed key needs no plus sign.
+
+    Raises:
+        ConfigError: an override cannot be read, its key does not exist or holds other keys, or it lists
+            values to sweep over outside a sweep.
+    """
+    return [_complete(override, sweep) for override in parse_overrides(overrides)]
+
+
+def _complete(override: Override, sweep: bool) -> str:
+    text = str(override.input_line)
+    name = override.key_or_group
+    if override.is_sweep_override() and not sweep:
+        raise ConfigError(
+            f"{text!r} lists several values: add --multirun to sweep over them, or write [a,b] for a list"
+        )
+    if name in GROUPS or name == "hydra" or name.startswith(("hydra.", "hydra/")):
+        return text
+    if name == "model" and not override.is_delete() and isinstance(override.value(), str):
+        return text.replace("model=", "model.name=", 1)
+    key = all_keys().get(name)
+    if key is None:
+        holder = holder_of(name)
+        if holder is None:
+            raise ConfigError(unknown_key(name))
+        return text if override.is_delete() else "++" + text.lstrip("+")
+    if key.node:
+        inner = [other for other in all_keys() if other.startswith(name + ".")]
+        raise ConfigError(f"{text!r}: {name} holds other keys; set one of them, such as {inner[0]}")
+    if override.is_delete():
+        raise ConfigError(f"{text!r}: keys cannot be taken away; set {name} to another value")
+    if key.type is bool and not override.is_sweep_override() and not isinstance(override.value(), bool):
+        raise ConfigError(f"{name}: {override.value()!r} is not {key.wanted}")
+    return text
+
+
+def split_resume(overrides: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Takes `resume=WHERE` out of the overrides: (WHERE or None, the others)."""
+    where, others = None, []
+    for text, override in zip(overrides, parse_overrides(overrides), strict=True):
+        if override.key_or_group == "resume":
+            value = override.value()
+            where = None if value is None else str(value)
+        else:
+            others.append(text)
+    return where, others

@@ -1,0 +1,110 @@
+"""Where a run writes, what it writes there of its configuration, and which run to go on with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime
+from itertools import count
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from shoal.config.compose import compose_config, to_config
+from shoal.config.keys import all_keys
+from shoal.config.overrides import GROUPS, check_overrides, parse_overrides
+from shoal.config.root import ShoalConfig
+from shoal.errors import ConfigError
+from shoal.files import write_atomically
+
+SAVED = Path(".hydra/config.yaml")
+SAVED_OVERRIDES = Path(".hydra/overrides.yaml")
+
+
+def new_run_folder(config: ShoalConfig) -> Path:
+    """`run.root/run.name`, or `run.root/YYYY-MM-DD/HH-MM-SS` (with a number where two runs start in one second).
+
+    Raises:
+        ConfigError: a run of that name exists.
+    """
+    root = Path(config.run.root)
+    if config.run.name is not None:
+        folder = root / config.run.name
+        if folder.exists():
+            raise ConfigError(f"{folder} exists: choose another run.name, or go on with that run by resume={folder}")
+        return folder
+    stamp = root / f"{datetime.now():%Y-%m-%d/%H-%M-%S}"
+    if not stamp.exists():
+        return stamp
+    return next(path for n in count(2) if not (path := stamp.with_name(f"{stamp.name}_{n}")).exists())
+
+
+def save_config(config: ShoalConfig, overrides: Sequence[str], folder: Path) -> None:
+    """Writes the resolved configuration and the overrides that made it to `folder/.hydra/`."""
+    values = {**asdict(config), "resume": None}
+    write_atomically(folder / SAVED, OmegaConf.to_yaml(OmegaConf.create(values)))
+    write_atomically(folder / SAVED_OVERRIDES, OmegaConf.to_yaml(OmegaConf.create(list(overrides))))
+
+
+def load_saved(folder: Path, overrides: Sequence[str] = ()) -> ShoalConfig:
+    """The configuration that a run folder holds, with further overrides.
+
+    A group that the run was started with may be named again; another choice is refused, because the saved values
+    are the run's own.
+
+    Raises:
+        ConfigError: the folder holds no run, or as `load_config`.
+    """
+    if not (folder / SAVED).is_file():
+        raise ConfigError(f"{folder} is no run folder: there is no {SAVED} in it")
+    known = saved_overrides(folder)
+    kept = []
+    for text, override in zip(overrides, parse_overrides(overrides), strict=True):
+        if override.key_or_group not in GROUPS:
+            kept.append(text)
+        elif text not in known:
+            raise ConfigError(
+                f"{text!r}: the run in {folder} has its own {override.key_or_group}; "
+                f"override single keys, such as {_first_key(override.key_or_group)}"
+            )
+    checked = ["++" + text.lstrip("+") for text in check_overrides(kept)]
+    return to_config(compose_config("config", checked, (folder / SAVED).parent.absolute()))
+
+
+def saved_overrides(folder: Path) -> list[str]:
+    """The overrides that a run was started with."""
+    file = folder / SAVED_OVERRIDES
+    return [str(text) for text in OmegaConf.load(file)] if file.is_file() else []
+
+
+def _first_key(node: str) -> str:
+    return next(name for name in all_keys() if name.startswith(node + "."))
+
+
+def find_resume(where: str, root: Path) -> Path:
+    """The run folder that `resume=where` means: a run folder, one of its checkpoints, or `latest` under `root`.
+
+    Raises:
+        ConfigError: there is no such run, or it has no checkpoint yet.
+    """
+    if where == "latest":
+        found = [path.parent for path in root.glob("**/checkpoints") if has_checkpoint(path.parent)]
+        if not found:
+            raise ConfigError(f"resume=latest: no run under {root} has a checkpoint")
+        return max(found, key=_newest_checkpoint)
+    path = Path(where)
+    folder = path.parent.parent if path.parent.name == "checkpoints" else path
+    if not (folder / SAVED).is_file():
+        raise ConfigError(f"resume={where}: no run folder (there is no {folder / SAVED})")
+    if not path.is_dir() or not has_checkpoint(folder):
+        raise ConfigError(f"resume={where}: no checkpoint there (see checkpoint.every)")
+    return folder
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a complete checkpoint is in a run folder."""
+    return any(folder.glob("checkpoints/step_*"))
+
+
+def _newest_checkpoint(folder: Path) -> float:
+    return max(path.stat().st_mtime for path in folder.glob("checkpoints/step_*"))
