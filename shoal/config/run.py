@@ -61,7 +61,7 @@ class MemoryProfileConfig:
     """Samples of the memory of this process and its children."""
 
     enabled: bool = option(False, "Sample memory and write memory_profile/")
-    interval: float = option(1.0, "Seconds between samples", least=0)
+    interval: float = option(1.0, "Seconds between samples", least=0.01)
     top_n_children: int = option(8, "Child processes listed in a sample", least=0)
     mark_steps: bool = option(True, "Record a sample at the phases of each step")
     step_interval: int = option(1, "Steps between marked steps", least=1)
