@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from difflib import SequenceMatcher
-from functools import cache
+from functools import cache, reduce
 from typing import Any, get_args, get_type_hints
 
 from shoal.config.root import ShoalConfig
@@ -69,6 +69,17 @@ def _walk(node: type, prefix: str) -> Iterable[Key]:
         yield Key(name, inner, optional, default, metadata["doc"], metadata["choices"], metadata["least"], is_node)
         if isinstance(inner, type) and is_node:
             yield from _walk(inner, name + ".")
+
+
+def value_of(config: ShoalConfig, name: str) -> Any:
+    """The value of a dotted key."""
+    return reduce(getattr, name.split("."), config)
+
+
+def set_value(config: ShoalConfig, name: str, value: Any) -> None:
+    """Sets a dotted key, in place."""
+    node, _, last = name.rpartition(".")
+    setattr(value_of(config, node) if node else config, last, value)
 
 
 def holder_of(name: str) -> Key | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -70,6 +71,11 @@ def _complete(override: Override, sweep: bool) -> str:
     if key.type is bool and not override.is_sweep_override() and not isinstance(override.value(), bool):
         raise ConfigError(f"{name}: {override.value()!r} is not {key.wanted}")
     return text
+
+
+def overridden(overrides: Sequence[str]) -> dict[str, Any]:
+    """The keys and groups that overrides set, with their values (of a sweep: an object of Hydra's)."""
+    return {override.key_or_group: override.value() for override in parse_overrides(check_overrides(overrides))}
 
 
 def split_resume(overrides: Sequence[str]) -> tuple[str | None, list[str]]:

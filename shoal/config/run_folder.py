@@ -108,3 +108,9 @@ def has_checkpoint(folder: Path) -> bool:
 
 def _newest_checkpoint(folder: Path) -> float:
     return max(path.stat().st_mtime for path in folder.glob("checkpoints/step_*"))
+
+
+def run_folder_of(model: str) -> Path | None:
+    """The run folder that a model folder (model/, best/) lies in; None where it lies in none."""
+    folder = Path(model).parent
+    return folder if (folder / SAVED).is_file() else None

@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-from shoal.config.keys import all_keys, nearest
+from shoal.config.keys import all_keys, nearest, value_of
 from shoal.config.root import ShoalConfig
 from shoal.errors import ConfigError
-
-
-def value_of(config: ShoalConfig, name: str) -> object:
-    """The value of a dotted key."""
-    value: object = config
-    for part in name.split("."):
-        value = getattr(value, part)
-    return value
 
 
 def validate(config: ShoalConfig) -> None:

@@ -1,0 +1,247 @@
+"""The `shoal` command: verbs to functions."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from argparse import SUPPRESS, ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from shutil import rmtree
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from shoal.config import ShoalConfig, load_config
+from shoal.config.compose import preset_names, search_folder, to_config
+from shoal.config.overrides import GROUPS, check_overrides, overridden, split_resume
+from shoal.config.run import RunConfig
+from shoal.config.run_folder import (
+    find_resume,
+    load_saved,
+    new_run_folder,
+    run_folder_of,
+    save_config,
+    saved_overrides,
+)
+from shoal.config.smoke import shrink
+from shoal.config.sweep import check_sweep, collect_runs, format_table, run_sweep, sweep_folder
+from shoal.errors import ConfigError, DataError, ShoalError
+
+RUN_FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+
+logger = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb; returns the exit status (0, or 1: the run failed, 2: bad input, 130: Ctrl-C)."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser = _parser()
+    options, rest = parser.parse_known_args(_join_smoke_steps(given))
+    flags = [word for word in rest if word.startswith("-")]
+    if flags:
+        parser.error(f"unknown option {flags[0]}; `shoal {options.verb} --help` lists them")
+    options.overrides += rest
+    set_up_logging(options.log_level)
+    try:
+        return int(options.run(options))
+    except (ConfigError, DataError) as error:
+        print(f"shoal: error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except ShoalError as error:
+        print(f"shoal: error: {error}", file=sys.stderr)
+        return RUN_FAILED
+    except KeyboardInterrupt:
+        print("shoal: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def set_up_logging(level: str) -> None:
+    """Lines on stderr, from Shoal's own loggers only; other libraries' loggers stay as they are."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
+    shoal_logger = logging.getLogger("shoal")
+    shoal_logger.handlers = [handler]
+    shoal_logger.setLevel(level.upper())
+    shoal_logger.propagate = False
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="shoal", description="Group-relative reinforcement learning for language models.")
+    parser.add_argument("--version", action="version", version=f"shoal {version('shoal-rl')}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    train = _verb(verbs, "train", run_train, "Train a model; without arguments the built-in task, in a few minutes.")
+    train.add_argument("--multirun", action="store_true", help="run every combination of the values in key=a,b")
+    train.add_argument(
+        "--dry-run", action="store_true", help="print configuration, device and memory estimate; start nothing"
+    )
+    train.add_argument(
+        "--smoke-test", type=int, metavar="N", help="shrink the run to N steps (2 when left out) that do change weights"
+    )
+    _verb(verbs, "eval", run_eval, "Evaluate a model: shoal eval model=DIR.")
+    _verb(verbs, "check", run_check, "Run the start-up check by itself: rewards, log-probs, memory, disk.")
+    return parser
+
+
+def _verb(verbs: Any, name: str, run: Any, text: str) -> ArgumentParser:
+    groups = "\n".join(f"  {group}={'|'.join(preset_names(search_folder(None), group))}" for group in GROUPS)
+    presets = ", ".join(preset_names(search_folder(None)))
+    verb: ArgumentParser = verbs.add_parser(
+        name,
+        help=text,
+        description=text,
+        formatter_class=RawDescriptionHelpFormatter,
+        epilog=f"presets: {presets}\ngroups:\n{groups}\nkeys: docs/options.md, such as optimizer.lr=2e-5 run.steps=200",
+    )
+    verb.set_defaults(run=run, overrides=[])
+    verb.add_argument("--config-name", metavar="NAME", help="preset, or NAME.yaml in --config-dir (default: story)")
+    verb.add_argument("--config-dir", metavar="DIR", help="folder with presets and groups of your own")
+    verb.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    verb.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", default=SUPPRESS, help="overrides, in Hydra's syntax"
+    )
+    return verb
+
+
+def _join_smoke_steps(words: list[str]) -> list[str]:
+    """`--smoke-test` takes a number only where one follows; argparse would take an override for it."""
+    joined: list[str] = []
+    for word in words:
+        if word.isdigit() and joined and joined[-1] == "--smoke-test=2":
+            joined[-1] = f"--smoke-test={word}"
+        else:
+            joined.append("--smoke-test=2" if word == "--smoke-test" else word)
+    return joined
+
+
+def run_train(options: Namespace) -> int:
+    """`shoal train`: one run, a sweep, the continuation of a run, or a look at what would run."""
+    where, overrides = split_resume(options.overrides)
+    if options.multirun:
+        if where is not None:
+            raise ConfigError("resume goes on with one run: leave --multirun out")
+        return _train_sweep(options, overrides)
+    if where is not None:
+        return _train_resumed(options, where, overrides)
+    config = _shrunk(_configured(options, overrides), options.smoke_test, overrides)
+    if options.dry_run:
+        return _show_plan(config)
+    folder = new_run_folder(config)
+    save_config(config, overrides, folder)
+    return _status_of(_train_new(config, folder))
+
+
+def run_eval(options: Namespace) -> int:
+    """`shoal eval`: accuracy of a model on the held-out prompts; a model in a run folder brings its configuration."""
+    config = _configured(options, options.overrides, near_model=True)
+    from shoal.training.run import evaluate  # noqa: PLC0415 imports torch, which --help must not wait for
+
+    for name, value in evaluate(config, None).items():
+        print(f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}")
+    return 0
+
+
+def run_check(options: Namespace) -> int:
+    """`shoal check`: one line for each part of the start-up check."""
+    config = _configured(options, options.overrides)
+    from shoal.training.run import check  # noqa: PLC0415 imports torch, which --help must not wait for
+
+    results = check(config)
+    for result in results:
+        word = {True: "ok", False: "FAILED", None: "skipped"}[result.ok]
+        print(f"{word:<8}{result.name}: {result.detail}")
+    return RUN_FAILED if any(result.ok is False for result in results) else 0
+
+
+def _configured(options: Namespace, overrides: Sequence[str], near_model: bool = False) -> ShoalConfig:
+    model = overridden(overrides).get("model.name")
+    if near_model and options.config_name is None and model is not None:
+        folder = run_folder_of(str(model))
+        if folder is not None:
+            logger.info("evaluating with the configuration of the run in %s", folder)
+            return load_saved(folder, overrides)
+    return load_config(options.config_name or "story", overrides, options.config_dir)
+
+
+def _shrunk(config: ShoalConfig, steps: int | None, overrides: Sequence[str]) -> ShoalConfig:
+    return config if steps is None else shrink(config, steps, keep=overridden(overrides))
+
+
+def _train_new(config: ShoalConfig, folder: Path) -> dict[str, Any]:
+    from shoal.training.run import train  # noqa: PLC0415 imports torch, which --help must not wait for
+
+    try:
+        return train(config, folder)
+    except (ConfigError, DataError):
+        # Bad input found after the folder was made: nothing ran, so nothing is left behind.
+        if not (folder / "metrics.jsonl").exists():
+            rmtree(folder)
+        raise
+
+
+def _train_resumed(options: Namespace, where: str, overrides: Sequence[str]) -> int:
+    if options.smoke_test is not None:
+        raise ConfigError("resume goes on with a run as it is: leave --smoke-test out")
+    if options.config_name is not None:
+        raise ConfigError("resume takes the run's own configuration: leave --config-name out")
+    root = Path(str(overridden(overrides).get("run.root", RunConfig().root)))
+    folder = find_resume(where, root)
+    config = load_saved(folder, overrides)
+    config.resume = str(folder) if where == "latest" else where
+    if options.dry_run:
+        return _show_plan(config)
+    save_config(config, [*saved_overrides(folder), *overrides], folder)
+    from shoal.training.run import train  # noqa: PLC0415 imports torch, which --help must not wait for
+
+    return _status_of(train(config, folder))
+
+
+def _show_plan(config: ShoalConfig) -> int:
+    print(OmegaConf.to_yaml(OmegaConf.structured(config)), end="")
+    return 0
+
+
+def _status_of(summary: dict[str, Any]) -> int:
+    return INTERRUPTED if summary["status"] == "stopped" else 0
+
+
+def _train_sweep(options: Namespace, overrides: Sequence[str]) -> int:
+    name, presets = options.config_name or "story", search_folder(options.config_dir)
+    checked = check_overrides(overrides, sweep=True)
+    planned = check_sweep(name, checked, presets)
+    if options.dry_run:
+        for combination, config in planned:
+            print(f"# {' '.join(combination)}")
+            _show_plan(_shrunk(config, options.smoke_test, combination))
+        return 0
+    folder = sweep_folder(planned[0][1])
+    job = partial(sweep_job, smoke_steps=options.smoke_test, log_level=options.log_level)
+    try:
+        run_sweep(name, checked, presets, folder, job)
+    finally:
+        print(format_table(collect_runs(folder, [combination for combination, _ in planned])))
+    return 0
+
+
+def sweep_job(composed: DictConfig, smoke_steps: int | None, log_level: str) -> None:
+    """One run of a sweep, called by Hydra's launcher, perhaps in a process of its own."""
+    set_up_logging(log_level)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    overrides = list(HydraConfig.get().overrides.task)
+    config = _shrunk(to_config(composed), smoke_steps, overrides)
+    save_config(config, overrides, folder)
+    from shoal.training.run import train  # noqa: PLC0415 imports torch, which --help must not wait for
+
+    try:
+        if _status_of(train(config, folder)) == INTERRUPTED:
+            raise KeyboardInterrupt
+    except ShoalError as error:
+        logger.error("run %s: %s", folder, error)
+        raise
+
+
+if __name__ == "__main__":
+    sys.exit(main())
