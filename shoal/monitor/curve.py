@@ -41,6 +41,7 @@ def draw_curve(run_dir: Path) -> Path | None:
     _draw_reward(top, rows)
     _draw_zero_variance(bottom, rows)
     for axes in (top, bottom):
+        axes.margins(x=0.02)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25, linewidth=0.6)
     bottom.set_xlabel("step")
@@ -73,7 +74,7 @@ def _draw_reward(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
                 f"{accuracy:.2f}", (step, accuracy), (0, 9), textcoords="offset points", ha="center", color=ORANGE
             )
     axes.set_ylabel("reward, accuracy")
-    axes.margins(x=0.02, y=0.12)
+    axes.margins(y=0.12)
     if all(0 <= value <= 1 for value in (*rewards, *accuracies)):
         axes.set_ylim(0, 1.08)
     axes.legend(loc="best", frameon=False)

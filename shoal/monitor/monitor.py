@@ -38,7 +38,8 @@ class Monitor:
     """Metrics, samples, curve, display and memory profile of one run folder.
 
     Nothing is opened or cut before the first row, so that `load_state_dict` can come first. Where it does not come,
-    rows that an earlier start left in the folder are dropped: that start had no checkpoint to go on from.
+    rows that an earlier start left in the folder are dropped: that start had no checkpoint to go on from. Make it
+    before the model, so that `seconds_total` holds the warm start too, and set `decode` when there is a tokenizer.
 
     Raises:
         ConfigError: the package of a wanted tracker is missing.
@@ -49,8 +50,9 @@ class Monitor:
         self.cfg = cfg
         self.run_dir = run_dir
         run_dir.mkdir(parents=True, exist_ok=True)
-        self.display = ProgressDisplay(cfg.monitor.progress, total_steps)
-        self.samples = SampleFiles(run_dir, decode)
+        self.progress = ProgressDisplay(cfg.monitor.progress, total_steps)
+        self.decode = decode
+        self.samples = SampleFiles(run_dir)
         self.profile = MemoryProfile(cfg.memory_profile, run_dir) if cfg.memory_profile.enabled else None
         self.step = 0
         self._rows = 0
@@ -79,7 +81,7 @@ class Monitor:
         started = monotonic()
         if name not in BETWEEN_STEPS and self._step_started is None:
             self._begin_step(started)
-        self.display.phase(name)
+        self.progress.phase(name)
         if self.profile is not None:
             self.profile.phase = name
         try:
@@ -104,8 +106,8 @@ class Monitor:
         self._write(step, row)
         self.step = step
         if self.cfg.monitor.samples_every and step % self.cfg.monitor.samples_every == 0:
-            self.samples.write(step, groups)
-        self.display.step(step, row)
+            self.samples.write(step, groups, self.decode)
+        self.progress.step(step, row)
         sentence = describe(row)
         if sentence is not None:
             self.message(f"step {step}: {sentence}")
@@ -118,13 +120,13 @@ class Monitor:
         if "evaluate" in self._phases:
             row["seconds/evaluate"] = self._phases.pop("evaluate")
         self._write(step, row)
-        self.display.evaluation(step, metrics)
+        self.progress.evaluation(step, metrics)
         if self.cfg.monitor.curve and monotonic() - self._curve_drawn > CURVE_EVERY_SECONDS:
             self._draw_curve()
 
     def message(self, text: str) -> None:
         """A line for people."""
-        self.display.message(text)
+        self.progress.message(text)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps. Everything written so far is flushed: the checkpoint vouches for it."""
@@ -142,14 +144,14 @@ class Monitor:
         rows = read_rows(self.run_dir)[: self._rows]
         rewards = [row["reward/mean"] for row in rows if row.get("reward/mean") is not None]
         accuracies = [row["eval/accuracy"] for row in rows if "eval/accuracy" in row]
-        self.display.resume(self.step, rewards, accuracies[-1] if accuracies else None)
+        self.progress.resume(self.step, rewards, accuracies[-1] if accuracies else None)
 
     def close(self, status: str) -> None:
         """Draws the curve, ends the profile and closes the writers; a second call does nothing.
 
         `status` is `finished`, `stopped` (by a signal, to be resumed) or `failed`; trackers show a failed run as such.
         """
-        self.display.close()
+        self.progress.close()
         if self.profile is not None:
             self.profile.stop()
             self.profile = None
@@ -174,7 +176,7 @@ class Monitor:
 
     def _begin_step(self, now: float) -> None:
         self._step_started = now
-        self.display.begin_steps()
+        self.progress.begin_steps()
         if self.profile is not None:
             self.profile.step = self.step + 1
             self.profile.mark(f"step_{self.step + 1}_start")

@@ -25,7 +25,8 @@ RECENT_STEPS = 20
 FIELDS = (
     ("reward", "reward/mean", ".3f"),
     ("length", "length/mean", ".1f"),
-    ("KL", "kl/k3", ".2g"),
+    ("KL", "kl_ref/k3", ".2g"),
+    ("sampler KL", "sampler/kl_k3", ".2g"),
     ("tokens/s", "tokens_per_second/step", ",.0f"),
 )
 
@@ -185,7 +186,7 @@ class ProgressDisplay:
 
     def _show(self) -> None:
         if self._live is None:
-            self._live = Live(self._render(), console=self.console, refresh_per_second=4)
+            self._live = Live(self._render(), console=self.console, refresh_per_second=2)
             self._live.start()
 
     def _refresh(self) -> None:

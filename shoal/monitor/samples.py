@@ -16,14 +16,13 @@ Decode = Callable[[list[int]], str]
 class SampleFiles:
     """The folder `samples/` of a run."""
 
-    def __init__(self, run_dir: Path, decode: Decode | None) -> None:
+    def __init__(self, run_dir: Path) -> None:
         self.folder = run_dir / "samples"
-        self.decode = decode
 
-    def write(self, step: int, groups: Sequence[Group]) -> Path:
+    def write(self, step: int, groups: Sequence[Group], decode: Decode | None) -> Path:
         """One line a completion, in the groups' order; the whole file appears at once."""
         path = self.folder / f"step_{step}.jsonl"
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in sample_rows(groups, self.decode)]
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in sample_rows(groups, decode)]
         write_atomically(path, "".join(lines), durable=False)
         return path
 
