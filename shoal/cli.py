@@ -59,14 +59,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
+class LineHandler(logging.Handler):
+    """Writes to whatever stderr is at the moment, so that lines go above a live display and not through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
+
+
 def set_up_logging(level: str) -> None:
     """Lines on stderr, from Shoal's own loggers only; other libraries' loggers stay as they are."""
-    handler = logging.StreamHandler()
+    handler = LineHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
-    shoal_logger = logging.getLogger("shoal")
-    shoal_logger.handlers = [handler]
-    shoal_logger.setLevel(level.upper())
-    shoal_logger.propagate = False
+    ours = logging.getLogger("shoal")
+    ours.handlers = [handler]
+    ours.setLevel(level.upper())
 
 
 def _parser() -> ArgumentParser:

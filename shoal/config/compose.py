@@ -124,7 +124,11 @@ def _one_line(error: Exception, folder: Path) -> str:
         return where + " ".join(text.partition("\nSee http")[0].split())
     name = re.sub(r"\[.*", "", found[1])
     key, holder = all_keys().get(name), holder_of(name)
-    if key is None and holder is None:
+    if key is not None:
+        wanted = key.wanted
+    elif holder is not None:
+        wanted = holder.entry_wanted
+    else:
         return where + unknown_key(name)
     if "nterpolation" in text:
         return f"{where}{name}: {text.splitlines()[0]}"
@@ -135,4 +139,4 @@ def _one_line(error: Exception, folder: Path) -> str:
         value = "null"
     else:
         value = repr(getattr(cause, "value", None) or "the value")
-    return f"{where}{name}: {value} is not {key.wanted if key else holder.entry_wanted}"
+    return f"{where}{name}: {value} is not {wanted}"

@@ -18,7 +18,7 @@ from shoal.config.compose import compose_config, hydra_app, one_line_errors, to_
 from shoal.config.root import ShoalConfig
 from shoal.errors import ConfigError
 
-COLUMNS = ("accuracy_before", "accuracy_after", "reward", "seconds_total")
+COLUMNS = ("accuracy_before", "accuracy_after", "reward_last", "seconds_total")
 
 
 @dataclass(frozen=True)

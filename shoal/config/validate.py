@@ -1,20 +1,81 @@
-"""Refusals: values outside their range, and combinations that cannot work."""
+"""What cannot work is refused here, before anything starts: ranges, kinds that do not go together, combinations."""
 
 from __future__ import annotations
 
-from shoal.config.keys import all_keys, nearest, value_of
+from collections.abc import Mapping, Sequence
+from math import isfinite
+from typing import Any
+
+from shoal.config.keys import Key, all_keys, nearest, value_of
+from shoal.config.refusals import REFUSALS
 from shoal.config.root import ShoalConfig
 from shoal.errors import ConfigError
 
+SEAMS = ("source", "engine", "learner", "weight_sync")
+
+# Which kinds go together: in each row every kind of one seam works with every kind of the others.
+WORKING_KINDS: tuple[Mapping[str, tuple[str, ...]], ...] = (
+    {"source": ("sync", "replay"), "engine": ("torch",), "learner": ("local",), "weight_sync": ("in_place",)},
+)
+
 
 def validate(config: ShoalConfig) -> None:
-    """Raises ConfigError, one line, for the first value or combination that cannot work."""
+    """Accepts a configuration that can work.
+
+    Raises:
+        ConfigError: one line for the first value or combination that cannot, with the nearest one that can.
+    """
     for key in all_keys().values():
-        value = value_of(config, key.name)
-        if key.choices and value not in key.choices:
-            raise ConfigError(
-                f"{key.name}={value}: the nearest choice is {nearest(str(value), key.choices)!r} "
-                f"(there are: {', '.join(key.choices)})"
-            )
-        if key.least is not None and isinstance(value, int | float) and not value >= key.least:
-            raise ConfigError(f"{key.name}={value}: the least is {key.least:g}")
+        _check_value(key, key.name, value_of(config, key.name))
+    for name, value in config.evaluation.sampling.items():
+        _check_evaluation_sampling(name, value)
+    check_kinds({seam: value_of(config, f"{seam}.kind") for seam in SEAMS})
+    for refusal in REFUSALS:
+        if refusal.applies(config):
+            raise ConfigError(refusal.line.format(c=config))
+
+
+def _check_value(key: Key, name: str, value: Any) -> None:
+    if key.choices and value not in key.choices:
+        raise ConfigError(
+            f"{name}={value}: the nearest choice is {nearest(str(value), key.choices)!r} "
+            f"(there are: {', '.join(key.choices)})"
+        )
+    if isinstance(value, float) and not isfinite(value):
+        raise ConfigError(f"{name}={value}: it must be a finite number")
+    if key.least is not None and isinstance(value, int | float) and value < key.least:
+        raise ConfigError(f"{name}={value}: the least is {key.least:g}")
+
+
+def _check_evaluation_sampling(name: str, value: Any) -> None:
+    """The entries are those of `sampling`, but in a dict that no type watches over."""
+    entry = f"evaluation.sampling.{name}"
+    key = all_keys().get(f"sampling.{name}")
+    if key is None:
+        names = [f"evaluation.{other}" for other in all_keys() if other.startswith("sampling.")]
+        raise ConfigError(f"there is no key {entry!r}; the nearest is {nearest(entry, names)!r}")
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    fits = {
+        int: number and isinstance(value, int),
+        float: number,
+        list[str]: isinstance(value, list) and all(isinstance(text, str) for text in value),
+    }
+    if not fits[key.type]:
+        raise ConfigError(f"{entry}: {value!r} is not {key.wanted}")
+    _check_value(key, entry, value)
+
+
+def check_kinds(kinds: Mapping[str, str], working: Sequence[Mapping[str, tuple[str, ...]]] = WORKING_KINDS) -> None:
+    """Refuses kinds of the four seams that do not go together, with the smallest change that makes them.
+
+    Raises:
+        ConfigError: no row of the table holds all four.
+    """
+    changes = min((_changes(kinds, row) for row in working), key=len)
+    if changes:
+        given = " ".join(f"{seam}={kind}" for seam, kind in kinds.items())
+        raise ConfigError(f"{given} do not go together; the nearest combination that works has {' '.join(changes)}")
+
+
+def _changes(kinds: Mapping[str, str], row: Mapping[str, tuple[str, ...]]) -> list[str]:
+    return [f"{seam}={row[seam][0]}" for seam in SEAMS if kinds[seam] not in row[seam]]

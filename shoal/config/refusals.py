@@ -1,0 +1,250 @@
+"""The table of combinations that cannot work. Each line says what is wrong and the nearest that works."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from shoal.config.root import ShoalConfig
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """`line` is formatted with the configuration as `c`."""
+
+    applies: Callable[[ShoalConfig], bool]
+    line: str
+
+
+def _one_step(c: ShoalConfig) -> int:
+    return c.run.prompts_per_step * c.run.group_size
+
+
+def _on_cpu(c: ShoalConfig) -> bool:
+    return c.runtime.target == "cpu" or c.runtime.device == "cpu"
+
+
+def _without_cuda(c: ShoalConfig) -> bool:
+    return _on_cpu(c) or c.runtime.target == "mac" or c.runtime.device == "mps"
+
+
+def _device_of_another_target(c: ShoalConfig) -> bool:
+    kind = c.runtime.device.partition(":")[0]
+    allowed = {"linux_gpu": ("cuda",), "mac": ("mps", "cpu"), "cpu": ("cpu",)}
+    return kind != "auto" and kind not in allowed.get(c.runtime.target, (kind,))
+
+
+def _masks(c: ShoalConfig) -> bool:
+    return c.algorithm.correction.endswith("_mask")
+
+
+RUN = (
+    Refusal(
+        lambda c: 0 < c.run.episodes < _one_step(c),
+        "run.episodes={c.run.episodes} is less than one step of run.prompts_per_step={c.run.prompts_per_step} x "
+        "run.group_size={c.run.group_size} completions: raise it to at least their product, or lower those",
+    ),
+    Refusal(
+        lambda c: c.run.name == "" or c.run.name in (".", ".."),
+        "run.name={c.run.name!r} names no folder: give a word, or null for date and time",
+    ),
+    Refusal(
+        lambda c: c.run.made_up_advantages and c.algorithm.zero_variance != "keep",
+        "run.made_up_advantages=true trains on groups of equal rewards, which algorithm.zero_variance="
+        "{c.algorithm.zero_variance} takes away: set algorithm.zero_variance=keep",
+    ),
+    Refusal(
+        lambda c: c.source.kind == "replay" and not c.source.path,
+        "source=replay needs source.path: the folder of a run that had run.record_groups=true",
+    ),
+    Refusal(
+        lambda c: c.source.kind != "replay" and c.source.path is not None,
+        "source.path={c.source.path} is read by source=replay only: add source=replay, or leave the path out",
+    ),
+    Refusal(
+        lambda c: c.source.kind == "replay" and c.algorithm.zero_variance == "refill",
+        "source=replay cannot roll out more groups for algorithm.zero_variance=refill: set it to drop",
+    ),
+    Refusal(
+        lambda c: c.source.kind == "replay" and c.run.record_groups,
+        "run.record_groups=true would record what source=replay reads: leave it out",
+    ),
+    Refusal(
+        lambda c: c.memory_profile.enabled and c.memory_profile.interval == 0,
+        "memory_profile.interval=0 would sample without a pause: set at least 0.1 seconds",
+    ),
+)
+
+DATA = (
+    Refusal(
+        lambda c: c.data.task == "story" and c.data.path is not None,
+        "data.task=story makes its own problems and reads no data.path={c.data.path}: set data.task=gsm8k, or leave "
+        "the path out",
+    ),
+    Refusal(
+        lambda c: c.data.task != "story" and c.data.path is None,
+        "data.task={c.data.task} needs data.path: a Hub name or a local file, such as data.path=openai/gsm8k "
+        "data.subset=main",
+    ),
+    Refusal(
+        lambda c: c.data.task != "story" and c.model.name == "story",
+        "model.name=story only reads the words of data.task=story: for data.task={c.data.task} give a model, such as "
+        "model.name=Qwen/Qwen3-0.6B",
+    ),
+    Refusal(
+        lambda c: c.reward.timeout == 0,
+        "reward.timeout=0 leaves no time for a verdict: set seconds, such as 10",
+    ),
+    Refusal(
+        lambda c: c.reward.max_missing > 1,
+        "reward.max_missing={c.reward.max_missing} is a share of a step's rewards: at most 1 (never stops)",
+    ),
+    Refusal(
+        lambda c: bool(c.reward.verifiers) and not any(c.reward.verifiers.values()),
+        "reward.verifiers={c.reward.verifiers}: every weight is 0, so every reward would be; give one a weight of 1",
+    ),
+)
+
+SAMPLING = (
+    Refusal(
+        lambda c: c.sampling.temperature == 0,
+        "sampling.temperature=0 gives every completion of a group the same tokens, so nothing to learn: set 1.0, and "
+        "evaluation.sampling.temperature=0 for greedy evaluation",
+    ),
+    Refusal(
+        lambda c: not 0 < c.sampling.top_p <= 1,
+        "sampling.top_p={c.sampling.top_p} is a probability above 0 and at most 1 (1 keeps every token)",
+    ),
+    Refusal(
+        lambda c: "" in c.sampling.stop, "sampling.stop={c.sampling.stop}: an empty string ends everything at once"
+    ),
+    Refusal(
+        lambda c: not 0 < c.evaluation.sampling.get("top_p", 1) <= 1,
+        "evaluation.sampling.top_p={c.evaluation.sampling[top_p]} is a probability above 0 and at most 1",
+    ),
+    Refusal(
+        lambda c: c.evaluation.samples > 1 and c.evaluation.sampling.get("temperature") == 0,
+        "evaluation.samples={c.evaluation.samples} with evaluation.sampling.temperature=0 samples the same completion "
+        "every time: set evaluation.samples=1, or a temperature above 0",
+    ),
+)
+
+ALGORITHM = (
+    Refusal(
+        lambda c: c.algorithm.kl_coef > 0 and c.algorithm.kl_in == "loss" and c.algorithm.kl_estimator == "k1",
+        "algorithm.kl_estimator=k1 in the loss has no expected gradient on policy: set algorithm.kl_estimator=k3, or "
+        "algorithm.kl_in=reward",
+    ),
+    Refusal(
+        lambda c: c.algorithm.old_logprobs == "sampler" and c.algorithm.correction != "none",
+        "algorithm.old_logprobs=sampler already compares with the sampler, so algorithm.correction="
+        "{c.algorithm.correction} would count the mismatch twice: set algorithm.correction=none",
+    ),
+    Refusal(
+        lambda c: c.algorithm.surrogate != "cispo" and c.algorithm.clip_low > 1,
+        "algorithm.clip_low={c.algorithm.clip_low} puts the lower clip of the ratio below 0: at most 1 (never clips)",
+    ),
+    Refusal(
+        lambda c: _masks(c) and not c.algorithm.correction_low <= 1 <= c.algorithm.correction_high,
+        "algorithm.correction={c.algorithm.correction} keeps ratios from {c.algorithm.correction_low} (correction_low) "
+        "to {c.algorithm.correction_high} (correction_high), without 1, a perfect match: set 0.5 and 2.0",
+    ),
+    Refusal(
+        lambda c: c.algorithm.correction.endswith("_truncate") and c.algorithm.correction_high == 0,
+        "algorithm.correction_high=0 multiplies every gradient by 0: set the cap to 2.0",
+    ),
+    Refusal(
+        lambda c: c.algorithm.num_minibatches > _one_step(c),
+        "algorithm.num_minibatches={c.algorithm.num_minibatches} is more than a step's run.prompts_per_step x "
+        "run.group_size completions: lower it to their product or less",
+    ),
+    Refusal(
+        lambda c: c.algorithm.overlong.penalty > 0 and c.algorithm.overlong.buffer == 0,
+        "algorithm.overlong.penalty={c.algorithm.overlong.penalty} needs algorithm.overlong.buffer, the tokens over "
+        "which it grows: a fifth of sampling.max_new_tokens={c.sampling.max_new_tokens} is usual",
+    ),
+    Refusal(
+        lambda c: c.algorithm.overlong.buffer > c.sampling.max_new_tokens,
+        "algorithm.overlong.buffer={c.algorithm.overlong.buffer} is more than "
+        "sampling.max_new_tokens={c.sampling.max_new_tokens}: set it to that or less",
+    ),
+    Refusal(
+        lambda c: c.reference.polyak_alpha > 1,
+        "reference.polyak_alpha={c.reference.polyak_alpha} is a share of the policy's weights: at most 1",
+    ),
+)
+
+OPTIMIZER = (
+    Refusal(
+        lambda c: len(c.optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in c.optimizer.betas),
+        "optimizer.betas={c.optimizer.betas}: two numbers from 0 to below 1, such as [0.9,0.95]",
+    ),
+    Refusal(
+        lambda c: c.optimizer.warmup_steps > 0 and c.optimizer.warmup_ratio > 0,
+        "optimizer.warmup_steps={c.optimizer.warmup_steps} and optimizer.warmup_ratio={c.optimizer.warmup_ratio} both "
+        "say how long the warm-up is: set one of them to 0",
+    ),
+    Refusal(
+        lambda c: c.optimizer.warmup_ratio > 1,
+        "optimizer.warmup_ratio={c.optimizer.warmup_ratio} is a share of the run: at most 1; for steps there is "
+        "optimizer.warmup_steps",
+    ),
+    Refusal(
+        lambda c: c.model.lora.dropout >= 1,
+        "model.lora.dropout={c.model.lora.dropout} is a probability below 1",
+    ),
+)
+
+MACHINE = (
+    Refusal(
+        lambda c: re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", c.runtime.device) is None,
+        "runtime.device={c.runtime.device} is no device: write auto, cpu, mps, cuda or cuda:1",
+    ),
+    Refusal(
+        _device_of_another_target,
+        "runtime.target={c.runtime.target} has no runtime.device={c.runtime.device}: leave one of them on auto",
+    ),
+    Refusal(
+        lambda c: _on_cpu(c) and c.runtime.mixed_precision == "fp16",
+        "runtime.mixed_precision=fp16 needs a GPU: on a CPU set bf16 or none",
+    ),
+    Refusal(
+        lambda c: _without_cuda(c) and c.optimizer.name == "adamw_8bit",
+        "optimizer.name=adamw_8bit needs CUDA: set optimizer.name=adamw",
+    ),
+    Refusal(
+        lambda c: _without_cuda(c) and c.model.attention == "flash_attention_2",
+        "model.attention=flash_attention_2 needs CUDA: set model.attention=sdpa",
+    ),
+    Refusal(
+        lambda c: (
+            c.model.attention == "flash_attention_2"
+            and c.model.dtype == "float32"
+            and c.runtime.mixed_precision == "none"
+        ),
+        "model.attention=flash_attention_2 computes in 16 bits only: set runtime.mixed_precision=bf16, or "
+        "model.attention=sdpa",
+    ),
+    Refusal(
+        lambda c: c.learner.packing == "on" and c.learner.share_prefix and c.model.attention == "flash_attention_2",
+        "learner.share_prefix=true with learner.packing=on needs a mask that model.attention=flash_attention_2 cannot "
+        "take: set learner.share_prefix=false, or model.attention=sdpa",
+    ),
+    Refusal(
+        lambda c: c.learner.pack_length > c.learner.micro_batch_tokens,
+        "learner.pack_length={c.learner.pack_length} is more than "
+        "learner.micro_batch_tokens={c.learner.micro_batch_tokens}: set it to that or less",
+    ),
+    Refusal(
+        lambda c: c.learner.pack_length > 0 and c.learner.packing == "off",
+        "learner.pack_length={c.learner.pack_length} has no effect with learner.packing=off: set packing to on or auto",
+    ),
+    Refusal(
+        lambda c: 0 < c.engine.max_cache_tokens < c.data.max_prompt_tokens + c.sampling.max_new_tokens,
+        "engine.max_cache_tokens={c.engine.max_cache_tokens} does not hold one completion: at least "
+        "data.max_prompt_tokens={c.data.max_prompt_tokens} + sampling.max_new_tokens={c.sampling.max_new_tokens}",
+    ),
+)
+
+REFUSALS = RUN + DATA + SAMPLING + ALGORITHM + OPTIMIZER + MACHINE
