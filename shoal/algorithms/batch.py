@@ -82,9 +82,10 @@ def make_batch(
     the completion's `advantage` is then their mean over its trained tokens.
 
     Left out, each counted in the report: failed completions (before the statistics), groups with fewer than two known
-    rewards, completions without a reward (both unless they bring their own advantages), truncated ones under `mask_truncated` (they are in the statistics), those
-    without a trained token, and groups of equal rewards under `zero_variance=drop`. The override
-    {"set_advantage_to_zero": true} keeps a completion in the normaliser with advantage 0.
+    rewards and completions without a reward (unless they bring advantages of their own), truncated ones under
+    `mask_truncated` (they are in the statistics), those without a trained token, and groups of equal rewards under
+    `zero_variance=drop`. The override {"set_advantage_to_zero": true} keeps a completion in the normaliser with
+    advantage 0.
 
     `made_up` replaces the advantages of groups whose rewards are all equal by +1, -1, +1, ...: a smoke test.
 
