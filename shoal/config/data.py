@@ -30,6 +30,9 @@ class RewardConfig:
     )
     timeout: float = option(10.0, "Seconds that one verdict may take; later it is missing", least=0)
     workers: int = option(1, "Processes for verifiers that need one", least=1)
+    memory_gib: float = option(
+        4.0, "Memory that one such process may use; a verifier that wants more gives no reward. 0: no limit", least=0
+    )
     max_missing: float = option(0.5, "Share of missing rewards in a step above which the run stops", least=0)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from shoal.types import Prompt
@@ -12,10 +12,12 @@ from shoal.types import Prompt
 class Task:
     """Tokenised prompts and the verifiers that judge them unless the configuration names others.
 
-    `dropped` counts rows that were left out, by reason.
+    `dropped` counts rows that were left out, by reason. `demonstrate` gives a text that answers a prompt rightly,
+    for the start-up check.
     """
 
     train: Sequence[Prompt]
     evaluation: Sequence[Prompt]
     verifiers: dict[str, float]
     dropped: dict[str, int] = field(default_factory=dict)
+    demonstrate: Callable[[Prompt], str] | None = None

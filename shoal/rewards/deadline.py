@@ -1,0 +1,172 @@
+"""Verdicts under a deadline: processes that can be killed, because a thread or a signal handler cannot be relied on.
+
+SIGALRM handlers do not run in threads, nor while a regular expression or another C function holds the interpreter.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import asdict
+from logging import getLogger
+from selectors import EVENT_READ, DefaultSelector
+from types import TracebackType
+
+from shoal.errors import TrainingError
+from shoal.rewards.base import Submission
+from shoal.rewards.verdict import Verdict
+from shoal.rewards.worker import READY
+
+logger = getLogger(__name__)
+
+START_SECONDS = 120.0  # importing a verifier's packages, on a busy machine
+CLOSE_SECONDS = 2.0
+LONGEST_REPLY = 65536
+
+Job = tuple[str, Submission]
+"""A verifier's import path (one of the pool's) and what it is to judge."""
+
+
+class _Worker:
+    """One process. `job` is the index of what it judges now; nothing may be sent before it said that it is ready."""
+
+    def __init__(self, paths: Sequence[str], timeout: float, memory_gib: float) -> None:
+        command = [sys.executable, "-m", "shoal.rewards.worker", str(timeout), str(memory_gib), *paths]
+        # The worker must find what this process finds. A session of its own keeps Ctrl-C away from it, and lets what
+        # the verifier started be killed with it.
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [os.getcwd(), *sys.path]))},
+            start_new_session=True,
+        )
+        self.ready = False
+        self.job: int | None = None
+        self.started = time.monotonic()
+
+    def send(self, index: int, job: Job) -> None:
+        path, submission = job
+        line = json.dumps({"path": path, "submission": asdict(submission)}) + "\n"
+        self.job = index
+        self.started = time.monotonic()
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(line.encode())
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            logger.debug("worker %d is gone; its end of output will say so", self.process.pid)
+
+    def receive(self) -> dict[str, object] | None:
+        """The reply that is waiting; None where the process has ended."""
+        assert self.process.stdout is not None
+        line = os.read(self.process.stdout.fileno(), LONGEST_REPLY)
+        return json.loads(line) if line else None
+
+    def kill(self) -> int:
+        """Ends the process and all that it started; gives its exit status."""
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            logger.debug("worker %d had ended", self.process.pid)
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            try:
+                pipe.close()
+            except BrokenPipeError:
+                logger.debug("worker %d left a request unread", self.process.pid)
+        return self.process.wait()
+
+
+class DeadlinePool:
+    """Worker processes that judge under a deadline and are replaced when killed. For one caller at a time.
+
+    `paths` are the verifiers' import paths, `timeout` the seconds of one verdict (a worker's start does not count),
+    `memory_gib` the memory of one worker (0: no limit). Nothing is started before the first job.
+    """
+
+    def __init__(self, paths: Sequence[str], *, workers: int, timeout: float, memory_gib: float) -> None:
+        self.paths = list(paths)
+        self.size = workers
+        self.timeout = timeout
+        self.memory_gib = memory_gib
+        self.workers: list[_Worker] = []
+
+    def judge(self, jobs: Sequence[Job]) -> list[Verdict]:
+        """One verdict per job, in order. Score is missing after a crash of the worker or at the deadline.
+
+        Raises:
+            TrainingError: a worker does not start.
+        """
+        verdicts: dict[int, Verdict] = {}
+        waiting = deque(range(len(jobs)))
+        while len(verdicts) < len(jobs):
+            while len(self.workers) < min(self.size, len(jobs) - len(verdicts)):
+                self.workers.append(_Worker(self.paths, self.timeout, self.memory_gib))
+            for worker in self.workers:
+                if worker.ready and worker.job is None and waiting:
+                    index = waiting.popleft()
+                    worker.send(index, jobs[index])
+            for worker in self._readable():
+                self._take(worker, verdicts)
+            for worker in [worker for worker in self.workers if self._left(worker) <= 0]:
+                self._give_up(worker, verdicts, f"no verdict within {self.timeout:g} s")
+        return [verdicts[index] for index in range(len(jobs))]
+
+    def close(self) -> None:
+        """Ends all workers; the pool may be used again."""
+        for worker in self.workers:
+            worker.kill()
+        self.workers = []
+
+    def __enter__(self) -> DeadlinePool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _left(self, worker: _Worker) -> float:
+        """Seconds that are left to a worker; without end for an idle one."""
+        if worker.ready and worker.job is None:
+            return float("inf")
+        return worker.started + (self.timeout if worker.ready else START_SECONDS) - time.monotonic()
+
+    def _readable(self) -> list[_Worker]:
+        """Workers that have replied or ended, after waiting for one at most until the next deadline."""
+        with DefaultSelector() as selector:
+            for worker in self.workers:
+                assert worker.process.stdout is not None
+                selector.register(worker.process.stdout, EVENT_READ, worker)
+            return [key.data for key, _ in selector.select(max(0.0, min(map(self._left, self.workers))))]
+
+    def _take(self, worker: _Worker, verdicts: dict[int, Verdict]) -> None:
+        reply = worker.receive()
+        if reply is None:
+            self._give_up(worker, verdicts, "the process died")
+        elif reply == READY:
+            worker.ready = True
+        elif worker.job is not None:
+            verdicts[worker.job] = Verdict(**reply)  # type: ignore[arg-type]
+            worker.job = None
+
+    def _give_up(self, worker: _Worker, verdicts: dict[int, Verdict], reason: str) -> None:
+        """Kills a worker and takes it out of the pool; what it was judging is missing."""
+        self.workers.remove(worker)
+        seconds = time.monotonic() - worker.started
+        status = worker.kill()
+        if not worker.ready:
+            raise TrainingError(
+                f"a reward worker did not start ({reason}, exit status {status} after {seconds:.0f} s); it imports "
+                f"{', '.join(self.paths)} within {START_SECONDS:.0f} s, and its own output stands above"
+            )
+        if worker.job is not None:
+            logger.debug("a reward worker was replaced: %s, exit status %d", reason, status)
+            verdicts[worker.job] = Verdict(None, seconds, reason)

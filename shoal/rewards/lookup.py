@@ -1,0 +1,40 @@
+"""From a verifier's name or import path to the verifier."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from importlib import import_module
+
+import shoal.rewards.gsm8k
+import shoal.rewards.strings  # noqa: F401 - importing a module of verifiers registers them
+from shoal.errors import ConfigError
+from shoal.rewards.base import REGISTRY, VerifierEntry
+
+
+def find_verifier(name: str) -> VerifierEntry:
+    """The verifier registered under `name`, or the function at `package.module:function`.
+
+    Raises:
+        ConfigError: there is none; the line names the nearest registered one.
+    """
+    if name in REGISTRY:
+        return REGISTRY[name]
+    if ":" not in name:
+        nearest = get_close_matches(name, REGISTRY, n=1, cutoff=0)
+        raise ConfigError(
+            f"no verifier is named {name!r}; the nearest is {nearest[0]!r}. There are {', '.join(sorted(REGISTRY))}; "
+            "your own is named by its import path, package.module:function"
+        )
+    module_name, _, function_name = name.partition(":")
+    try:
+        module = import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(f"verifier {name!r}: {module_name} cannot be imported ({error})") from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        nearest = get_close_matches(function_name, names, n=1, cutoff=0)
+        hint = f"; the nearest is {nearest[0]!r}" if nearest else ""
+        raise ConfigError(f"verifier {name!r}: {module_name} has no function {function_name!r}{hint}")
+    registered = (entry for entry in REGISTRY.values() if entry.function is function)
+    return next(registered, VerifierEntry(name, function, bounded=False))

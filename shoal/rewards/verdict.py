@@ -1,0 +1,37 @@
+"""Calling a verifier: a finite score, or a reason why there is none."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from math import isfinite
+from numbers import Real
+
+from shoal.rewards.base import Submission, Verifier
+
+LONGEST_REASON = 300
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`score` is None where it could not be computed; `reason` then says why. `seconds` is the verifier's own time."""
+
+    score: float | None
+    seconds: float
+    reason: str = ""
+
+
+def judge(function: Verifier, submission: Submission) -> Verdict:
+    """Calls a verifier in this thread. Whatever it raises makes the score missing."""
+    start = time.perf_counter()
+    try:
+        score = function(submission)
+    except Exception as error:  # noqa: BLE001 - foreign code; what it raised is kept and reported
+        reason = f"{type(error).__name__}: {error}"[:LONGEST_REASON]
+        return Verdict(None, time.perf_counter() - start, reason)
+    seconds = time.perf_counter() - start
+    if not isinstance(score, Real):
+        return Verdict(None, seconds, f"gave {type(score).__name__}, not a number")
+    if not isfinite(score):
+        return Verdict(None, seconds, f"gave {score}")
+    return Verdict(float(score), seconds)
