@@ -123,7 +123,7 @@ class WandbWriter:
         except wandb.errors.Error as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(
-                f"monitor.wandb: {reason}; run `wandb login`, or set monitor.wandb.mode=offline and sync later"
+                f"monitor.wandb: {reason} (monitor.wandb.mode=offline writes to the run folder, for `wandb sync`)"
             ) from error
         self.run.define_metric("step", hidden=True)
         self.run.define_metric("*", step_metric="step")
