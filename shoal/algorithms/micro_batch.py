@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, device
 
 
 @dataclass
@@ -13,7 +13,9 @@ class MicroBatch:
 
     `input_ids`, `position_ids`, `tree`, `branch` are [R, L] int64. A token may attend to an earlier one of the same
     row where both have the same `tree` and the earlier one's `branch` is 0 (the shared context) or the same. Padding
-    has tree -1. Positions restart with each tree and continue from the context in each branch.
+    stands at the end of a row and has tree -1. Positions restart with each tree and continue from the context in each
+    branch. `plain` says that every row holds one sequence, so that causality alone is the whole mask; positions then
+    run on through the padding.
 
     The tensors below are [N], one entry per trained token: `source` is the index into the flattened [R * L]
     positions whose hidden state predicts the token, `targets` its id. `sequence` and `token` say where each came from
@@ -28,6 +30,8 @@ class MicroBatch:
     targets: Tensor
     sequence: Tensor
     token: Tensor
+    plain: bool
 
-    def to(self, device: str) -> MicroBatch:
-        return MicroBatch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+    def to(self, where: device) -> MicroBatch:
+        tensors = {name: value.to(where) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return MicroBatch(**tensors, plain=self.plain)

@@ -1,0 +1,240 @@
+"""From sequences to micro-batches: which tokens share a row, and what may attend to what."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from shoal.algorithms.micro_batch import MicroBatch
+from shoal.types import TrainSequence
+
+DEFAULT_ROW = 128
+
+
+@dataclass
+class _Tree:
+    """A context and the sequences that continue it in one row."""
+
+    context: NDArray[np.int64]
+    members: list[int] = field(default_factory=list)
+    length: int = 0  # tokens in the row, the context included
+
+
+@dataclass
+class _Row:
+    trees: list[_Tree] = field(default_factory=list)
+    length: int = 0
+
+    def add(self, tree: _Tree) -> None:
+        self.trees.append(tree)
+        self.length += tree.length
+
+
+@dataclass
+class _Block:
+    """Rows that must stay together, because a completion has segments in each."""
+
+    rows: list[_Row]
+    completions: int
+
+    @property
+    def length(self) -> int:
+        return max(row.length for row in self.rows)
+
+
+def pack(
+    sequences: Sequence[TrainSequence],
+    *,
+    micro_batch_tokens: int,
+    micro_batch_size: int = 0,
+    packing: bool = True,
+    pack_length: int = 0,
+    share_prefix: bool = True,
+) -> list[MicroBatch]:
+    """Lays sequences out in rows, and rows in micro-batches of at most `micro_batch_tokens` tokens, padding included.
+
+    All segments of a completion are in one micro-batch. With `packing`, rows of up to `pack_length` tokens hold
+    several sequences; `share_prefix` lets sequences of one group with equal contexts share the context's tokens.
+    Without it every sequence has a row. A completion longer than the bound has a micro-batch of its own.
+    `micro_batch_size` bounds the completions of a micro-batch; 0 does not. Tokens after a sequence's last trained one,
+    and that one itself, are left out: nothing depends on their hidden states.
+
+    Raises:
+        ValueError: a sequence has no trained token or no context.
+    """
+    if not sequences:
+        return []
+    lengths = [_needed(sequence) for sequence in sequences]
+    if packing:
+        room = max([pack_length or DEFAULT_ROW, *lengths])
+        blocks = _packed_blocks(sequences, lengths, room=room, share=share_prefix, most=micro_batch_size)
+    else:
+        blocks = _padded_blocks(sequences, lengths)
+    blocks.sort(key=lambda block: -block.length)
+    return [
+        _micro_batch(rows, sequences, lengths, plain=not packing)
+        for rows in _grouped(blocks, micro_batch_tokens, micro_batch_size)
+    ]
+
+
+def _needed(sequence: TrainSequence) -> int:
+    """Tokens of the sequence that go through the model: all before its last trained one."""
+    trained = np.flatnonzero(sequence.mask)
+    if not len(trained) or sequence.context < 1:
+        raise ValueError(f"a sequence of completion {sequence.completion} has no trained token or no context")
+    return sequence.context + int(trained[-1])
+
+
+def _by_completion(sequences: Sequence[TrainSequence]) -> list[list[int]]:
+    """Indices of the sequences of each completion, in order of first appearance."""
+    found: dict[int, list[int]] = {}
+    for index, sequence in enumerate(sequences):
+        found.setdefault(sequence.completion, []).append(index)
+    return list(found.values())
+
+
+def _alone(sequences: Sequence[TrainSequence], lengths: Sequence[int], index: int) -> _Tree:
+    sequence = sequences[index]
+    return _Tree(sequence.ids[: sequence.context], [index], lengths[index])
+
+
+def _padded_blocks(sequences: Sequence[TrainSequence], lengths: Sequence[int]) -> list[_Block]:
+    blocks = []
+    for members in _by_completion(sequences):
+        rows = [_Row() for _ in members]
+        for row, index in zip(rows, members, strict=True):
+            row.add(_alone(sequences, lengths, index))
+        blocks.append(_Block(rows, 1))
+    return blocks
+
+
+def _packed_blocks(
+    sequences: Sequence[TrainSequence], lengths: Sequence[int], *, room: int, share: bool, most: int
+) -> list[_Block]:
+    """Rows of single-segment completions, filled first-fit decreasing; each longer conversation is a block."""
+    pieces: list[_Tree] = []
+    blocks: list[_Block] = []
+    families: dict[tuple[int, bytes], list[int]] = {}
+    for members in _by_completion(sequences):
+        if len(members) > 1:
+            trees = [_alone(sequences, lengths, index) for index in members]
+            blocks.append(_Block(_first_fit(trees, room, most=0), 1))
+            continue
+        sequence = sequences[members[0]]
+        if share:
+            key = (sequence.group, sequence.ids[: sequence.context].tobytes())
+            families.setdefault(key, []).append(members[0])
+        else:
+            pieces.append(_alone(sequences, lengths, members[0]))
+    for family in families.values():
+        pieces += _split(family, sequences, lengths, room, most)
+    return blocks + [
+        _Block([row], sum(len(tree.members) for tree in row.trees)) for row in _first_fit(pieces, room, most)
+    ]
+
+
+def _split(
+    family: list[int], sequences: Sequence[TrainSequence], lengths: Sequence[int], room: int, most: int
+) -> list[_Tree]:
+    """Shares the context among as many sequences as fit in a row, the longest that fits first."""
+    left = sorted(family, key=lambda index: -lengths[index])
+    context = sequences[left[0]].ids[: sequences[left[0]].context]
+    trees = []
+    while left:
+        tree = _Tree(context, [], len(context))
+        kept = []
+        for index in left:
+            own = lengths[index] - len(context)
+            if tree.length + own <= room and not (most and len(tree.members) == most):
+                tree.members.append(index)
+                tree.length += own
+            else:
+                kept.append(index)
+        trees.append(tree)
+        left = kept
+    return trees
+
+
+def _first_fit(trees: list[_Tree], room: int, most: int) -> list[_Row]:
+    rows: list[_Row] = []
+    for tree in sorted(trees, key=lambda tree: -tree.length):
+        for row in rows:
+            members = sum(len(other.members) for other in row.trees) + len(tree.members)
+            if row.length + tree.length <= room and not (most and members > most):
+                row.add(tree)
+                break
+        else:
+            row = _Row()
+            row.add(tree)
+            rows.append(row)
+    return rows
+
+
+def _grouped(blocks: Sequence[_Block], tokens: int, size: int) -> list[list[_Row]]:
+    """Rows of each micro-batch. Blocks come longest first, so the first one sets the row length."""
+    batches: list[list[_Row]] = []
+    completions = 0
+    for block in blocks:
+        rows = batches[-1] if batches else []
+        fits = (len(rows) + len(block.rows)) * max((row.length for row in rows), default=0) <= tokens
+        if rows and fits and not (size and completions + block.completions > size):
+            rows += block.rows
+            completions += block.completions
+        else:
+            batches.append(list(block.rows))
+            completions = block.completions
+    return batches
+
+
+def _micro_batch(
+    rows: Sequence[_Row], sequences: Sequence[TrainSequence], lengths: Sequence[int], *, plain: bool
+) -> MicroBatch:
+    width = max(row.length for row in rows)
+    input_ids, branch = np.zeros((2, len(rows), width), dtype=np.int64)
+    tree_of = np.full((len(rows), width), -1, dtype=np.int64)
+    positions = np.zeros((len(rows), width), dtype=np.int64)
+    count = np.arange(width)
+    source, targets, sequence_of, token_of = [], [], [], []
+    for number, row in enumerate(rows):
+        start = 0
+        for tree_number, tree in enumerate(row.trees):
+            context = len(tree.context)
+            tree_of[number, start : start + tree.length] = tree_number
+            input_ids[number, start : start + context] = tree.context
+            positions[number, start : start + context] = count[:context]
+            at = start + context
+            for branch_number, index in enumerate(tree.members):
+                sequence = sequences[index]
+                own = lengths[index] - context
+                span = slice(at, at + own)
+                input_ids[number, span] = sequence.ids[context : context + own]
+                positions[number, span] = count[context : context + own]
+                branch[number, span] = branch_number + 1
+                tokens = np.flatnonzero(sequence.mask)
+                # Token 0 of a branch is predicted at the end of the context, token k at the branch's place k - 1.
+                source.append(np.where(tokens == 0, start + context - 1, at + tokens - 1) + number * width)
+                targets.append(sequence.ids[context + tokens])
+                sequence_of.append(np.full(len(tokens), index))
+                token_of.append(tokens)
+                at += own
+            start += tree.length
+        positions[number, start:] = count[start:] if plain else count[: width - start]
+
+    def join(parts: list[NDArray[np.int64]]) -> torch.Tensor:
+        return torch.from_numpy(np.concatenate(parts))
+
+    return MicroBatch(
+        input_ids=torch.from_numpy(input_ids),
+        position_ids=torch.from_numpy(positions),
+        tree=torch.from_numpy(tree_of),
+        branch=torch.from_numpy(branch),
+        source=join(source),
+        targets=join(targets),
+        sequence=join(sequence_of),
+        token=join(token_of),
+        plain=plain,
+    )

@@ -1,0 +1,148 @@
+"""From a micro-batch to log-probs, for any model: masks, the decoder, the head in chunks."""
+
+from __future__ import annotations
+
+from logging import getLogger
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shoal.algorithms.logprobs import HeadForm, TokenLogprobs, chunked_logprobs, logprobs_of_logits
+from shoal.algorithms.masks import additive, allowed, cumulative_lengths
+from shoal.algorithms.micro_batch import MicroBatch
+from shoal.errors import ConfigError
+from shoal.learners.mixed import forward_context
+from shoal.learners.model import Policy
+from shoal.runtime import Runtime
+
+logger = getLogger(__name__)
+
+PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
+
+
+class PolicyForward:
+    """Runs a policy on micro-batches. What the model can do is found out once, by trying it on a few tokens."""
+
+    def __init__(self, policy: Policy, runtime: Runtime, chunk: int) -> None:
+        self.policy = policy
+        self.runtime = runtime
+        self.chunk = chunk
+        self.config = policy.causal_lm.config.get_text_config()
+        self.decoder = policy.causal_lm.get_decoder()
+        self.head = policy.causal_lm.get_output_embeddings()
+        self.form: HeadForm | None = head_form(self.config) if isinstance(self.head, nn.Linear) else None
+        if self.form is not None and not self._head_is_known():
+            self.form = None
+        if self.form is None:
+            logger.warning(
+                "%s has a head of an unknown form: log-probs come from its whole logits, which takes more memory",
+                type(policy.causal_lm).__name__,
+            )
+
+    def __call__(self, batch: MicroBatch, temperature: float = 1.0, entropy: bool = False) -> TokenLogprobs:
+        """Log-probs of the micro-batch's N trained tokens. Gradients and dropout are the caller's business."""
+        inputs = self.attention_inputs(batch)
+        with forward_context(self.runtime):
+            if self.form is None:
+                logits = self.policy.causal_lm(input_ids=batch.input_ids, use_cache=False, **inputs).logits
+                return logprobs_of_logits(logits.flatten(0, 1)[batch.source], batch.targets, temperature, entropy)
+            hidden = self.hidden(batch.input_ids, inputs).flatten(0, 1)[batch.source]
+        return chunked_logprobs(
+            self._head_input(hidden),
+            self.head.weight,
+            self.head.bias,
+            batch.targets,
+            temperature=temperature,
+            chunk=self.chunk,
+            form=self.form,
+            entropy=entropy,
+        )
+
+    def hidden(self, input_ids: Tensor, inputs: dict[str, Any]) -> Tensor:
+        """The decoder's last hidden states, [R, L, H]."""
+        return self.decoder(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state
+
+    def _head_input(self, hidden: Tensor) -> Tensor:
+        """Under autocast the head multiplies in 16 bits too; its sums stay in float32."""
+        if self.runtime.device.type == "cpu" or self.runtime.compute_dtype is None:
+            return hidden.to(self.head.weight.dtype)
+        return hidden.to(self.runtime.compute_dtype)
+
+    def attention_inputs(self, batch: MicroBatch) -> dict[str, Any]:
+        """Positions and masks in the form that the model's attention implementation takes."""
+        if batch.plain:
+            return {"position_ids": batch.position_ids, "attention_mask": None}
+        if self.runtime.attention == "flash_attention_2":
+            bounds, longest = cumulative_lengths(batch)
+            lengths = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds}
+            return {
+                "position_ids": batch.position_ids,
+                "attention_mask": None,
+                **lengths,
+                "max_length_q": longest,
+                "max_length_k": longest,
+            }
+        masks = {
+            kind: self._mask(batch, self.config.sliding_window if kind == "sliding_attention" else None)
+            for kind in layer_kinds(self.config)
+        }
+        # Models with one kind of layer take the mask itself, the others one for each kind.
+        mask = next(iter(masks.values())) if len(masks) == 1 else masks
+        if len(masks) == 1 and getattr(self.config, "layer_types", None):
+            mask = masks
+        return {"position_ids": batch.position_ids, "attention_mask": mask}
+
+    def _mask(self, batch: MicroBatch, window: int | None) -> Tensor:
+        mask = allowed(batch, window)
+        dtype = self.runtime.compute_dtype if self.runtime.device.type == "cuda" else None
+        return additive(mask, dtype or self.runtime.param_dtype) if self.runtime.attention == "eager" else mask
+
+    @torch.no_grad()
+    def _head_is_known(self) -> bool:
+        """Compares the logits computed here with the model's own on a few tokens."""
+        assert self.form is not None
+        self.policy.model.eval()
+        ids = torch.arange(min(8, self.policy.vocabulary), device=self.runtime.device)[None]
+        with forward_context(self.runtime):
+            theirs = self.policy.causal_lm(input_ids=ids, use_cache=False).logits.float()
+            hidden = self.hidden(ids, {}).to(self.head.weight.dtype)
+            mine = self.form.apply(nn.functional.linear(hidden, self.head.weight, self.head.bias).float())
+        return torch.allclose(mine, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max() + 1e-6))
+
+    @torch.no_grad()
+    def check_packing(self, packed: MicroBatch, padded: MicroBatch) -> float:
+        """The largest difference between a packed and a padded layout's log-probs of the same tokens, in nats."""
+        self.policy.model.eval()
+        values = []
+        for batch in (packed, padded):
+            found = self(batch.to(self.runtime.device)).logprobs.cpu()
+            order = torch.argsort(batch.sequence * (int(batch.token.max()) + 1) + batch.token)
+            values.append(found[order])
+        return float((values[0] - values[1]).abs().max())
+
+
+def head_form(config: Any) -> HeadForm:
+    """The head's form by the names that model configurations use for it (Cohere, Granite, Gemma)."""
+    scale = getattr(config, "logit_scale", None) or 1.0
+    divisor = getattr(config, "logits_scaling", None) or 1.0
+    return HeadForm(scale / divisor, getattr(config, "final_logit_softcapping", None))
+
+
+def layer_kinds(config: Any) -> list[str]:
+    """The kinds of attention layers, each once."""
+    named = getattr(config, "layer_types", None)
+    if named:
+        return sorted(set(named))
+    return ["sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"]
+
+
+def packing_obstacle(config: Any) -> str | None:
+    """Why this model cannot be packed, or None: a layer that carries a state over the whole row."""
+    others = sorted(set(layer_kinds(config)) - PACKABLE_LAYERS)
+    return f"it has {', '.join(others)} layers" if others else None
+
+
+def refuse_packing(name: str, reason: str) -> ConfigError:
+    """The error for learner.packing=on where it cannot work."""
+    return ConfigError(f"learner.packing=on: {name} cannot be packed ({reason}); use auto or off")

@@ -1,0 +1,84 @@
+"""16-bit matrix products over float32 weights."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from shoal.runtime import Runtime
+
+
+def forward_context(runtime: Runtime) -> AbstractContextManager[Any]:
+    """The context that forward passes run in: autocast on a GPU, nothing on a CPU, whose linear layers are
+    replaced instead (see `use_mixed_linears`)."""
+    if runtime.compute_dtype is None or runtime.device.type == "cpu":
+        return nullcontext()
+    return torch.autocast(runtime.device.type, dtype=runtime.compute_dtype)
+
+
+def use_mixed_linears(model: nn.Module, runtime: Runtime) -> None:
+    """On a CPU, makes every linear layer but the head multiply in the compute dtype.
+
+    Autocast would also run attention in 16 bits, whose backward pass is ten times slower on a CPU. Attention, norms,
+    the residual stream and the head stay in float32: logits near 16 rounded to bfloat16 are off by up to 0.06.
+    """
+    if runtime.compute_dtype is None or runtime.device.type != "cpu":
+        return
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    for module in model.modules():
+        if type(module) is nn.Linear and module is not head:
+            module.__class__ = MixedLinear
+            setattr(module, "compute_dtype", runtime.compute_dtype)  # noqa: B010 - mypy sees a plain Linear
+
+
+class MixedLinear(nn.Linear):
+    """A linear layer with float32 weight, input and output whose products run in `compute_dtype`."""
+
+    compute_dtype: torch.dtype
+    _copy: tuple[tuple[int, int], Tensor] | None = None
+
+    def shadow(self) -> Tensor:
+        """The weight in the compute dtype, cast again after each write.
+
+        A write is seen by the tensor's version counter; one through `.data` is not, and needs `forget`.
+        """
+        key = (self.weight.data_ptr(), self.weight._version)
+        if self._copy is None or self._copy[0] != key:
+            with torch.inference_mode(False), torch.no_grad():
+                self._copy = (key, self.weight.detach().to(self.compute_dtype))
+        return self._copy[1]
+
+    def forget(self) -> None:
+        """Drops the cast weight."""
+        self._copy = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _MixedProduct.apply(x, self.weight, self.bias, self.shadow())
+
+
+class _MixedProduct(torch.autograd.Function):
+    """x W^T + b with 16-bit operands, sums in float32 inside the product, and a float32 result."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, shadow: Tensor) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1]).to(shadow.dtype)
+        ctx.small, ctx.shadow, ctx.shape = (flat if weight.requires_grad else None), shadow, x.shape
+        ctx.dtype = x.dtype
+        out = (flat @ shadow.t()).to(x.dtype)
+        if bias is not None:
+            out += bias
+        return out.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        need_x, need_weight, need_bias, _ = ctx.needs_input_grad
+        flat = grad.reshape(-1, grad.shape[-1])
+        small = flat.to(ctx.shadow.dtype)
+        d_x = (small @ ctx.shadow).to(ctx.dtype).view(ctx.shape) if need_x else None
+        d_weight = (small.t() @ ctx.small).to(ctx.dtype) if need_weight else None
+        return d_x, d_weight, flat.sum(0) if need_bias else None, None

@@ -1,0 +1,156 @@
+"""The policy: any Hugging Face causal language model and its tokenizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from shoal.config.model import ModelConfig
+from shoal.errors import ConfigError
+from shoal.learners.lora import add_lora
+from shoal.learners.mixed import use_mixed_linears
+from shoal.runtime import Runtime
+
+logger = getLogger(__name__)
+
+MANY_POSITIONS = 2**20
+
+
+@dataclass
+class Policy:
+    """A model on its device and its tokenizer.
+
+    `model` is the causal language model, or PEFT's wrapper around it. `vocabulary` counts ids that both the tokenizer
+    and the model know; `max_positions` the tokens that the model can hold.
+    """
+
+    model: Any
+    tokenizer: Any
+    vocabulary: int
+    max_positions: int
+    lora: bool
+
+    @property
+    def causal_lm(self) -> Any:
+        """The causal language model without PEFT's wrapper (its layers keep their adapters)."""
+        return self.model.get_base_model() if self.lora else self.model
+
+
+def load_policy(cfg: ModelConfig, runtime: Runtime) -> Policy:
+    """Loads the model and tokenizer; adds an adapter where `train=lora`.
+
+    Raises:
+        ConfigError: one line on what is missing or does not fit together.
+    """
+    tokenizer = load_tokenizer(cfg)
+    model = load_causal_lm(cfg.name, cfg.revision, cfg.trust_remote_code, runtime)
+    embeddings = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > embeddings:
+        raise ConfigError(
+            f"model.name={cfg.name}: the tokenizer has {len(tokenizer)} ids, the model only {embeddings}; "
+            "set model.tokenizer to the one that the model was trained with"
+        )
+    if not eos_ids(model, tokenizer):
+        raise ConfigError(
+            f"model.name={cfg.name}: neither the tokenizer nor the model's generation_config names an end-of-sequence "
+            "id, so no completion could ever stop; set eos_token in the tokenizer's files"
+        )
+    if cfg.gradient_checkpointing:
+        if not model.supports_gradient_checkpointing:
+            raise ConfigError(
+                f"model.gradient_checkpointing: {type(model).__name__} does not support it; set it to false"
+            )
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    lora = cfg.train == "lora"
+    wrapped = add_lora(model, cfg.lora) if lora else model
+    use_mixed_linears(wrapped, runtime)
+    return Policy(
+        model=wrapped.eval(),
+        tokenizer=tokenizer,
+        vocabulary=min(len(tokenizer), embeddings),
+        max_positions=getattr(model.config.get_text_config(), "max_position_embeddings", None) or MANY_POSITIONS,
+        lora=lora,
+    )
+
+
+def load_tokenizer(cfg: ModelConfig) -> Any:
+    """The tokenizer, with the configured chat template (a file's content, or the text itself).
+
+    Raises:
+        ConfigError: it cannot be loaded, or the template's file is empty or missing.
+    """
+    name = cfg.tokenizer or cfg.name
+    revision = cfg.tokenizer_revision or (None if cfg.tokenizer else cfg.revision)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=cfg.trust_remote_code)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ConfigError(
+            _cannot_load("tokenizer", name, error, "model.tokenizer" if cfg.tokenizer else "model.name")
+        ) from error
+    if cfg.chat_template is not None:
+        tokenizer.chat_template = _template(cfg.chat_template)
+    return tokenizer
+
+
+def load_causal_lm(
+    name: str, revision: str | None, trust_remote_code: bool, runtime: Runtime, key: str = "model.name"
+) -> Any:
+    """The bare model on the runtime's device, in its dtype, in evaluation mode, with its own dropout set to 0.
+
+    `key` is the configuration key that errors name.
+    Dropout would make the policy that is trained another one than the policy that sampled.
+
+    Raises:
+        ConfigError: it cannot be loaded, or is no causal language model.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in getattr(
+            config, "auto_map", {}
+        ):
+            raise ConfigError(f"{key}={name} is a {config.model_type} model, which is no causal language model")
+        for key, value in config.to_dict().items():
+            if key.endswith(("dropout", "pdrop")) and isinstance(value, float):
+                setattr(config, key, 0.0)
+        model = AutoModelForCausalLM.from_pretrained(
+            name,
+            config=config,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            dtype=runtime.param_dtype,
+            attn_implementation=runtime.attention,
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ConfigError(_cannot_load("model", name, error, key)) from error
+    model.to(runtime.device)  # type: ignore[arg-type]
+    return model.eval()
+
+
+def eos_ids(model: Any, tokenizer: Any) -> list[int]:
+    """Ids that end a completion: the tokenizer's and those of the model's generation config, sorted."""
+    generation = getattr(model, "generation_config", None)
+    named = getattr(generation, "eos_token_id", None)
+    ids = {*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id}
+    return sorted(one for one in ids if one is not None)
+
+
+def _template(text: str) -> str:
+    """A template has braces; anything else is a file name."""
+    if "{" in text:
+        return text
+    path = Path(text)
+    if not path.is_file():
+        raise ConfigError(f"model.chat_template={text} is neither a file nor a Jinja template (which has braces)")
+    return path.read_text(encoding="utf-8")
+
+
+def _cannot_load(what: str, name: str, error: Exception, key: str) -> str:
+    first = " ".join(str(error).split())
+    if Path(name).exists():
+        return f"the {what} in {name} cannot be loaded: {first[:300]}"
+    return f"there is no {what} {name!r} here or on the Hub ({first[:200]}); check {key}, the network and HF_HOME"

@@ -1,0 +1,171 @@
+"""The optimizer's side of a step: master weights, clipping, loss scaling, schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import get_scheduler
+
+from shoal.config.model import OptimizerConfig
+from shoal.errors import ConfigError
+from shoal.runtime import Runtime
+
+FIRST_SCALE = 2.0**16
+
+
+class PolicyOptimizer:
+    """AdamW over a model's trainable parameters.
+
+    Where these have 16 bits, the optimizer holds float32 masters; gradients are added up in float32 as they arrive,
+    and each step writes the rounded masters back. `total_steps` counts optimizer steps of the whole run.
+    """
+
+    def __init__(self, model: nn.Module, cfg: OptimizerConfig, runtime: Runtime, total_steps: int) -> None:
+        self.cfg = cfg
+        self.runtime = runtime
+        self.names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.masters = [
+            parameter.detach().float().requires_grad_() if parameter.dtype.itemsize == 2 else parameter
+            for parameter in self.parameters
+        ]
+        for parameter, master in zip(self.parameters, self.masters, strict=True):
+            if master is not parameter:
+                parameter.register_post_accumulate_grad_hook(_adder(master))
+        self.optimizer = make_adamw(self.masters, cfg, runtime)
+        warmup = cfg.warmup_steps or round(cfg.warmup_ratio * total_steps)
+        self.schedule = get_scheduler(cfg.scheduler, self.optimizer, warmup, max(total_steps, 1))
+        self.scaler = torch.amp.GradScaler(runtime.device.type, init_scale=FIRST_SCALE, enabled=runtime.loss_scaling)
+        self.steps = 0
+        self.skipped = 0
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next step."""
+        return float(self.schedule.get_last_lr()[0])
+
+    def zero_grad(self) -> None:
+        """Forgets the gradients."""
+        for master in self.masters:
+            master.grad = None
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradient of one micro-batch's loss."""
+        self.scaler.scale(loss).backward()
+
+    def gradient_norm(self) -> Tensor:
+        """The 2-norm of the whole gradient, after undoing the loss scale; a scalar on the device.
+
+        A parameter that no micro-batch reached has gradient 0 from here on: momentum and decay act on it as they
+        would with any other division into micro-batches.
+        """
+        for master in self.masters:
+            if master.grad is None:
+                master.grad = torch.zeros_like(master)
+        if self.runtime.loss_scaling:
+            self.scaler.scale(torch.zeros((), device=self.runtime.device))  # makes the scale where no loss did
+            self.scaler.unscale_(self.optimizer)
+        return torch.nn.utils.get_total_norm([master.grad for master in self.masters if master.grad is not None])
+
+    def step(self, norm: Tensor, writing: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
+        """Clips to `max_grad_norm`, writes the weights, and moves the schedule on.
+
+        Under loss scaling an overflown gradient (a `norm` that is not finite) lowers the scale and skips the write.
+        """
+        if self.cfg.max_grad_norm:
+            torch.nn.utils.clip_grads_with_norm_(self.masters, self.cfg.max_grad_norm, norm)
+        with writing():
+            self.scaler.step(self.optimizer)
+            self._write_back()
+        self.scaler.update()
+        self.steps += 1
+        self.schedule.step()
+
+    @torch.no_grad()
+    def _write_back(self) -> None:
+        for parameter, master in zip(self.parameters, self.masters, strict=True):
+            if master is not parameter:
+                parameter.copy_(master)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Moments, schedule, scale, masters; tensors on the CPU, copied."""
+        masters = {
+            name: master.detach().cpu().clone()
+            for name, parameter, master in zip(self.names, self.parameters, self.masters, strict=True)
+            if master is not parameter
+        }
+        return {
+            "optimizer": on_cpu(self.optimizer.state_dict()),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "masters": masters,
+            "steps": self.steps,
+            "skipped": self.skipped,
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        for name, parameter, master in zip(self.names, self.parameters, self.masters, strict=True):
+            if master is not parameter:
+                master.copy_(state["masters"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        self.steps, self.skipped = state["steps"], state["skipped"]
+
+
+def _adder(master: Tensor) -> Callable[[Tensor], None]:
+    """A hook that moves a fresh 16-bit gradient into the master's float32 sum."""
+
+    def add(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        if master.grad is None:
+            master.grad = parameter.grad.float()
+        else:
+            master.grad += parameter.grad
+        parameter.grad = None
+
+    return add
+
+
+def make_adamw(parameters: list[Tensor], cfg: OptimizerConfig, runtime: Runtime) -> torch.optim.Optimizer:
+    """AdamW, fused where there is a kernel. Weight decay spares vectors (norms, biases), as is the custom.
+
+    Raises:
+        ConfigError: adamw_8bit without CUDA or without bitsandbytes.
+    """
+    groups = [
+        {"params": [one for one in parameters if one.ndim >= 2], "weight_decay": cfg.weight_decay},
+        {"params": [one for one in parameters if one.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if len(cfg.betas) != 2:
+        raise ConfigError(f"optimizer.betas={cfg.betas}: AdamW takes two, such as [0.9, 0.95]")
+    betas = (cfg.betas[0], cfg.betas[1])
+    if cfg.name == "adamw":
+        fused = runtime.device.type in ("cpu", "cuda", "mps")
+        return torch.optim.AdamW(groups, lr=cfg.lr, betas=betas, eps=cfg.eps, fused=fused)
+    if runtime.device.type != "cuda":
+        raise ConfigError(f"optimizer.name=adamw_8bit needs CUDA, but the device is {runtime.device}; use adamw")
+    try:
+        from bitsandbytes.optim import AdamW8bit  # noqa: PLC0415 - an optional package
+    except ImportError as error:
+        raise ConfigError("optimizer.name=adamw_8bit needs bitsandbytes: pip install 'shoal-rl[optim8bit]'") from error
+    return AdamW8bit(groups, lr=cfg.lr, betas=betas, eps=cfg.eps)
+
+
+def on_cpu(value: Any) -> Any:
+    """A copy of nested dicts and lists with all tensors copied to the CPU."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu().clone()
+    if isinstance(value, dict):
+        return {key: on_cpu(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(on_cpu(one) for one in value)
+    return value

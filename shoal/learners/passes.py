@@ -1,0 +1,117 @@
+"""Passes of a policy over sequences: the layout that it can take, and scoring without gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from logging import getLogger
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from shoal.algorithms.micro_batch import MicroBatch
+from shoal.algorithms.packing import pack
+from shoal.config.parts import LearnerConfig
+from shoal.learners.forward import PolicyForward, packing_obstacle, refuse_packing
+from shoal.learners.model import Policy
+from shoal.learners.step import scatter
+from shoal.runtime import Runtime
+from shoal.types import Segment, TrainSequence
+
+logger = getLogger(__name__)
+
+PACKING_TOLERANCE = {4: 1e-3, 2: 0.2, 8: 1e-6}
+
+
+class Passes:
+    """A policy, and how its sequences are laid out."""
+
+    def __init__(self, policy: Policy, cfg: LearnerConfig, runtime: Runtime) -> None:
+        """Raises ConfigError where packing was asked for and this model cannot be packed."""
+        self.policy = policy
+        self.cfg = cfg
+        self.runtime = runtime
+        self.forward = PolicyForward(policy, runtime, cfg.logprob_chunk)
+        self.packing = self._can_pack()
+
+    def pack(self, sequences: Sequence[TrainSequence]) -> list[MicroBatch]:
+        """Micro-batches of the sequences, by the configuration's bounds, on the CPU."""
+        flash = self.runtime.attention == "flash_attention_2"
+        return pack(
+            sequences,
+            micro_batch_tokens=self.cfg.micro_batch_tokens,
+            micro_batch_size=self.cfg.micro_batch_size,
+            packing=self.packing,
+            pack_length=self.cfg.micro_batch_tokens if flash else self.cfg.pack_length,
+            share_prefix=self.cfg.share_prefix and not flash,
+        )
+
+    @torch.no_grad()
+    def score(
+        self, sequences: Sequence[TrainSequence], micro_batches: Sequence[MicroBatch], temperature: float
+    ) -> list[NDArray[np.float32]]:
+        """Log-probs per sequence, [sampled], 0 where the mask is False."""
+        found = [np.zeros(len(sequence.mask), dtype=np.float32) for sequence in sequences]
+        self.policy.model.eval()
+        for one in micro_batches:
+            scatter(self.forward(one.to(self.runtime.device), temperature).logprobs, one, found)
+        return found
+
+    def score_segments(self, segments: Sequence[Segment], temperature: float = 1.0) -> list[list[float]]:
+        """Log-probs of each segment's sampled ids after its context."""
+        sequences = as_sequences(segments)
+        return [row.tolist() for row in self.score(sequences, self.pack(sequences), temperature)]
+
+    def _can_pack(self) -> bool:
+        """Whether rows hold several sequences: as configured, and where a trial gives the same log-probs."""
+        wanted = self.cfg.packing
+        if wanted == "off":
+            return False
+        reason = packing_obstacle(self.forward.config) or self._packing_trial()
+        if reason is None:
+            return True
+        name = type(self.policy.causal_lm).__name__
+        if wanted == "on":
+            raise refuse_packing(name, reason)
+        logger.warning("%s cannot be packed (%s): every sequence has a row of its own", name, reason)
+        return False
+
+    def _packing_trial(self) -> str | None:
+        """Packs a few tokens and compares; the reason against packing, or None."""
+        ids = [number % self.policy.vocabulary for number in range(12)]
+        segments = [Segment(ids[:4], ids[4 + k : 8 + k], [0.0] * 4, [True] * 4) for k in range(3)]
+        sequences = as_sequences(segments)
+        packed = [
+            pack(
+                sequences,
+                micro_batch_tokens=1024,
+                packing=packing,
+                share_prefix=self.cfg.share_prefix and self.runtime.attention != "flash_attention_2",
+            )
+            for packing in (True, False)
+        ]
+        try:
+            difference = self.forward.check_packing(packed[0][0], packed[1][0])
+        except (TypeError, ValueError, RuntimeError, KeyError) as error:
+            return f"its attention refuses packed rows: {' '.join(str(error).split())[:120]}"
+        size = (self.runtime.compute_dtype or self.runtime.param_dtype).itemsize
+        if not difference <= PACKING_TOLERANCE[size]:
+            return f"packed log-probs differ by {difference:.2g} nats"
+        return None
+
+
+def as_sequences(segments: Sequence[Segment]) -> list[TrainSequence]:
+    """Segments as sequences to score: every sampled token counts, equal contexts are shared."""
+    return [
+        TrainSequence(
+            completion=number,
+            group=0,
+            ids=np.array(segment.context_ids + segment.sampled_ids, dtype=np.int64),
+            context=len(segment.context_ids),
+            mask=np.ones(len(segment.sampled_ids), dtype=np.bool_),
+            sampler_logprobs=np.zeros(len(segment.sampled_ids), dtype=np.float32),
+            advantages=np.zeros(len(segment.sampled_ids)),
+            completion_tokens=len(segment.sampled_ids),
+        )
+        for number, segment in enumerate(segments)
+    ]

@@ -1,0 +1,116 @@
+"""One optimizer step: minibatches, the per-token numbers beside a micro-batch, and what went wrong in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shoal.algorithms.batch import token_weights
+from shoal.algorithms.logprobs import TokenLogprobs
+from shoal.algorithms.micro_batch import MicroBatch
+from shoal.algorithms.terms import TokenTerms
+from shoal.errors import TrainingError
+from shoal.types import Batch, TrainSequence
+
+
+class NonFiniteError(TrainingError):
+    """A loss or gradient that is not finite. `completions` are the batch's completion numbers it came from."""
+
+    def __init__(self, message: str, completions: list[int]) -> None:
+        super().__init__(message)
+        self.completions = completions
+
+
+@dataclass
+class Minibatch:
+    """What one optimizer step trains on. `indices` are those of `sequences` in the batch; sequences whose passes are
+    skipped are not in here, but counted in `weights`, one array [sampled] per sequence."""
+
+    indices: list[int]
+    sequences: list[TrainSequence]
+    weights: list[NDArray[np.float64]]
+
+
+def minibatches(batch: Batch, count: int, aggregation: str, skip_zero_advantage: bool) -> list[Minibatch]:
+    """Divides a batch into `count` runs of consecutive whole completions, as equal as can be."""
+    completions = list(dict.fromkeys(sequence.completion for sequence in batch.sequences))
+    parts = []
+    for numbers in np.array_split(np.array(completions, dtype=np.int64), count):
+        wanted = set(numbers.tolist())
+        whole = [index for index, sequence in enumerate(batch.sequences) if sequence.completion in wanted]
+        if not whole:
+            continue
+        weights = token_weights([batch.sequences[index] for index in whole], aggregation, batch.max_new_tokens)
+        alive = _with_signal(batch.sequences, whole) if skip_zero_advantage else wanted
+        kept = [
+            (index, weight)
+            for index, weight in zip(whole, weights, strict=True)
+            if batch.sequences[index].completion in alive
+        ]
+        parts.append(
+            Minibatch(
+                [index for index, _ in kept], [batch.sequences[index] for index, _ in kept], [one for _, one in kept]
+            )
+        )
+    return parts
+
+
+def _with_signal(sequences: Sequence[TrainSequence], indices: Sequence[int]) -> set[int]:
+    """Completions with an advantage other than 0 on a trained token."""
+    return {
+        sequences[index].completion
+        for index in indices
+        if np.any(sequences[index].advantages[sequences[index].mask] != 0)
+    }
+
+
+class TokenTable:
+    """Per-token numbers of a list of sequences, looked up for the tokens of a micro-batch."""
+
+    def __init__(self, minibatch: Minibatch, old: Sequence[NDArray[np.float32]] | None) -> None:
+        """`old` are log-probs at the start of the batch, [sampled] per sequence; None: the current ones, detached."""
+        sequences = minibatch.sequences
+        self.starts = np.cumsum([0, *(len(sequence.mask) for sequence in sequences)])
+        self.completions = np.array([sequence.completion for sequence in sequences])
+        self.columns = {
+            "sampler_logprobs": np.concatenate([sequence.sampler_logprobs for sequence in sequences]),
+            "advantages": np.concatenate([sequence.advantages for sequence in sequences]),
+            "weights": np.concatenate(minibatch.weights),
+        }
+        if old is not None:
+            self.columns["old_logprobs"] = np.concatenate(old)
+        references = [sequence.ref_logprobs for sequence in sequences]
+        known = [one for one in references if one is not None]
+        if len(known) == len(references):
+            self.columns["ref_logprobs"] = np.concatenate(known)
+
+    def terms(self, batch: MicroBatch, found: TokenLogprobs) -> TokenTerms:
+        """The tensors of the loss for one micro-batch, on the log-probs' device and in their dtype."""
+        rows = batch.sequence.cpu().numpy()
+        at = self.starts[rows] + batch.token.cpu().numpy()
+        numbers, local = np.unique(self.completions[rows], return_inverse=True)
+        like = found.logprobs
+        columns = torch.from_numpy(np.stack([column[at].astype(np.float64) for column in self.columns.values()]))
+        moved = dict(zip(self.columns, columns.to(like.dtype).to(like.device).unbind(), strict=True))
+        old = moved.pop("old_logprobs", None)
+        return TokenTerms(
+            logprobs=like,
+            unit_logprobs=found.unit_logprobs,
+            old_logprobs=like.detach() if old is None else old,
+            completion=torch.from_numpy(local).to(like.device),
+            num_completions=len(numbers),
+            entropy=found.entropy,
+            **moved,
+        )
+
+
+def scatter(values: Tensor, batch: MicroBatch, into: Sequence[NDArray[np.float32]]) -> None:
+    """Writes one value per trained token of a micro-batch into arrays [sampled], one per packed sequence."""
+    rows, tokens, found = batch.sequence.tolist(), batch.token.tolist(), values.float().cpu().tolist()
+    for row, token, value in zip(rows, tokens, found, strict=True):
+        into[row][token] = value
