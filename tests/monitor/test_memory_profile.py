@@ -41,23 +41,25 @@ def test_a_child_that_holds_100_mib_is_seen_and_named(tmp_path: Path):
         while profile.samples < before + 2:  # two whole samples of the thread while the child is there
             time.sleep(0.01)
     summary = profile.stop()
-    # The interpreter itself takes 10 MiB or so.
-    assert 100 <= summary["peaks"]["children"]["mib"] < 150
-    assert summary["peaks"]["total"]["mib"] >= summary["peaks"]["main"]["mib"] + 50
     (child,) = [row for row in summary["top_children"] if row["pid"] == pid]
-    assert child["mib"] >= 100
+    assert 100 <= child["mib"] < 150  # the interpreter itself takes 10 MiB or so
+    assert summary["peaks"]["children"]["mib"] >= child["mib"]
+    assert summary["peaks"]["total"]["mib"] >= child["mib"] + 20
     assert "-c" in child["name"]
     written = json.loads((tmp_path / "memory_profile" / "memory_summary.json").read_text())
     assert written["top_children"] == summary["top_children"]
     markdown = (tmp_path / "memory_profile" / "memory_summary.md").read_text()
     assert "main process" in markdown
     assert f"| {pid} | {child['mib']:.0f} |" in markdown
-    assert samples(tmp_path)[-1]["children_mib"] == 0, "the child is gone in the last sample"
+    left = samples(tmp_path)[-1]["top_children"]
+    assert isinstance(left, list)
+    assert pid not in [row["pid"] for row in left]
 
 
 def test_the_largest_children_come_first_and_only_so_many_are_listed(tmp_path: Path):
     profile = MemoryProfile(MemoryProfileConfig(interval=60, top_n_children=2), tmp_path)
-    with child_holding(10, "a"), child_holding(60, "b") as largest, child_holding(30, "c") as second:
+    # Larger than any child that another test of this process may have left behind (a tracker's service).
+    with child_holding(10, "a"), child_holding(250, "b") as largest, child_holding(200, "c") as second:
         profile.mark("step_1_start")
     listed = samples(tmp_path)[0]["top_children"]
     assert isinstance(listed, list)
