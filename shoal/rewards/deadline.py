@@ -37,14 +37,14 @@ class _Worker:
     """One process. `job` is the index of what it judges now; nothing may be sent before it said that it is ready."""
 
     def __init__(self, paths: Sequence[str], timeout: float, memory_gib: float) -> None:
-        command = [sys.executable, "-m", "shoal.rewards.worker", str(timeout), str(memory_gib), *paths]
+        command = [sys.executable, "-P", "-m", "shoal.rewards.worker", str(timeout), str(memory_gib), *paths]
         # The worker must find what this process finds. A session of its own keeps Ctrl-C away from it, and lets what
         # the verifier started be killed with it.
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [os.getcwd(), *sys.path]))},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
             start_new_session=True,
         )
         self.ready = False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from difflib import get_close_matches
 from importlib import import_module
 
@@ -13,6 +15,8 @@ from shoal.rewards.base import REGISTRY, VerifierEntry
 
 def find_verifier(name: str) -> VerifierEntry:
     """The verifier registered under `name`, or the function at `package.module:function`.
+
+    Modules are also looked for in the working folder, after all other places, so that it hides none of them.
 
     Raises:
         ConfigError: there is none; the line names the nearest registered one.
@@ -26,6 +30,8 @@ def find_verifier(name: str) -> VerifierEntry:
             "your own is named by its import path, package.module:function"
         )
     module_name, _, function_name = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     try:
         module = import_module(module_name)
     except ImportError as error:

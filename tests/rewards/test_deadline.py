@@ -1,0 +1,105 @@
+import os
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from shoal.errors import TrainingError
+from shoal.rewards.base import Submission
+from shoal.rewards.deadline import DeadlinePool
+
+MISBEHAVING = "fragile_verifiers:misbehaving"
+PROCESS_ID = "fragile_verifiers:process_id"
+
+
+def job(text: str, path: str = MISBEHAVING, **info: str) -> tuple[str, Submission]:
+    return path, Submission(text=text, info=dict(info))
+
+
+def gone(process: int) -> bool:
+    """Whether a process ends within a few seconds; one that waits to be reaped has ended."""
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        if not psutil.pid_exists(process) or psutil.Process(process).status() == psutil.STATUS_ZOMBIE:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_each_misbehaviour_makes_its_own_score_missing_and_no_other(workers: int) -> None:
+    bad = {
+        "hang": "no verdict within 1 s",
+        "hang in C": "no verdict within 1 s",
+        "crash": "the process died",
+        "exit": "the process died",
+        "raise": "RuntimeError: no such luck",
+        "nan": "gave nan",
+        "words": "gave str, not a number",
+        "hog": "MemoryError: ",
+    }
+    texts = [text for name in bad for text in ("fine", name)] + ["fine"]
+    with DeadlinePool([MISBEHAVING], workers=workers, timeout=1, memory_gib=0.5) as pool:
+        verdicts = pool.judge([job(text) for text in texts])
+    assert {text: verdict.reason for text, verdict in zip(texts, verdicts, strict=True) if text in bad} == bad
+    for text, verdict in zip(texts, verdicts, strict=True):
+        assert verdict.score == (None if text in bad else 1.0), text
+
+
+def test_verdicts_come_in_the_jobs_order_from_several_workers() -> None:
+    lengths = [7, 1, 5, 3, 2, 8, 4, 6, 0, 9]
+    with DeadlinePool(["fragile_verifiers:length"], workers=3, timeout=10, memory_gib=0) as pool:
+        verdicts = pool.judge([job("x" * length, "fragile_verifiers:length") for length in lengths])
+    assert [verdict.score for verdict in verdicts] == lengths
+
+
+def test_a_verifier_may_print_and_finds_its_input_empty() -> None:
+    with DeadlinePool([MISBEHAVING], workers=1, timeout=10, memory_gib=0) as pool:
+        assert [verdict.score for verdict in pool.judge([job("print"), job("read"), job("fine")])] == [1.0, 0.0, 1.0]
+
+
+def test_hangs_are_waited_for_at_the_same_time() -> None:
+    with DeadlinePool([MISBEHAVING], workers=4, timeout=1.5, memory_gib=0) as pool:
+        pool.judge([job("fine")] * 4)  # the workers' start does not count
+        start = time.monotonic()
+        verdicts = pool.judge([job("hang")] * 4)
+        seconds = time.monotonic() - start
+    assert all(verdict.score is None for verdict in verdicts)
+    assert seconds < 4  # one after another takes 6
+
+
+def test_nothing_is_started_before_the_first_job_and_nothing_is_left_after_closing() -> None:
+    pool = DeadlinePool([PROCESS_ID], workers=2, timeout=10, memory_gib=0)
+    assert pool.workers == []
+    processes = {int(verdict.score or 0) for verdict in pool.judge([job("", PROCESS_ID) for _ in range(20)])}
+    assert os.getpid() not in processes
+    started = [worker.process.pid for worker in pool.workers]
+    assert processes <= set(started)
+    pool.close()
+    assert all(map(gone, started))
+
+
+def test_a_worker_is_kept_from_call_to_call_and_replaced_after_a_crash() -> None:
+    paths = [MISBEHAVING, PROCESS_ID]
+    with DeadlinePool(paths, workers=1, timeout=10, memory_gib=0) as pool:
+        first, second = (pool.judge([job("", PROCESS_ID)])[0].score for _ in range(2))
+        pool.judge([job("crash")])
+        third = pool.judge([job("", PROCESS_ID)])[0].score
+    assert first == second
+    assert third not in (None, first)
+
+
+def test_what_a_verifier_started_is_killed_with_it(tmp_path: Path) -> None:
+    path = "fragile_verifiers:start_a_child_and_hang"
+    file = tmp_path / "child"
+    with DeadlinePool([path], workers=1, timeout=1, memory_gib=0) as pool:
+        assert pool.judge([job("", path, file=str(file))])[0].score is None
+        assert gone(int(file.read_text()))
+
+
+def test_a_worker_that_does_not_start_is_an_error_that_names_what_it_imports() -> None:
+    with DeadlinePool(["no_such_module:f"], workers=1, timeout=1, memory_gib=0) as pool:
+        with pytest.raises(TrainingError, match="no_such_module:f"):
+            pool.judge([job("", "no_such_module:f")])
+        assert pool.workers == []
