@@ -54,7 +54,9 @@ class Measures:
         if not len(terms.logprobs):
             return
         surrogate = SURROGATES[algorithm.surrogate](terms, algorithm)
-        logs = log_ratio(terms.old_logprobs, terms.sampler_logprobs)
+        # With the sampler's log-probs as l_old the mismatch would be 0 by definition.
+        learner = terms.logprobs if algorithm.old_logprobs == "sampler" else terms.old_logprobs
+        logs = log_ratio(learner, terms.sampler_logprobs)
         gap, rho = logs.abs(), logs.exp()
         zero = terms.weights.new_zeros(())
         values = {
@@ -110,7 +112,8 @@ class Measures:
         - `policy/ratio_mean`, `_min`, `_max`: the surrogate's ratio (of the sequence for gspo) over trained tokens.
         - `policy/entropy`: nats, mean over the trained tokens whose entropy was computed; absent without any.
         - `kl_ref/k1` to `k4`: nats, mean over the trained tokens with a reference; absent without any.
-        - `sampler/logprob_diff_mean`, `_max`: |l_old - l_gen| over trained tokens; log-ratios are clamped to 40 here.
+        - `sampler/abs_difference`, `_max`: |l_old - l_gen| in nats, mean and largest over trained tokens. Log-ratios are
+          clamped to 40 here and below. Under old_logprobs=sampler l stands for l_old in all of `sampler/`.
         - `sampler/kl_k1`, `sampler/kl_k3`: KL from the sampler to the learner, d = l_gen - l_old, nats, mean over
           trained tokens (the sampler drew them, so both are unbiased).
         - `sampler/ess`: (sum rho)^2 / (n sum rho^2), n trained tokens, rho = exp(l_old - l_gen) per token; 1 is none
@@ -134,8 +137,8 @@ class Measures:
             "policy/ratio_mean": total["ratio"] / tokens,
             "policy/ratio_min": -most["minus_ratio_min"],
             "policy/ratio_max": most["ratio_max"],
-            "sampler/logprob_diff_mean": total["gap"] / tokens,
-            "sampler/logprob_diff_max": most["gap_max"],
+            "sampler/abs_difference": total["gap"] / tokens,
+            "sampler/abs_difference_max": most["gap_max"],
             "sampler/kl_k1": total["sampler_k1"] / tokens,
             "sampler/kl_k3": total["sampler_k3"] / tokens,
             "sampler/ess": total["rho"] ** 2 / (tokens * total["rho_squared"]),

@@ -57,8 +57,8 @@ def test_the_measures_have_these_values(terms):
         "kl_ref/k2": d * d / 2,
         "kl_ref/k3": d - 0.5,
         "kl_ref/k4": 3.5 / 3 * d,
-        "sampler/logprob_diff_mean": log(4) / 3,
-        "sampler/logprob_diff_max": log(4),
+        "sampler/abs_difference": log(4) / 3,
+        "sampler/abs_difference_max": log(4),
         "sampler/kl_k1": -log(4) / 3,
         "sampler/kl_k3": (3 - log(4)) / 3,
         "sampler/ess": 36 / 54,
@@ -86,6 +86,14 @@ def test_the_ratio_of_gspo_is_the_sequences(terms):
 def test_what_was_not_computed_is_absent(terms):
     got = measured(replace(terms, ref_logprobs=None, entropy=None), AlgorithmConfig()).metrics()
     assert not [name for name in got if name.startswith("kl_ref") or name == "policy/entropy"]
+
+
+def test_the_mismatch_is_measured_also_where_the_samplers_log_probs_are_the_old_ones(terms):
+    # l_old = l_gen; the learner's l is log 2 above it on one token of three
+    sampler = terms.logprobs - torch.tensor([log(2), 0.0, 0.0], dtype=torch.float64)
+    terms = replace(terms, old_logprobs=sampler, sampler_logprobs=sampler)
+    got = measured(terms, AlgorithmConfig(old_logprobs="sampler")).metrics()
+    assert got["sampler/abs_difference"] == pytest.approx(log(2) / 3)
 
 
 def test_nothing_measured_gives_no_metrics():
@@ -136,6 +144,6 @@ def test_huge_mismatches_stay_finite_in_float32():
         zeros, zeros, zeros - torch.tensor([500.0, 0.0]), zeros + 1, zeros + 0.5, torch.tensor([0, 1]), 2, zeros
     )
     got = measured(terms, AlgorithmConfig(correction="token_mask")).metrics()
-    assert got["sampler/logprob_diff_max"] == 40
+    assert got["sampler/abs_difference_max"] == 40
     assert got["sampler/ess"] == pytest.approx(0.5)
     assert got["sampler/kl_k3"] == pytest.approx(exp(40) / 2, rel=1e-4)
