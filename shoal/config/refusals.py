@@ -21,12 +21,8 @@ def _one_step(c: ShoalConfig) -> int:
     return c.run.prompts_per_step * c.run.group_size
 
 
-def _on_cpu(c: ShoalConfig) -> bool:
-    return c.runtime.target == "cpu" or c.runtime.device == "cpu"
-
-
 def _without_cuda(c: ShoalConfig) -> bool:
-    return _on_cpu(c) or c.runtime.target == "mac" or c.runtime.device == "mps"
+    return c.runtime.target in ("cpu", "mac") or c.runtime.device in ("cpu", "mps")
 
 
 def _device_of_another_target(c: ShoalConfig) -> bool:
@@ -206,8 +202,9 @@ MACHINE = (
         "runtime.target={c.runtime.target} has no runtime.device={c.runtime.device}: leave one of them on auto",
     ),
     Refusal(
-        lambda c: _on_cpu(c) and c.runtime.mixed_precision == "fp16",
-        "runtime.mixed_precision=fp16 needs a GPU: on a CPU set bf16 or none",
+        lambda c: c.runtime.mixed_precision in ("bf16", "fp16") and c.model.dtype in ("bfloat16", "float16"),
+        "runtime.mixed_precision={c.runtime.mixed_precision} computes over float32 parameters, but "
+        "model.dtype={c.model.dtype}: set model.dtype=float32, or runtime.mixed_precision=auto",
     ),
     Refusal(
         lambda c: _without_cuda(c) and c.optimizer.name == "adamw_8bit",

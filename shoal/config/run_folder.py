@@ -84,8 +84,10 @@ def _first_key(node: str) -> str:
 def find_resume(where: str, root: Path) -> Path:
     """The run folder that `resume=where` means: a run folder, one of its checkpoints, or `latest` under `root`.
 
+    A folder named in full may be without a checkpoint: its run was ended before the first, and starts again.
+
     Raises:
-        ConfigError: there is no such run, or it has no checkpoint yet.
+        ConfigError: there is no such run or checkpoint.
     """
     if where == "latest":
         found = [path.parent for path in root.glob("**/checkpoints") if has_checkpoint(path.parent)]
@@ -96,8 +98,8 @@ def find_resume(where: str, root: Path) -> Path:
     folder = path.parent.parent if path.parent.name == "checkpoints" else path
     if not (folder / SAVED).is_file():
         raise ConfigError(f"resume={where}: no run folder (there is no {folder / SAVED})")
-    if not path.is_dir() or not has_checkpoint(folder):
-        raise ConfigError(f"resume={where}: no checkpoint there (see checkpoint.every)")
+    if not path.is_dir():
+        raise ConfigError(f"resume={where}: no such checkpoint; {folder / 'checkpoints'} has those that were kept")
     return folder
 
 
