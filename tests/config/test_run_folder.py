@@ -49,7 +49,7 @@ def test_a_name_that_is_taken_is_refused_with_the_way_to_go_on(tmp_path: Path):
     config = load_config("story", [f"run.root={tmp_path}", "run.name=mine"])
     assert new_run_folder(config) == tmp_path / "mine"
     (tmp_path / "mine").mkdir()
-    with pytest.raises(ConfigError, match="choose another run.name, or go on with that run by resume="):
+    with pytest.raises(ConfigError, match=r"choose another run.name, or go on with that run by resume="):
         new_run_folder(config)
 
 
@@ -74,7 +74,7 @@ def test_overrides_change_a_saved_configuration_and_are_checked_like_any(tmp_pat
 def test_the_group_that_a_run_was_started_with_may_be_named_again_but_not_exchanged(tmp_path: Path):
     make_run(tmp_path, overrides=("algorithm=dapo",))
     assert load_saved(tmp_path, ["algorithm=dapo"]).algorithm.clip_high == 0.28
-    with pytest.raises(ConfigError, match="has its own algorithm; override single keys, such as algorithm.surrogate"):
+    with pytest.raises(ConfigError, match=r"has its own algorithm; override single keys, such as algorithm.surrogate"):
         load_saved(tmp_path, ["algorithm=cispo"])
 
 
