@@ -85,7 +85,7 @@ def test_the_run_stops_above_the_allowed_share_of_missing_rewards(allowed: float
     groups = [group("", stop=StopReason.ERROR), group("")]
     report = Scorer(RewardConfig(max_missing=allowed), {"exact_answer": 1.0}).score(groups)
     if stops:
-        with pytest.raises(TrainingError, match="1 of 2 rewards are missing.*1 completions not finished"):
+        with pytest.raises(TrainingError, match=r"1 of 2 rewards are missing.*1 completions not finished"):
             report.check()
     else:
         assert report.check() is report
