@@ -26,6 +26,7 @@ from shoal.config.run_folder import (
     run_folder_of,
     save_config,
     saved_overrides,
+    saved_preset,
 )
 from shoal.config.smoke import shrink
 from shoal.config.sweep import check_sweep, collect_runs, format_table, run_sweep, sweep_folder
@@ -136,7 +137,7 @@ def run_train(options: Namespace) -> int:
     if options.dry_run:
         return _show_plan(config)
     folder = new_run_folder(config)
-    save_config(config, overrides, folder)
+    save_config(config, overrides, folder, preset=options.config_name or "story")
     return _status_of(_train_new(config, folder))
 
 
@@ -191,10 +192,10 @@ def _train_new(config: ShoalConfig, folder: Path) -> dict[str, Any]:
 def _train_resumed(options: Namespace, where: str, overrides: Sequence[str]) -> int:
     if options.smoke_test is not None:
         raise ConfigError("resume goes on with a run as it is: leave --smoke-test out")
-    if options.config_name is not None:
-        raise ConfigError("resume takes the run's own configuration: leave --config-name out")
     root = Path(str(overridden(overrides).get("run.root", RunConfig().root)))
     folder = find_resume(where, root)
+    if options.config_name not in (None, saved_preset(folder)):
+        raise ConfigError(f"the run in {folder} was not started from {options.config_name}: leave --config-name out")
     config = load_saved(folder, overrides)
     config.resume = str(folder) if where == "latest" else where
     if options.dry_run:

@@ -19,6 +19,7 @@ from shoal.files import write_atomically
 
 SAVED = Path(".hydra/config.yaml")
 SAVED_OVERRIDES = Path(".hydra/overrides.yaml")
+SAVED_HYDRA = Path(".hydra/hydra.yaml")
 
 
 def new_run_folder(config: ShoalConfig) -> Path:
@@ -39,11 +40,16 @@ def new_run_folder(config: ShoalConfig) -> Path:
     return next(path for n in count(2) if not (path := stamp.with_name(f"{stamp.name}_{n}")).exists())
 
 
-def save_config(config: ShoalConfig, overrides: Sequence[str], folder: Path) -> None:
-    """Writes the resolved configuration and the overrides that made it to `folder/.hydra/`."""
+def save_config(config: ShoalConfig, overrides: Sequence[str], folder: Path, preset: str | None = None) -> None:
+    """Writes the resolved configuration to `folder/.hydra/`, with the overrides and the preset that made it.
+
+    In a sweep Hydra itself writes what it knows of the preset: then `preset` is None.
+    """
     values = {**asdict(config), "resume": None}
     write_atomically(folder / SAVED, OmegaConf.to_yaml(OmegaConf.create(values)))
     write_atomically(folder / SAVED_OVERRIDES, OmegaConf.to_yaml(OmegaConf.create(list(overrides))))
+    if preset is not None:
+        write_atomically(folder / SAVED_HYDRA, OmegaConf.to_yaml({"hydra": {"job": {"config_name": preset}}}))
 
 
 def load_saved(folder: Path, overrides: Sequence[str] = ()) -> ShoalConfig:
@@ -75,6 +81,12 @@ def saved_overrides(folder: Path) -> list[str]:
     """The overrides that a run was started with."""
     file = folder / SAVED_OVERRIDES
     return [str(text) for text in OmegaConf.load(file)] if file.is_file() else []
+
+
+def saved_preset(folder: Path) -> str | None:
+    """The preset that a run was started from, where its folder says so."""
+    file = folder / SAVED_HYDRA
+    return OmegaConf.select(OmegaConf.load(file), "hydra.job.config_name") if file.is_file() else None
 
 
 def _first_key(node: str) -> str:
