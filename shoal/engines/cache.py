@@ -1,0 +1,143 @@
+"""The KV cache: all rows end at one column, so a step writes one slice and finished rows are overwritten."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+
+class KVCache(Cache):
+    """Keys and values of up to `capacity` rows over `columns` columns, right-aligned.
+
+    Row r holds its tokens in columns [starts[r], end), so that the next token of every row goes to column `end`, and
+    the distance of two columns is the distance of two positions (sliding windows rely on that). `low` is the first
+    column that any row uses. Hugging Face modules take it as their cache; the fast decoder reads the layers' tensors.
+    """
+
+    def __init__(self, layers: int, capacity: int, columns: int, device: torch.device) -> None:
+        self.buffers = [ColumnLayer(self) for _ in range(layers)]
+        super().__init__(layers=list(self.buffers))
+        self.capacity = capacity
+        self.columns = columns
+        self.device = device
+        self.rows = 0
+        self.low = 0
+        self.end = 0
+        self.starts = torch.zeros(0, dtype=torch.long, device=device)
+
+    def set_rows(self, starts: Tensor, low: int) -> None:
+        """Sets the rows in use and their first columns, [R]; `low` is the least of them."""
+        self.rows = len(starts)
+        self.starts = starts
+        self.low = low
+
+    def visible(self, new: int) -> Tensor:
+        """[R, columns - low] bool: the columns that hold tokens of the row, up to `new` tokens past `end`."""
+        return torch.arange(self.low, self.end + new, device=self.device) >= self.starts[:, None]
+
+    def positions(self, new: int) -> Tensor:
+        """[R, new]: positions of the next `new` tokens; 0 before a row's first token."""
+        columns = torch.arange(self.end, self.end + new, device=self.device)
+        return (columns - self.starts[:, None]).clamp(min=0)
+
+    def move(self, sources: Tensor, targets: Tensor) -> None:
+        """Copies rows `sources` over rows `targets`."""
+        for layer in self.buffers:
+            layer.move(sources, targets)
+
+    def append(self, prompts: KVCache, index: Tensor) -> None:
+        """Adds rows after the last: row i gets the tokens of row index[i] of `prompts`, up to this cache's end."""
+        for mine, theirs in zip(self.buffers, prompts.buffers, strict=True):
+            mine.append(theirs, index)
+
+    def row(self, index: int) -> KVCache:
+        """A cache of one row, a copy of row `index`."""
+        copy = KVCache(len(self.buffers), 1, self.end, self.device)
+        copy.end = self.end
+        copy.append(self, torch.tensor([index], device=self.device))
+        copy.set_rows(self.starts[index : index + 1], self.low)
+        return copy
+
+    def resize(self, capacity: int, columns: int, end: int) -> None:
+        """Moves the rows so that they end at column `end`, in a new buffer where the present one is too small."""
+        fits = capacity <= self.capacity and columns <= self.columns
+        if not fits:
+            self.capacity, self.columns = capacity, columns
+        for layer in self.buffers:
+            layer.resize(end, fits)
+        shift = end - self.end
+        self.end, self.low, self.starts = end, self.low + shift, self.starts + shift
+
+
+class ColumnLayer(CacheLayerMixin):
+    """One layer's part: keys and values [capacity, KV heads, columns, head dimension]."""
+
+    is_sliding = False
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self, cache: KVCache) -> None:
+        super().__init__()
+        self.cache = cache
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        # Zeros: what lies left of a row is masked, but not-a-number times zero would show.
+        self.keys, self.values = (
+            states.new_zeros((self.cache.capacity, states.shape[1], self.cache.columns, states.shape[3]))
+            for states in (key_states, value_states)
+        )
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Writes [R, KV heads, L, D] after the rows' ends; returns all columns in use."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        cache = self.cache
+        end = cache.end + key_states.shape[2]
+        self.keys[: cache.rows, :, cache.end : end] = key_states
+        self.values[: cache.rows, :, cache.end : end] = value_states
+        return self.keys[: cache.rows, :, cache.low : end], self.values[: cache.rows, :, cache.low : end]
+
+    def move(self, sources: Tensor, targets: Tensor) -> None:
+        if not self.is_initialized:
+            return
+        used = slice(self.cache.low, self.cache.end)
+        for buffer in (self.keys, self.values):
+            buffer[targets, :, used] = buffer[sources, :, used]
+
+    def append(self, prompts: ColumnLayer, index: Tensor) -> None:
+        if not self.is_initialized:
+            self.lazy_initialization(prompts.keys, prompts.values)
+        first, end = self.cache.rows, self.cache.end
+        width = prompts.cache.end
+        for mine, theirs in ((self.keys, prompts.keys), (self.values, prompts.values)):
+            mine[first : first + len(index), :, end - width : end] = theirs[index, :, :width]
+
+    def resize(self, end: int, in_place: bool) -> None:
+        if not self.is_initialized:
+            return
+        cache = self.cache
+        width = cache.end - cache.low
+        moved = []
+        for buffer in (self.keys, self.values):
+            used = buffer[: cache.rows, :, cache.low : cache.end]
+            target = buffer
+            if in_place:
+                used = used.clone()
+            else:
+                target = buffer.new_zeros((cache.capacity, buffer.shape[1], cache.columns, buffer.shape[3]))
+            target[: cache.rows, :, end - width : end] = used
+            moved.append(target)
+        self.keys, self.values = moved
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.cache.end - self.cache.low + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.cache.end - self.cache.low
+
+    def get_max_length(self) -> int:
+        return -1
