@@ -168,6 +168,11 @@ def test_seconds_total_goes_on_from_the_checkpoint(open_monitor: Open):
     assert second.seconds_total >= 0.03
 
 
+def test_seconds_total_holds_what_came_before_the_monitor(cfg: ShoalConfig, tmp_path: Path):
+    monitor = Monitor(cfg, tmp_path / "run", total_steps=1, started=time.monotonic() - 40)
+    assert 40 <= monitor.seconds_total < 60
+
+
 def test_rows_survive_sigkill_without_a_close(tmp_path: Path):
     code = (
         "import os, signal, sys; from pathlib import Path\n"

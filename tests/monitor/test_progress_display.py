@@ -99,6 +99,13 @@ def test_another_long_phase_shows_its_progress_and_its_end(mode: str):
         assert "warm start 200/300" in written(shown)
 
 
+def test_a_phase_that_had_nothing_to_do_says_nothing():
+    shown = display("lines")
+    with shown.task("warm start", 300):
+        pass
+    assert written(shown) == ""
+
+
 def test_a_phase_that_fails_ends_its_progress_where_it_was():
     shown = display("lines")
     with pytest.raises(ValueError), shown.task("warm start", 300) as advance:
