@@ -13,7 +13,7 @@ from shutil import rmtree
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from shoal.config import ShoalConfig, load_config
 from shoal.config.compose import preset_names, search_folder, to_config
@@ -207,7 +207,10 @@ def _train_resumed(options: Namespace, where: str, overrides: Sequence[str]) -> 
 
 
 def _show_plan(config: ShoalConfig) -> int:
-    print(OmegaConf.to_yaml(OmegaConf.structured(config)), end="")
+    from shoal.dry_run import plan_lines  # noqa: PLC0415 imports torch, which --help must not wait for
+
+    for line in plan_lines(config):
+        print(line)
     return 0
 
 
