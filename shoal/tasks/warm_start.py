@@ -39,7 +39,7 @@ class Recipe:
     kv_heads: int = 2
     head_dim: int = 32
     ffn: int = 384
-    steps: int = 300
+    steps: int = 250
     batch: int = 64
     lr: float = 2e-3
     betas: tuple[float, float] = (0.9, 0.98)
@@ -98,7 +98,7 @@ def _teach(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, progress: Progres
     random = Random(f"demonstrations/{recipe.seed}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        model = Qwen3ForCausalLM(_architecture(recipe, tokenizer))
+        model = Qwen3ForCausalLM(architecture(recipe, tokenizer))
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, betas=recipe.betas, weight_decay=0.0)
@@ -117,7 +117,7 @@ def _teach(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, progress: Progres
     return model.eval()
 
 
-def _architecture(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
+def architecture(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
     return Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=recipe.hidden,

@@ -84,7 +84,7 @@ def test_a_problem_is_on_one_side_of_the_split_whoever_has_what(seed: int, thing
 
 def test_training_and_held_out_problems_are_disjoint() -> None:
     def arithmetic(question: str) -> str:
-        name, _, start, thing, *changes = question.split()
+        _, _, start, _, *changes = question.split()
         return " ".join([start, *changes])
 
     sides = [
