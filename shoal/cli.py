@@ -18,11 +18,10 @@ from omegaconf import DictConfig
 from shoal.config import ShoalConfig, load_config
 from shoal.config.compose import preset_names, search_folder, to_config
 from shoal.config.overrides import GROUPS, check_overrides, overridden, split_resume
-from shoal.config.run import RunConfig
 from shoal.config.run_folder import (
-    find_resume,
     load_saved,
     new_run_folder,
+    open_run,
     run_folder_of,
     save_config,
     saved_overrides,
@@ -192,12 +191,9 @@ def _train_new(config: ShoalConfig, folder: Path) -> dict[str, Any]:
 def _train_resumed(options: Namespace, where: str, overrides: Sequence[str]) -> int:
     if options.smoke_test is not None:
         raise ConfigError("resume goes on with a run as it is: leave --smoke-test out")
-    root = Path(str(overridden(overrides).get("run.root", RunConfig().root)))
-    folder = find_resume(where, root)
+    config, folder = open_run(where, overrides)
     if options.config_name not in (None, saved_preset(folder)):
         raise ConfigError(f"the run in {folder} was not started from {options.config_name}: leave --config-name out")
-    config = load_saved(folder, overrides)
-    config.resume = str(folder) if where == "latest" else where
     if options.dry_run:
         return _show_plan(config)
     save_config(config, [*saved_overrides(folder), *overrides], folder)
@@ -232,8 +228,9 @@ def _train_sweep(options: Namespace, overrides: Sequence[str]) -> int:
     try:
         run_sweep(name, checked, presets, folder, job)
     finally:
-        print(format_table(collect_runs(folder, [combination for combination, _ in planned])))
-    return 0
+        runs = collect_runs(folder, [combination for combination, _ in planned])
+        print(format_table(runs))
+    return 0 if all(run.summary for run in runs) else RUN_FAILED
 
 
 def sweep_job(composed: DictConfig, smoke_steps: int | None, log_level: str) -> None:
@@ -246,11 +243,13 @@ def sweep_job(composed: DictConfig, smoke_steps: int | None, log_level: str) -> 
     from shoal.training.run import train  # noqa: PLC0415 imports torch, which --help must not wait for
 
     try:
-        if _status_of(train(config, folder)) == INTERRUPTED:
-            raise KeyboardInterrupt
+        status = _status_of(train(config, folder))
     except ShoalError as error:
-        logger.error("run %s: %s", folder, error)
-        raise
+        # The other runs go on; the table and the exit status tell of this one.
+        logger.error("%s: %s", folder, error)
+        return
+    if status == INTERRUPTED:
+        raise KeyboardInterrupt
 
 
 if __name__ == "__main__":
