@@ -116,6 +116,18 @@ def test_marks_can_be_rarer_than_steps_or_left_out(
     assert [sample["mark"] for sample in samples(tmp_path / "run")[before:]] == ["end"]
 
 
+def test_the_summary_has_the_highest_total_of_each_phase(tmp_path: Path):
+    profile = MemoryProfile(MemoryProfileConfig(interval=60), tmp_path)
+    profile.step = 1
+    for name, mib in (("rollout", 200), ("train", 50), ("rollout", 10)):
+        profile.phase = name
+        with child_holding(mib, name):
+            profile.mark(f"after_{name}")
+    highest = profile.stop()["peak_total_by_phase_mib"]
+    assert highest["rollout"] > highest["train"] + 100
+    assert profile.peaks["total"]["phase"] == "rollout"
+
+
 def test_the_interval_decides_how_often_the_thread_samples(tmp_path: Path):
     counts = []
     for interval in (0.02, 0.2):

@@ -78,6 +78,15 @@ def test_a_write_that_dies_half_way_leaves_the_old_file(tmp_path: Path):
     assert len(list(tmp_path.iterdir())) == 2, "the half-written file was not beside the old one"
 
 
+def test_a_reader_that_has_the_old_file_open_never_sees_a_mixture(tmp_path: Path):
+    path = tmp_path / "summary.json"
+    write_atomically(path, "old")
+    with path.open() as reader:
+        write_atomically(path, "new and longer")
+        assert reader.read() == "old"
+    assert path.read_text() == "new and longer"
+
+
 @pytest.mark.parametrize("durable", [True, False])
 def test_writing_makes_the_folder_and_leaves_nothing_beside(tmp_path: Path, durable: bool):
     path = tmp_path / "a" / "b.txt"
