@@ -69,10 +69,11 @@ EXAMPLES: list[tuple[Values, Values]] = [
         {"runtime.mixed_precision": "bf16"},
     ),
     ({"model.dtype": "bfloat16", "runtime.mixed_precision": "fp16"}, {"model.dtype": "float32"}),
-    ({"model.attention": "flash_attention_2", "learner.packing": "on"}, {"learner.share_prefix": False}),
+    ({"model.attention": "flash_attention_2", "learner.pack_length": 512}, {"learner.pack_length": 0}),
     ({"learner.pack_length": 9000}, {"learner.pack_length": 8192}),
     ({"learner.pack_length": 512, "learner.packing": "off"}, {"learner.packing": "auto"}),
     ({"engine.max_cache_tokens": 103}, {"engine.max_cache_tokens": 104}),  # 64 of the prompt + 40 new ones
+    ({"engine.max_cache_tokens": 104, "evaluation.sampling": {"max_new_tokens": 60}}, {"engine.max_cache_tokens": 124}),
 ]
 
 
