@@ -37,7 +37,7 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
 def check_overrides(overrides: Sequence[str], *, sweep: bool = False) -> list[str]:
     """Checks the keys and completes what has a short form; returns overrides for Hydra.
 
-    `model=NAME` is short for `model.name=NAME`; an entry of a dict-typed key needs no plus sign.
+    `model=NAME` is short for `model.name=NAME`; a dict-typed key and its entries need no plus sign.
 
     Raises:
         ConfigError: an override cannot be read, its key does not exist or holds other keys, or it lists
@@ -63,6 +63,8 @@ def _complete(override: Override, sweep: bool) -> str:
         if holder is None:
             raise ConfigError(unknown_key(name))
         return text if override.is_delete() else "++" + text.lstrip("+")
+    if getattr(key.type, "__origin__", None) is dict and not override.is_delete():
+        return "++" + text.lstrip("+")
     if key.node:
         inner = [other for other in all_keys() if other.startswith(name + ".")]
         raise ConfigError(f"{text!r}: {name} holds other keys; set one of them, such as {inner[0]}")

@@ -83,11 +83,6 @@ DATA = (
         "the path out",
     ),
     Refusal(
-        lambda c: c.data.task != "story" and c.data.path is None,
-        "data.task={c.data.task} needs data.path: a Hub name or a local file, such as data.path=openai/gsm8k "
-        "data.subset=main",
-    ),
-    Refusal(
         lambda c: c.data.task != "story" and c.model.name == "story",
         "model.name=story only reads the words of data.task=story: for data.task={c.data.task} give a model, such as "
         "model.name=Qwen/Qwen3-0.6B",

@@ -29,7 +29,6 @@ EXAMPLES: list[tuple[Values, Values]] = [
     ({"source.kind": "replay", "source.path": "old", "run.record_groups": True}, {"run.record_groups": False}),
     ({"memory_profile.enabled": True, "memory_profile.interval": 0.0}, {"memory_profile.interval": 0.1}),
     ({"data.path": "file.jsonl"}, {"data.task": "gsm8k", "model.name": "m"}),
-    ({"data.task": "gsm8k", "model.name": "m"}, {"data.path": "openai/gsm8k"}),
     ({"data.task": "gsm8k", "data.path": "openai/gsm8k"}, {"model.name": "Qwen/Qwen3-0.6B"}),
     ({"reward.timeout": 0.0}, {"reward.timeout": 10.0}),
     ({"reward.max_missing": 1.5}, {"reward.max_missing": 1.0}),
