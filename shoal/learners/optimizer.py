@@ -38,7 +38,9 @@ class PolicyOptimizer:
                 parameter.register_post_accumulate_grad_hook(_adder(master))
         self.optimizer = make_adamw(self.masters, cfg, runtime)
         warmup = cfg.warmup_steps or round(cfg.warmup_ratio * total_steps)
-        self.schedule = get_scheduler(cfg.scheduler, self.optimizer, warmup, max(total_steps, 1))
+        # Hugging Face's `constant` ignores the warm-up.
+        name = "constant_with_warmup" if cfg.scheduler == "constant" else cfg.scheduler
+        self.schedule = get_scheduler(name, self.optimizer, warmup, max(total_steps, 1))
         self.scaler = torch.amp.GradScaler(runtime.device.type, init_scale=FIRST_SCALE, enabled=runtime.loss_scaling)
         self.steps = 0
         self.skipped = 0
