@@ -113,13 +113,29 @@ def test_an_unknown_option_is_named(training: Training, capsys: pytest.CaptureFi
     assert "unknown option --dryrun" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [["--smoke-test", "0"], ["--smoke-test=many"]])
+def test_a_smoke_test_of_no_steps_is_refused(training: Training, words: list[str]):
+    with pytest.raises(SystemExit) as caught:
+        main(["train", *words])
+    assert caught.value.code == 2
+
+
 def test_data_that_cannot_be_read_leaves_no_folder_behind(
     training: Training, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     training.failure[3e-4] = DataError("row 3 has no answer")
     assert main(["train"]) == 2
     assert capsys.readouterr().err == "shoal: error: row 3 has no answer\n"
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_taking_a_folder_away_spares_the_runs_beside_it(training: Training, tmp_path: Path):
+    assert main(["train"]) == 0
+    training.failure[1e-4] = DataError("row 3 has no answer")
+    assert main(["train", "optimizer.lr=1e-4"]) == 2
+    [(_, kept), _] = training.calls
+    assert [path.parent for path in tmp_path.rglob("summary.json")] == [tmp_path / str(kept)]
+    assert len(list(tmp_path.glob("outputs/*/*"))) == 1
 
 
 def test_a_run_that_fails_is_status_1_and_keeps_its_folder(
@@ -216,6 +232,13 @@ def test_a_run_of_a_sweep_that_breaks_unexpectedly_is_raised_after_the_others(
         main(["train", "--multirun", "optimizer.lr=1e-4,1e-5"])
     assert len(training.calls) == 2
     assert "failed" in capsys.readouterr().out
+
+
+def test_a_sweep_does_not_write_into_an_older_one(training: Training, capsys: pytest.CaptureFixture[str]):
+    assert main(["train", "--multirun", "run.seed=1,2", "run.name=sweep"]) == 0
+    assert main(["train", "--multirun", "run.seed=3,4", "run.name=sweep"]) == 2
+    assert "choose another run.name" in capsys.readouterr().err
+    assert len(training.calls) == 2
 
 
 def test_ctrl_c_ends_the_whole_sweep_with_the_table(training: Training, capsys: pytest.CaptureFixture[str]):

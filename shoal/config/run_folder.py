@@ -7,6 +7,7 @@ from dataclasses import asdict
 from datetime import datetime
 from itertools import count
 from pathlib import Path
+from shutil import rmtree
 
 from omegaconf import OmegaConf
 
@@ -29,9 +30,17 @@ def new_run_folder(config: ShoalConfig) -> Path:
     Raises:
         ConfigError: a run of that name exists.
     """
-    root = Path(config.run.root)
-    if config.run.name is not None:
-        folder = root / config.run.name
+    return _free_folder(Path(config.run.root), config.run.name)
+
+
+def new_sweep_folder(config: ShoalConfig) -> Path:
+    """The same for a sweep, in `multirun` beside `run.root`."""
+    return _free_folder(Path(config.run.root).parent / "multirun", config.run.name)
+
+
+def _free_folder(root: Path, name: str | None) -> Path:
+    if name is not None:
+        folder = root / name
         if folder.exists():
             raise ConfigError(f"{folder} exists: choose another run.name, or go on with that run by resume={folder}")
         return folder
@@ -39,6 +48,15 @@ def new_run_folder(config: ShoalConfig) -> Path:
     if not stamp.exists():
         return stamp
     return next(path for n in count(2) if not (path := stamp.with_name(f"{stamp.name}_{n}")).exists())
+
+
+def remove_unused(folder: Path, root: Path) -> None:
+    """Takes away the folder of a run that never began, and the folders above it, up to `root`, that it leaves empty."""
+    rmtree(folder)
+    for parent in folder.parents:
+        if not parent.is_relative_to(root) or any(parent.iterdir()):
+            return
+        parent.rmdir()
 
 
 def save_config(config: ShoalConfig, overrides: Sequence[str], folder: Path, preset: str | None = None) -> None:

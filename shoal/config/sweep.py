@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +47,6 @@ def check_sweep(name: str, overrides: Sequence[str], folder: Path) -> list[tuple
         except ConfigError as error:
             raise ConfigError(f"in the run {' '.join(combination)}: {error}") from error
     return runs
-
-
-def sweep_folder(config: ShoalConfig) -> Path:
-    """`multirun/run.name` beside `run.root`, or date and time in place of the name."""
-    return Path(config.run.root).parent / "multirun" / (config.run.name or f"{datetime.now():%Y-%m-%d/%H-%M-%S}")
 
 
 def run_sweep(
