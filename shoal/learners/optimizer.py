@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 from transformers import get_scheduler
 
 from shoal.config.model import OptimizerConfig
@@ -82,6 +83,8 @@ class PolicyOptimizer:
             torch.nn.utils.clip_grads_with_norm_(self.masters, self.cfg.max_grad_norm, norm)
         with writing():
             self.scaler.step(self.optimizer)
+            # The fused kernel leaves the version counters alone, by which copies of the weights know that they are old.
+            increment_version(self.masters)
             self._write_back()
         self.scaler.update()
         self.steps += 1
