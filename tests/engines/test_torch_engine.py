@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import torch
 from engine_models import CONFIGS, POSITIONS, build, make_requests, plain_logprobs
+from transformers import MambaConfig, MambaForCausalLM
 
 from shoal.engines.base import Request, SamplingParams
 from shoal.engines.decode import ModuleDecoder
 from shoal.engines.fast_decode import FastDecoder
 from shoal.engines.torch_engine import TorchEngine
+from shoal.errors import ConfigError
 from shoal.types import Segment, StopReason
 
 FAST = {"qwen3", "qwen2", "llama", "mistral", "gemma"}
@@ -271,3 +273,22 @@ def test_lora_adapters_are_part_of_the_sampled_policy(tokenizer: Any) -> None:
         with model.disable_adapter():
             base = plain_logprobs(model, request.prompt_ids, output.token_ids)
         assert max(abs(a - b) for a, b in zip(adapted, base, strict=True)) > 1e-2
+
+
+def test_a_model_with_a_recurrent_state_is_refused_in_one_line(tokenizer: Any) -> None:
+    config = MambaConfig(vocab_size=300, hidden_size=16, num_hidden_layers=1, state_size=4)
+    with pytest.raises(ConfigError, match="MambaForCausalLM") as error:
+        engine_for(MambaForCausalLM(config), tokenizer)
+    assert "\n" not in str(error.value)
+
+
+def test_a_fast_path_that_disagrees_with_the_module_is_not_taken(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = build("qwen3")
+    inner = model.model.norm.forward
+    monkeypatch.setattr(model.model.norm, "forward", lambda hidden: 1.5 * inner(hidden))
+    with caplog.at_level("INFO", logger="shoal.engines"):
+        engine = engine_for(model, tokenizer)
+    assert isinstance(engine.decoder, ModuleDecoder)
+    assert "its logits differ" in caplog.text
