@@ -126,9 +126,9 @@ def load_causal_lm(
             config, "auto_map", {}
         ):
             raise ConfigError(f"{key}={name} is a {config.model_type} model, which is no causal language model")
-        for key, value in config.to_dict().items():
-            if key.endswith(("dropout", "pdrop")) and isinstance(value, float):
-                setattr(config, key, 0.0)
+        for entry, value in config.to_dict().items():
+            if entry.endswith(("dropout", "pdrop")) and isinstance(value, float):
+                setattr(config, entry, 0.0)
         load = partial(
             AutoModelForCausalLM.from_pretrained,
             name,
@@ -174,6 +174,8 @@ def _template(text: str) -> str:
 
 def _cannot_load(what: str, name: str, error: Exception, key: str) -> str:
     first = " ".join(str(error).split())
+    if "trust_remote_code" in first:
+        return f"the {what} of {name} comes with code of its own: read it, then set model.trust_remote_code=true"
     if Path(name).exists():
         return f"the {what} in {name} cannot be loaded: {first[:300]}"
     return f"there is no {what} {name!r} here or on the Hub ({first[:200]}); check {key}, the network and HF_HOME"
