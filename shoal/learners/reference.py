@@ -125,10 +125,10 @@ def penalise_with_kl(groups: Sequence[Group], learner: Learner, kl_coef: float) 
         for completion in group.completions:
             completion.penalties["kl"] = 0.0
     for (completion, segment), row in zip(owners, found, strict=True):
-        completion.penalties["kl"] += kl_coef * reward_kl(row, reference_of(segment), segment.mask)
+        completion.penalties["kl"] += kl_coef * reward_kl(row, _reference_of(segment), segment.mask)
 
 
-def reference_of(segment: Segment) -> list[float]:
+def _reference_of(segment: Segment) -> list[float]:
     """The segment's reference log-probs. Raises ValueError where it was not scored."""
     if segment.ref_logprobs is None:
         raise ValueError("a segment has no reference log-probs: call ReferencePolicy.score first")
