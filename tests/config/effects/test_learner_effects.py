@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import Lfm2Config, Lfm2ForCausalLM
 
 from effects.made import HIDDEN, VOCABULARY, counted_calls, made_batch
 from effects.registry import effect
 from shoal.errors import ConfigError
+from shoal.tasks.story import story_tokenizer
 
 
 @pytest.fixture
@@ -57,12 +59,25 @@ def test_packing_puts_completions_one_after_another_without_padding(step, settin
 
 
 @effect("learner.packing")
-def test_packing_of_a_model_that_cannot_is_refused_or_left_out(settings, make_learner, monkeypatch):
-    # A layer that carries a state along the row stands in the model's configuration; no tiny one is at hand to build.
-    monkeypatch.setattr("shoal.learners.forward.PACKABLE_LAYERS", {"sliding_attention"})
-    assert make_learner(settings({"learner.packing": "auto"})).passes.packing is False
-    with pytest.raises(ConfigError, match="it has full_attention layers"):
-        make_learner(settings({"learner.packing": "on"}))
+def test_packing_of_a_model_that_cannot_is_refused_or_left_out(settings, make_learner, tmp_path):
+    # Convolutions run along the row, over whatever stands in it.
+    tokenizer = story_tokenizer()
+    config = Lfm2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=HIDDEN,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        layer_types=["conv", "full_attention"],
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    Lfm2ForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model = {"model.name": str(tmp_path)}
+    assert make_learner(settings({**model, "learner.packing": "auto"})).passes.packing is False
+    with pytest.raises(ConfigError, match=r"cannot be packed \(it has conv layers\); use auto or off"):
+        make_learner(settings({**model, "learner.packing": "on"}))
 
 
 @effect("learner.pack_length")

@@ -48,8 +48,10 @@ def rates(optimizer: PolicyOptimizer) -> list[float]:
 
 
 @effect("optimizer.name")
-def test_the_8_bit_optimizer_is_refused_without_cuda(optimizer_of, settings):
+def test_the_8_bit_optimizer_is_refused_without_cuda(optimizer_of, settings, monkeypatch):
     # Its effect needs a GPU; here it is the refusal, and not AdamW in its place.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert isinstance(optimizer_of({}).optimizer, torch.optim.AdamW)
     with pytest.raises(ConfigError, match="adamw_8bit needs CUDA"):
         optimizer_of({"optimizer.name": "adamw_8bit", "runtime.target": "auto"})
