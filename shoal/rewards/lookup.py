@@ -10,8 +10,14 @@ from importlib.util import find_spec
 
 import shoal.rewards.format
 import shoal.rewards.gsm8k
+import shoal.rewards.gsm8k_torchrl
+import shoal.rewards.ifeval
+import shoal.rewards.json_schema
+import shoal.rewards.length
 import shoal.rewards.math
-import shoal.rewards.strings  # noqa: F401 - importing a module of verifiers registers them
+import shoal.rewards.regex
+import shoal.rewards.strings
+import shoal.rewards.text_match  # noqa: F401 - importing a module of verifiers registers them
 from shoal.errors import ConfigError
 from shoal.rewards.base import REGISTRY, VerifierEntry
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import Parameter, signature
 from logging import getLogger
+from types import TracebackType
 from typing import Any
 
 from shoal.config.data import RewardConfig
@@ -20,6 +21,8 @@ from shoal.types import FORMAT_PART, Completion, Group, Prompt, StopReason
 
 logger = getLogger(__name__)
 
+MISSING = "missing"
+"""Where a completion's `info` says why parts of its reward are missing: reasons by verifier."""
 UNFINISHED = (StopReason.ABORT, StopReason.ERROR)
 
 
@@ -117,6 +120,7 @@ class Scorer:
                 report.completions += 1
                 completion.reward_parts = {}
                 completion.reward = None
+                completion.info.pop(MISSING, None)
                 if completion.stop_reason in UNFINISHED:
                     report.unfinished += 1
                     continue
@@ -125,6 +129,8 @@ class Scorer:
                 ]
         for (completion, _, name, _), verdict in zip(asked, self._verdicts(asked), strict=True):
             completion.reward_parts[name] = verdict.score
+            if verdict.score is None:
+                completion.info.setdefault(MISSING, {})[name] = verdict.reason
             _count(report.verifiers[name], verdict)
         for group in groups:
             for completion in group.completions:
@@ -147,6 +153,14 @@ class Scorer:
         if name not in self.entries:
             self.entries[name] = find_verifier(name)
         return self.entries[name]
+
+    def __enter__(self) -> Scorer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def _submission(self, group: Group, completion: Completion, name: str) -> Submission:
         prompt = group.prompt
