@@ -9,7 +9,8 @@ ENDS_SENTENCE = re.compile(r"(?P<word>[^\s.!?]*)(?P<stop>[.!?…]+)[\"'”’)\]
 INITIALS = re.compile(r"(?:[A-Za-z]\.)+")
 TITLES = "mr mrs ms dr prof st gen rep sen gov capt lt col mt vs fig approx"
 SHORTENED = "jr sr etc inc ltd co corp no vol dept est ft jan feb mar apr jun jul aug sep sept oct nov dec"
-STARTERS = frozenset(
+BEGINNINGS = "A An The This That These Those He She It They We You I But And In On At If When"
+STARTERS = frozenset(BEGINNINGS.split())
     [
         "A",
         "An",
