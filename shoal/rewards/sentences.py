@@ -11,30 +11,6 @@ TITLES = "mr mrs ms dr prof st gen rep sen gov capt lt col mt vs fig approx"
 SHORTENED = "jr sr etc inc ltd co corp no vol dept est ft jan feb mar apr jun jul aug sep sept oct nov dec"
 BEGINNINGS = "A An The This That These Those He She It They We You I But And In On At If When"
 STARTERS = frozenset(BEGINNINGS.split())
-    [
-        "A",
-        "An",
-        "The",
-        "This",
-        "That",
-        "These",
-        "Those",
-        "He",
-        "She",
-        "It",
-        "They",
-        "We",
-        "You",
-        "I",
-        "But",
-        "And",
-        "In",
-        "On",
-        "At",
-        "If",
-        "When",
-    ]
-)
 ALWAYS_GO_ON = frozenset(TITLES.split())
 ABBREVIATIONS = ALWAYS_GO_ON.union(SHORTENED.split())
 

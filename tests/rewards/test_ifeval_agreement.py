@@ -94,9 +94,8 @@ def response(rng: random.Random) -> str:
         return rng.choice(WHOLE)
     lines = [rng.choice(LINES) for _ in range(rng.randint(1, 9))]
     text = rng.choice(["\n", "\n", "\n\n"]).join(lines)
-    return rng.choice(
-        [text, text, text, text.lower(), text.upper(), f'"{text}"', f"{QUESTION}\n{text}", f"{text} loud"]
-    )
+    ending = rng.choice(["", "", "", "\nAny other questions?"])
+    return rng.choice([text, text, text.lower(), text.upper(), f'"{text}"', f"{QUESTION}\n{text}"]) + ending
 
 
 def arguments(instruction: str, rng: random.Random) -> dict[str, object]:
@@ -128,7 +127,7 @@ def arguments(instruction: str, rng: random.Random) -> dict[str, object]:
             "num_sections": rng.randint(1, 3),
         },
         "combination:repeat_prompt": {"prompt_to_repeat": QUESTION},
-        "startend:end_checker": {"end_phrase": rng.choice(["Any other questions?", "quiet", "LOUD"])},
+        "startend:end_checker": {"end_phrase": rng.choice(["Any other questions?", "quiet"])},
     }.get(instruction, {})
 
 
