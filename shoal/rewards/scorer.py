@@ -101,6 +101,8 @@ class Scorer:
         self.entries: dict[str, VerifierEntry] = {}
         self.pool: DeadlinePool | None = None
         self.always = [FORMAT_PART] if reward.format.pattern else []
+        if self.always and FORMAT_PART in self.weights:
+            raise ConfigError("the format is rewarded twice: leave out reward.format.pattern or reward.verifiers.format")
         for name in [*self.weights, *self.always]:
             self._entry(name)
         check_options(reward.options, self.entries)

@@ -22,7 +22,7 @@ def shaped_reward(completion: Completion, weights: Mapping[str, float], reward: 
     if any(part is None for part in completion.reward_parts.values()):
         return None
     known = {name: part for name, part in completion.reward_parts.items() if part is not None}
-    has_format = known.pop(FORMAT_PART, 0.0)
+    has_format = known.pop(FORMAT_PART) if reward.format.pattern else 0.0
     total = reward.scale * sum(weights.get(name, 1.0) * part for name, part in known.items())
     if reward.format.gate and not has_format:
         total = 0.0
