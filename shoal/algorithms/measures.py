@@ -112,8 +112,8 @@ class Measures:
         - `policy/ratio_mean`, `_min`, `_max`: the surrogate's ratio (of the sequence for gspo) over trained tokens.
         - `policy/entropy`: nats, mean over the trained tokens whose entropy was computed; absent without any.
         - `kl_ref/k1` to `k4`: nats, mean over the trained tokens with a reference; absent without any.
-        - `sampler/abs_difference`, `_max`: |l_old - l_gen| in nats, mean and largest over trained tokens. Log-ratios are
-          clamped to 40 here and below. Under old_logprobs=sampler l stands for l_old in all of `sampler/`.
+        - `sampler/abs_difference`, `_max`: |l_old - l_gen| in nats, mean and largest over trained tokens. Log-ratios
+          are clamped to 40 here and below. Under old_logprobs=sampler l stands for l_old in all of `sampler/`.
         - `sampler/kl_k1`, `sampler/kl_k3`: KL from the sampler to the learner, d = l_gen - l_old, nats, mean over
           trained tokens (the sampler drew them, so both are unbiased).
         - `sampler/ess`: (sum rho)^2 / (n sum rho^2), n trained tokens, rho = exp(l_old - l_gen) per token; 1 is none

@@ -45,7 +45,6 @@ class ModelConfig:
 class ReferenceConfig:
     """The policy that the KL is measured to. Loaded only where algorithm.kl_coef > 0."""
 
-    kind: str = option("model", "Where the reference runs", choices=("model",))
     name: str | None = option(None, "Hub name or folder. None: the policy as it was at the start")
     revision: str | None = option(None, "Branch, tag or commit")
     polyak_every: int = option(0, "Steps between updates of the reference towards the policy. 0: never", least=0)

@@ -21,18 +21,18 @@ def _one_step(c: ShoalConfig) -> int:
     return c.run.prompts_per_step * c.run.group_size
 
 
-def _on_cpu(c: ShoalConfig) -> bool:
-    return c.runtime.target == "cpu" or c.runtime.device == "cpu"
-
-
 def _without_cuda(c: ShoalConfig) -> bool:
-    return _on_cpu(c) or c.runtime.target == "mac" or c.runtime.device == "mps"
+    return c.runtime.target in ("cpu", "mac") or c.runtime.device in ("cpu", "mps")
 
 
 def _device_of_another_target(c: ShoalConfig) -> bool:
     kind = c.runtime.device.partition(":")[0]
     allowed = {"linux_gpu": ("cuda",), "mac": ("mps", "cpu"), "cpu": ("cpu",)}
     return kind != "auto" and kind not in allowed.get(c.runtime.target, (kind,))
+
+
+def _most_new_tokens(c: ShoalConfig) -> int:
+    return max(c.sampling.max_new_tokens, int(c.evaluation.sampling.get("max_new_tokens", 0)))
 
 
 def _masks(c: ShoalConfig) -> bool:
@@ -81,11 +81,6 @@ DATA = (
         lambda c: c.data.task == "story" and c.data.path is not None,
         "data.task=story makes its own problems and reads no data.path={c.data.path}: set data.task=gsm8k, or leave "
         "the path out",
-    ),
-    Refusal(
-        lambda c: c.data.task != "story" and c.data.path is None,
-        "data.task={c.data.task} needs data.path: a Hub name or a local file, such as data.path=openai/gsm8k "
-        "data.subset=main",
     ),
     Refusal(
         lambda c: c.data.task != "story" and c.model.name == "story",
@@ -222,8 +217,9 @@ MACHINE = (
         "runtime.target={c.runtime.target} has no runtime.device={c.runtime.device}: leave one of them on auto",
     ),
     Refusal(
-        lambda c: _on_cpu(c) and c.runtime.mixed_precision == "fp16",
-        "runtime.mixed_precision=fp16 needs a GPU: on a CPU set bf16 or none",
+        lambda c: c.runtime.mixed_precision in ("bf16", "fp16") and c.model.dtype in ("bfloat16", "float16"),
+        "runtime.mixed_precision={c.runtime.mixed_precision} computes over float32 parameters, but "
+        "model.dtype={c.model.dtype}: set model.dtype=float32, or runtime.mixed_precision=auto",
     ),
     Refusal(
         lambda c: _without_cuda(c) and c.optimizer.name == "adamw_8bit",
@@ -243,9 +239,9 @@ MACHINE = (
         "model.attention=sdpa",
     ),
     Refusal(
-        lambda c: c.learner.packing == "on" and c.learner.share_prefix and c.model.attention == "flash_attention_2",
-        "learner.share_prefix=true with learner.packing=on needs a mask that model.attention=flash_attention_2 cannot "
-        "take: set learner.share_prefix=false, or model.attention=sdpa",
+        lambda c: c.learner.pack_length > 0 and c.model.attention == "flash_attention_2",
+        "learner.pack_length={c.learner.pack_length} has no effect with model.attention=flash_attention_2, whose rows "
+        "take learner.micro_batch_tokens={c.learner.micro_batch_tokens} each: set that one instead",
     ),
     Refusal(
         lambda c: c.learner.pack_length > c.learner.micro_batch_tokens,
@@ -257,9 +253,10 @@ MACHINE = (
         "learner.pack_length={c.learner.pack_length} has no effect with learner.packing=off: set packing to on or auto",
     ),
     Refusal(
-        lambda c: 0 < c.engine.max_cache_tokens < c.data.max_prompt_tokens + c.sampling.max_new_tokens,
-        "engine.max_cache_tokens={c.engine.max_cache_tokens} does not hold one completion: at least "
-        "data.max_prompt_tokens={c.data.max_prompt_tokens} + sampling.max_new_tokens={c.sampling.max_new_tokens}",
+        lambda c: 0 < c.engine.max_cache_tokens < c.data.max_prompt_tokens + _most_new_tokens(c),
+        "engine.max_cache_tokens={c.engine.max_cache_tokens} does not hold one completion: set at least "
+        "data.max_prompt_tokens={c.data.max_prompt_tokens} + sampling.max_new_tokens={c.sampling.max_new_tokens} (or "
+        "what evaluation.sampling asks for)",
     ),
 )
 

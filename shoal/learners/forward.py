@@ -29,6 +29,7 @@ class PolicyForward:
         self.runtime = runtime
         self.chunk = chunk
         self.config = policy.causal_lm.config.get_text_config()
+        self.attention: str = self.config._attn_implementation
         self.decoder = policy.causal_lm.get_decoder()
         self.head = policy.causal_lm.get_output_embeddings()
         self.form: HeadForm | None = head_form(self.config) if isinstance(self.head, nn.Linear) else None
@@ -73,7 +74,7 @@ class PolicyForward:
         """Positions and masks in the form that the model's attention implementation takes."""
         if batch.plain:
             return {"position_ids": batch.position_ids, "attention_mask": None}
-        if self.runtime.attention == "flash_attention_2":
+        if self.attention == "flash_attention_2":
             bounds, longest = cumulative_lengths(batch)
             lengths = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds}
             return {
@@ -87,16 +88,13 @@ class PolicyForward:
             kind: self._mask(batch, self.config.sliding_window if kind == "sliding_attention" else None)
             for kind in layer_kinds(self.config)
         }
-        # Models with one kind of layer take the mask itself, the others one for each kind.
-        mask = next(iter(masks.values())) if len(masks) == 1 else masks
-        if len(masks) == 1 and getattr(self.config, "layer_types", None):
-            mask = masks
+        # Models with layers of several kinds take a mask for each; the others take the mask itself, or either.
+        mask = masks if getattr(self.config, "layer_types", None) else next(iter(masks.values()))
         return {"position_ids": batch.position_ids, "attention_mask": mask}
 
     def _mask(self, batch: MicroBatch, window: int | None) -> Tensor:
         mask = allowed(batch, window)
-        dtype = self.runtime.compute_dtype if self.runtime.device.type == "cuda" else None
-        return additive(mask, dtype or self.runtime.param_dtype) if self.runtime.attention == "eager" else mask
+        return additive(mask, self.decoder.dtype) if self.attention == "eager" else mask
 
     @torch.no_grad()
     def _head_is_known(self) -> bool:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from logging import getLogger
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.utils.logging import disable_progress_bar
 
 from shoal.config.model import ModelConfig
 from shoal.errors import ConfigError
@@ -48,7 +50,9 @@ def load_policy(cfg: ModelConfig, runtime: Runtime) -> Policy:
         ConfigError: one line on what is missing or does not fit together.
     """
     tokenizer = load_tokenizer(cfg)
-    model = load_causal_lm(cfg.name, cfg.revision, cfg.trust_remote_code, runtime)
+    model = load_causal_lm(
+        cfg.name, cfg.revision, cfg.trust_remote_code, runtime, any_attention=cfg.attention == "auto"
+    )
     embeddings = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > embeddings:
         raise ConfigError(
@@ -98,16 +102,24 @@ def load_tokenizer(cfg: ModelConfig) -> Any:
 
 
 def load_causal_lm(
-    name: str, revision: str | None, trust_remote_code: bool, runtime: Runtime, key: str = "model.name"
+    name: str,
+    revision: str | None,
+    trust_remote_code: bool,
+    runtime: Runtime,
+    *,
+    any_attention: bool,
+    key: str = "model.name",
 ) -> Any:
     """The bare model on the runtime's device, in its dtype, in evaluation mode, with its own dropout set to 0.
 
-    `key` is the configuration key that errors name.
+    `any_attention` takes eager attention where the model has not the runtime's. `key` is the configuration key that
+    errors name.
     Dropout would make the policy that is trained another one than the policy that sampled.
 
     Raises:
         ConfigError: it cannot be loaded, or is no causal language model.
     """
+    disable_progress_bar()  # it would tear the live display
     try:
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in getattr(
@@ -117,14 +129,25 @@ def load_causal_lm(
         for key, value in config.to_dict().items():
             if key.endswith(("dropout", "pdrop")) and isinstance(value, float):
                 setattr(config, key, 0.0)
-        model = AutoModelForCausalLM.from_pretrained(
+        load = partial(
+            AutoModelForCausalLM.from_pretrained,
             name,
             config=config,
             revision=revision,
             trust_remote_code=trust_remote_code,
             dtype=runtime.param_dtype,
-            attn_implementation=runtime.attention,
         )
+        attention = runtime.attention
+        if any_attention and attention == "sdpa" and getattr(config.get_text_config(), "attn_logit_softcapping", None):
+            # torch's kernel has no soft cap on attention scores and would leave it out in silence.
+            attention = "eager"
+        try:
+            model = load(attn_implementation=attention)
+        except ValueError as error:
+            if not any_attention or "attention implementation" not in str(error):
+                raise
+            logger.warning("%s has no %s attention: eager is used", name, runtime.attention)
+            model = load(attn_implementation="eager")
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ConfigError(_cannot_load("model", name, error, key)) from error
     model.to(runtime.device)  # type: ignore[arg-type]

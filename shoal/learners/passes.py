@@ -36,7 +36,7 @@ class Passes:
 
     def pack(self, sequences: Sequence[TrainSequence]) -> list[MicroBatch]:
         """Micro-batches of the sequences, by the configuration's bounds, on the CPU."""
-        flash = self.runtime.attention == "flash_attention_2"
+        flash = self.forward.attention == "flash_attention_2"
         return pack(
             sequences,
             micro_batch_tokens=self.cfg.micro_batch_tokens,
@@ -58,9 +58,10 @@ class Passes:
         return found
 
     def score_segments(self, segments: Sequence[Segment], temperature: float = 1.0) -> list[list[float]]:
-        """Log-probs of each segment's sampled ids after its context."""
-        sequences = as_sequences(segments)
-        return [row.tolist() for row in self.score(sequences, self.pack(sequences), temperature)]
+        """Log-probs of each segment's sampled ids after its context; an empty list for a segment without any."""
+        sequences = as_sequences([segment for segment in segments if segment.sampled_ids])
+        rows = iter(self.score(sequences, self.pack(sequences), temperature))
+        return [next(rows).tolist() if segment.sampled_ids else [] for segment in segments]
 
     def _can_pack(self) -> bool:
         """Whether rows hold several sequences: as configured, and where a trial gives the same log-probs."""
@@ -86,7 +87,7 @@ class Passes:
                 sequences,
                 micro_batch_tokens=1024,
                 packing=packing,
-                share_prefix=self.cfg.share_prefix and self.runtime.attention != "flash_attention_2",
+                share_prefix=self.cfg.share_prefix and self.forward.attention != "flash_attention_2",
             )
             for packing in (True, False)
         ]

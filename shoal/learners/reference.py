@@ -39,7 +39,12 @@ class ReferencePolicy:
         self.borrowed = policy.lora and not cfg.reference.name and not cfg.reference.polyak_every
         if cfg.reference.name:
             model = load_causal_lm(
-                cfg.reference.name, cfg.reference.revision, cfg.model.trust_remote_code, runtime, key="reference.name"
+                cfg.reference.name,
+                cfg.reference.revision,
+                cfg.model.trust_remote_code,
+                runtime,
+                any_attention=cfg.model.attention == "auto",
+                key="reference.name",
             )
             use_mixed_linears(model, runtime)
             own = Policy(model, policy.tokenizer, policy.vocabulary, policy.max_positions, lora=False)
@@ -59,13 +64,7 @@ class ReferencePolicy:
 
     def score(self, groups: Sequence[Group]) -> None:
         """Fills `ref_logprobs` of every segment, at temperature 1."""
-        segments = [
-            segment
-            for group in groups
-            for completion in group.completions
-            for segment in completion.segments
-            if segment.sampled_ids
-        ]
+        segments = [segment for group in groups for completion in group.completions for segment in completion.segments]
         with self.policy.model.disable_adapter() if self.borrowed else nullcontext():
             found = self.passes.score_segments(segments)
         for segment, row in zip(segments, found, strict=True):
@@ -116,11 +115,7 @@ def penalise_with_kl(groups: Sequence[Group], learner: Learner, kl_coef: float) 
     Both at temperature 1; `ReferencePolicy.score` must have run on the same groups.
     """
     owners = [
-        (completion, segment)
-        for group in groups
-        for completion in group.completions
-        for segment in completion.segments
-        if segment.sampled_ids
+        (completion, segment) for group in groups for completion in group.completions for segment in completion.segments
     ]
     found = learner.logprobs([segment for _, segment in owners])
     for group in groups:

@@ -39,13 +39,22 @@ class Monitor:
 
     Nothing is opened or cut before the first row, so that `load_state_dict` can come first. Where it does not come,
     rows that an earlier start left in the folder are dropped: that start had no checkpoint to go on from. Make it
-    before the model, so that `seconds_total` holds the warm start too, and set `decode` when there is a tokenizer.
+    before the model, so that `seconds_total` holds the warm start too, and set `decode` when there is a tokenizer; or
+    give `started`, the `time.monotonic()` at which the run began.
 
     Raises:
         ConfigError: the package of a wanted tracker is missing.
     """
 
-    def __init__(self, cfg: ShoalConfig, run_dir: Path, *, total_steps: int, decode: Decode | None = None) -> None:
+    def __init__(
+        self,
+        cfg: ShoalConfig,
+        run_dir: Path,
+        *,
+        total_steps: int,
+        decode: Decode | None = None,
+        started: float | None = None,
+    ) -> None:
         check_packages(cfg)
         self.cfg = cfg
         self.run_dir = run_dir
@@ -58,7 +67,7 @@ class Monitor:
         self._rows = 0
         self._run_id = secrets.token_hex(4)
         self._seconds_before = 0.0
-        self._started = monotonic()
+        self._started = monotonic() if started is None else started
         self._writers: list[Writer] | None = None
         self._phases: dict[str, float] = defaultdict(float)
         self._step_started: float | None = None

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from logging import getLogger
 from time import monotonic
+from typing import Protocol
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.text import Text
 
 logger = getLogger(__name__)
 
-Advance = Callable[[int], None]
+
+class Advance(Protocol):
+    """Tells the display that this many more are done."""
+
+    def __call__(self, count: int = 1) -> None: ...
+
 
 SPARKS = "▁▂▃▄▅▆▇█"
 RECENT_STEPS = 20
@@ -155,7 +161,7 @@ class ProgressDisplay:
             if bar is not None:
                 self._bars.remove_task(bar)
                 self._refresh()
-            if self.mode != "off":
+            if self.mode != "off" and done:
                 self.message(f"{description}: {done} of {total} in {duration(monotonic() - started)}")
 
     def seconds_left(self) -> float:
@@ -196,15 +202,11 @@ class ProgressDisplay:
     def _render(self) -> RenderableType:
         if not self.latest and not self.rewards:
             return self._bars
-        table = Table.grid(padding=(0, 2))
-        cells: list[str] = []
-        for label, name, form in FIELDS:
-            if name in self.latest:
-                table.add_column()
-                cells.append(f"[dim]{label}[/dim] {self.latest[name]:{form}}")
+        numbers = [
+            f"[dim]{label}[/dim] {self.latest[name]:{form}}" for label, name, form in FIELDS if name in self.latest
+        ]
         if self.accuracy is not None:
-            cells.append(f"[dim]accuracy[/dim] {self.accuracy:.3f}")
-        cells.append(f"[cyan]{sparkline(self.rewards)}[/cyan]")
-        cells.append(f"[dim]{self.current_phase}[/dim]")
-        table.add_row(*cells)
-        return Group(self._bars, table)
+            numbers.append(f"[dim]accuracy[/dim] {self.accuracy:.3f}")
+        rewards = f"[cyan]{sparkline(self.rewards)}[/cyan]  [dim]{self.current_phase}[/dim]"
+        lines = ["  ".join(numbers), rewards]
+        return Group(self._bars, *(Text.from_markup(line, overflow="ellipsis") for line in lines))

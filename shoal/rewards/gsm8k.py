@@ -151,7 +151,8 @@ def _without_latex(text: str) -> str:
     """Numbers as they are written outside LaTeX: 1{,}000, 1\\,000, \\$18, 5\\%, \\frac{1}{2}; without exponents."""
     text = text.replace("{,}", ",").replace("\\$", "$").replace("\\%", "%")
     text = re.sub(r"(?<=\d)\\[,!;: ](?=\d{3})", ",", text)
-    text = re.sub(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}", r" \1/\2", text)
+    text = re.sub(r"(?<=\d)\s*\\[dt]?frac\{(\d+)\}\{(\d+)\}", r" \1/\2", text)  # 1\frac{1}{2} is 1 1/2
+    text = re.sub(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}", r"\1/\2", text)
     return re.sub(r"\^(\{[^{}]*\}|[+\-]?\d+)", "", text)
 
 
@@ -165,6 +166,7 @@ def _without_parentheses(text: str) -> str:
             kept.append(" ")
         elif character == ")":
             depth = max(0, depth - 1)
+            kept.append(character)  # what follows may be taken off from what stood in them
         elif depth == 0:
             kept.append(character)
     return "".join(kept)

@@ -12,7 +12,7 @@ from typing import Any
 
 from shoal.config.data import RewardConfig
 from shoal.errors import ConfigError, TrainingError
-from shoal.rewards.base import Submission, VerifierEntry
+from shoal.rewards.base import Submission, Verifier, VerifierEntry
 from shoal.rewards.deadline import DeadlinePool
 from shoal.rewards.lookup import find_verifier
 from shoal.rewards.shaping import LENGTH_PENALTY, length_penalty, shaped_reward
@@ -91,14 +91,19 @@ class Scorer:
 
     A prompt that names its own verifiers is judged by those, with the configured weight where they have one, else 1.
 
+    `own` are functions by name that are called in this process, so they must return by themselves; where the
+    configuration names no verifier, they judge alone, each with weight 1.
+
     Raises:
         ConfigError: no such verifier.
     """
 
-    def __init__(self, reward: RewardConfig, defaults: Mapping[str, float]) -> None:
+    def __init__(
+        self, reward: RewardConfig, defaults: Mapping[str, float], own: Mapping[str, Verifier] | None = None
+    ) -> None:
         self.reward = reward
-        self.weights = dict(reward.verifiers or defaults)
-        self.entries: dict[str, VerifierEntry] = {}
+        self.weights = dict(reward.verifiers or dict.fromkeys(own or {}, 1.0) or defaults)
+        self.entries = {name: VerifierEntry(name, function, bounded=True) for name, function in (own or {}).items()}
         self.pool: DeadlinePool | None = None
         self.always = [FORMAT_PART] if reward.format.pattern else []
         if self.always and FORMAT_PART in self.weights:

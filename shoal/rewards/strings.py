@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import re
-
 from shoal.rewards.base import Submission, verifier
 
-ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+OPENING, CLOSING = "<answer>", "</answer>"
 
 
 def tagged_answer(text: str) -> str | None:
-    """What stands in the last `<answer>...</answer>`, without surrounding space; None where there is none."""
-    answers = ANSWER.findall(text)
-    return answers[-1].strip() if answers else None
+    """What stands in the last `<answer>...</answer>`, without surrounding space; None where there is none.
+
+    In time linear in the text: a verifier that runs without a deadline may not search again from every tag.
+    """
+    start = text.rfind(OPENING, 0, max(0, text.rfind(CLOSING)))
+    if start < 0:
+        return None
+    start += len(OPENING)
+    return text[start : text.index(CLOSING, start)].strip()
 
 
 @verifier("exact_answer", bounded=True)

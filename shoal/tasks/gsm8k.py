@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from logging import getLogger
+
 from shoal.config.data import DataConfig
 from shoal.errors import DataError
 from shoal.tasks.layout import Example, Layout
-from shoal.tasks.rows import read_rows
+from shoal.tasks.rows import is_single_file, read_rows
 from shoal.types import Prompt
+
+logger = getLogger(__name__)
 
 HUB_NAME = "openai/gsm8k"
 HUB_SUBSET = "main"
@@ -22,6 +26,8 @@ def gsm8k_examples(data: DataConfig, *, evaluation: bool) -> list[Example]:
     path = (data.eval_path if evaluation else None) or data.path or HUB_NAME
     subset = data.subset or (HUB_SUBSET if path == HUB_NAME else None)
     split = data.eval_split if evaluation else data.split
+    if evaluation and is_single_file(path) and path == data.path:
+        logger.warning("evaluation uses the training file %s: set data.eval_path to measure on other questions", path)
     examples = []
     for index, row in enumerate(read_rows(path, subset=subset, split=split, columns=("question", "answer"))):
         _, mark, answer = row["answer"].rpartition(MARK)

@@ -15,8 +15,13 @@ FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 SAVED_DATASET, SAVED_SPLITS = "state.json", "dataset_dict.json"
 
 
+def is_single_file(path: str) -> bool:
+    """Whether `path` names a file, which has one split whatever its name."""
+    return Path(path).suffix in FORMATS
+
+
 def read_rows(path: str, *, subset: str | None, split: str, columns: Sequence[str]) -> list[dict[str, Any]]:
-    """The rows of one split, in order, with the asked columns. A single file has one split, whatever its name.
+    """The rows of one split, in order, with the asked columns. A single file has one split.
 
     Raises:
         DataError: there is no such file, data set, split or column, a value is missing, or there are no rows.
@@ -41,13 +46,15 @@ def _open(path: str, subset: str | None, split: str) -> Any:
 
     local = Path(path).expanduser()
     try:
-        if local.suffix in FORMATS:
+        if is_single_file(path):
             if not local.is_file():
                 raise DataError(f"{path}: no such file")
             if local.stat().st_size == 0:
                 raise DataError(f"{path}: the file is empty")
             return load_dataset(FORMATS[local.suffix], data_files=str(local), split="train")
         if (local / SAVED_DATASET).is_file() or (local / SAVED_SPLITS).is_file():
+            if not any(local.rglob("*.arrow")):
+                raise DataError(f"{path}: no rows")  # which load_from_disk does not survive
             saved = load_from_disk(str(local))
             if not isinstance(saved, DatasetDict):
                 return saved

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from logging import getLogger
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 
 from shoal.config import ShoalConfig
@@ -18,18 +20,20 @@ from shoal.learners.local import LocalLearner
 from shoal.learners.model import Policy, load_policy
 from shoal.learners.reference import ReferencePolicy
 from shoal.monitor.monitor import Monitor
+from shoal.monitor.progress import ProgressDisplay
+from shoal.rewards.base import Verifier
 from shoal.rewards.scorer import Scorer
 from shoal.runtime import Runtime, prepare_process, resolve_runtime
 from shoal.tasks.base import Task
 from shoal.tasks.dataset import build_task
-from shoal.tasks.warm_start import warm_started_model
+from shoal.tasks.warm_start import Recipe, warm_started_model
 from shoal.training.checkpoint import CheckpointStore
 from shoal.training.evaluate import Evaluator
+from shoal.training.parts import Parts
 from shoal.training.recording import GroupRecording
 from shoal.training.sources import GroupSource, ReplaySource, SyncSource
 from shoal.training.state import Run
-from shoal.weight_sync.base import WeightSync
-from shoal.weight_sync.check import SelfCheck, make_probe
+from shoal.weight_sync.check import SelfCheck, logprob_tolerance, make_probe
 from shoal.weight_sync.in_place import InPlaceSync
 
 logger = getLogger(__name__)
@@ -43,26 +47,19 @@ def total_steps(cfg: ShoalConfig) -> int:
 
 def open_policy(cfg: ShoalConfig, runtime: Runtime) -> Policy:
     """Loads the policy; makes the built-in one first where it is asked for."""
-    if cfg.model.name == "story":
-        cfg.model.name = str(warm_started_model())
-    return load_policy(cfg.model, runtime)
+    if cfg.model.name != "story":
+        return load_policy(cfg.model, runtime)
+    recipe = Recipe()
+    display = ProgressDisplay(cfg.monitor.progress, recipe.steps)
+    try:
+        with display.task("warm start (once; then cached)", recipe.steps) as advance:
+            folder = warm_started_model(recipe, lambda step, steps, loss: advance())
+    finally:
+        display.close()
+    return load_policy(replace(cfg.model, name=str(folder)), runtime)
 
 
-@dataclass
-class Parts:
-    """What training, evaluation and the start-up check share: a model that samples and judges itself."""
-
-    runtime: Runtime
-    policy: Policy
-    task: Task
-    decode: Decode
-    scorer: Scorer
-    learner: Learner
-    engine: Engine
-    sync: WeightSync
-
-
-def build_parts(cfg: ShoalConfig) -> Parts:
+def build_parts(cfg: ShoalConfig, rewards: Mapping[str, Verifier]) -> Parts:
     """Loads the model and the data and connects engine, learner and weight sync."""
     runtime = resolve_runtime(cfg.runtime, cfg.model)
     prepare_process(cfg.runtime)
@@ -78,7 +75,7 @@ def build_parts(cfg: ShoalConfig) -> Parts:
         compute_dtype=runtime.compute_dtype,
     )
     sync = InPlaceSync(engine, self_check(cfg, runtime, policy, task, engine, learner))
-    scorer = Scorer(cfg.reward, task.verifiers)
+    scorer = Scorer(cfg.reward, task.verifiers, rewards)
     return Parts(runtime, policy, task, decoder(policy), scorer, learner, engine, sync)
 
 
@@ -87,15 +84,9 @@ def self_check(
 ) -> SelfCheck:
     """The check of `weight_sync`, on probes made from the task's own prompts."""
     probe = make_probe(task.train or task.evaluation, policy.vocabulary, policy.max_positions)
-    return SelfCheck(engine, learner, probe, cfg.weight_sync.self_check_every, logprob_tolerance(cfg, runtime))
-
-
-def logprob_tolerance(cfg: ShoalConfig, runtime: Runtime) -> float:
-    """How far engine and learner may differ, in nats: as configured, else by the precision of the matrix products."""
-    if cfg.weight_sync.self_check_tolerance:
-        return cfg.weight_sync.self_check_tolerance
-    exact = runtime.param_dtype is torch.float32 and runtime.compute_dtype is None
-    return 1e-4 if exact else 0.2
+    return SelfCheck(
+        engine, learner, probe, cfg.weight_sync.self_check_every, logprob_tolerance(cfg.weight_sync, runtime)
+    )
 
 
 def decoder(policy: Policy) -> Decode:
@@ -118,23 +109,24 @@ def build_source(cfg: ShoalConfig, parts: Parts, monitor: Monitor) -> GroupSourc
     """The source that `source.kind` names."""
     if cfg.source.kind == "replay":
         return ReplaySource(GroupRecording(Path(cfg.source.path or "")))
-    return SyncSource(cfg, parts.engine, parts.scorer, parts.task.train, parts.decode, monitor)
+    return SyncSource(cfg, parts, monitor)
 
 
-def build_run(cfg: ShoalConfig, folder: Path, stopping: Callable[[], bool]) -> Run:
+def build_run(cfg: ShoalConfig, folder: Path, stopping: Callable[[], bool], rewards: Mapping[str, Verifier]) -> Run:
     """A run that is ready for the loop, at step 0."""
-    parts = build_parts(cfg)
+    parts = build_parts(cfg, rewards)
     monitor = Monitor(cfg, folder, total_steps=total_steps(cfg), decode=parts.decode)
-    for note in parts.runtime.notes:
+    notes = [*parts.runtime.notes, *(f"left out: {count} prompts ({why})" for why, count in parts.task.dropped.items())]
+    for note in notes:
         monitor.message(note)
     return Run(
         cfg=cfg,
         folder=folder,
         total_steps=total_steps(cfg),
         parts=parts,
-        reference=build_reference(cfg, parts),
+        reference=ReferencePolicy(parts.policy, cfg, parts.runtime) if cfg.algorithm.kl_coef else None,
         source=build_source(cfg, parts, monitor),
-        evaluator=Evaluator(cfg, parts.engine, parts.scorer, parts.task.evaluation, parts.decode),
+        evaluator=Evaluator(cfg, parts),
         monitor=monitor,
         checkpoints=CheckpointStore(folder, cfg.checkpoint.keep_last),
         stopping=stopping,

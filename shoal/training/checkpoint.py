@@ -22,7 +22,8 @@ STATE = "state.pt"
 def rng_state() -> dict[str, Any]:
     """The state of every random generator of the process, as plain values and tensors."""
     version, keys, gauss = random.getstate()
-    name, words, position, has_gauss, cached = np.random.get_state(legacy=True)
+    legacy: Any = np.random.get_state(legacy=True)
+    name, words, position, has_gauss, cached = legacy
     return {
         "python": [version, list(keys), gauss],
         "numpy": [name, torch.from_numpy(words.astype(np.int64)), int(position), int(has_gauss), float(cached)],

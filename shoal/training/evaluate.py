@@ -5,22 +5,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from math import comb
-from typing import Any
 
 from shoal.config import ShoalConfig
-from shoal.engines.base import Engine
-from shoal.environments.single_turn import Decode, roll_out
-from shoal.rewards.scorer import Scorer
+from shoal.environments.single_turn import roll_out
+from shoal.monitor.metrics import is_right
+from shoal.training.parts import Parts
 from shoal.training.sources import sampling_params
-from shoal.types import Completion, Group, Prompt
+from shoal.types import Group
 
 CHUNK = 128
-
-
-def is_right(completion: Completion) -> bool:
-    """Right means that every part of the reward is known and at its full score; partial credit is not right."""
-    parts = completion.reward_parts.values()
-    return bool(parts) and all(part is not None and part >= 1 for part in parts)
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:
@@ -32,21 +25,17 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
 class Evaluator:
     """Samples the held-out prompts with fixed seeds, so that evaluations of one run differ by the weights alone."""
 
-    def __init__(
-        self, cfg: ShoalConfig, engine: Engine, scorer: Scorer, prompts: Sequence[Prompt], decode: Decode
-    ) -> None:
+    def __init__(self, cfg: ShoalConfig, parts: Parts) -> None:
         self.cfg = cfg
-        self.engine = engine
-        self.scorer = scorer
-        self.prompts = list(prompts[: cfg.evaluation.prompts or len(prompts)])
-        self.decode = decode
+        self.parts = parts
+        self.prompts = list(parts.task.evaluation[: cfg.evaluation.prompts or None])
 
     def due(self, step: int) -> bool:
         """Between start and end; those two are the run's own decision."""
         every = self.cfg.evaluation.every
         return every > 0 and step % every == 0
 
-    def run(self) -> tuple[dict[str, Any], list[Group]]:
+    def run(self) -> tuple[dict[str, float], list[Group]]:
         """Metrics by name and the scored groups.
 
         `accuracy`: right completions / completions (a missing reward counts as not right and in `missing`);
@@ -57,14 +46,14 @@ class Evaluator:
         for start in range(0, len(self.prompts), CHUNK):
             chunk = [(prompt, -1) for prompt in self.prompts[start : start + CHUNK]]
             groups += roll_out(
-                self.engine,
+                self.parts.engine,
                 chunk,
                 group_size=self.cfg.evaluation.samples,
                 sampling=sampling,
                 seed=self.cfg.run.seed,
-                decode=self.decode,
+                decode=self.parts.decode,
             )
-        self.scorer.score(groups)
+        self.parts.scorer.score(groups)
         return evaluation_metrics(groups, self.cfg.evaluation.samples), groups
 
 

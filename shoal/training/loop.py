@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from logging import getLogger
 
 from shoal.algorithms.batch import make_batch
-from shoal.training.build import Run
+from shoal.training.state import Run
 
 logger = getLogger(__name__)
 
@@ -14,21 +14,22 @@ logger = getLogger(__name__)
 def train_loop(run: Run) -> None:
     """Trains until the last step or until the run is told to stop; the current step is always finished and saved."""
     monitor = run.monitor
-    run.sync.publish(run.learner.version).wait()
+    learner, sync = run.parts.learner, run.parts.sync
+    sync.publish(learner.version).wait()
     if run.step == 0 and run.cfg.evaluation.at_start:
         run.evaluate()
     for step in remaining_steps(run):
         groups = run.source.next_groups(step)
         if run.reference is not None:
             with monitor.phase("reference"):
-                run.reference.score(groups)
+                run.score_reference(groups)
         batch, report = make_batch(groups, run.cfg.algorithm, **run.batch_arguments())
         with monitor.phase("train"):
-            metrics = run.learner.train(batch, run.sync.writing)
+            metrics = run.train(step, groups, batch, report)
         with monitor.phase("sync"):
-            sync_seconds = run.sync.publish(run.learner.version).wait()
+            sync_seconds = sync.publish(learner.version).wait()
         run.record(step, groups, report, metrics, sync_seconds)
-    if run.cfg.evaluation.at_end and run.finished and not run.evaluator.due(run.step):
+    if run.finished and run.cfg.evaluation.at_end and not run.evaluator.due(run.step):
         run.evaluate()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,14 +10,15 @@ import psutil
 import torch
 
 from shoal.config import ShoalConfig
-from shoal.engines.base import Engine
-from shoal.environments.single_turn import Decode, roll_out
-from shoal.learners.base import Learner
+from shoal.environments.single_turn import roll_out
+from shoal.learners.memory_plan import estimate
 from shoal.rewards.scorer import Scorer
 from shoal.runtime import Runtime
 from shoal.tasks.base import Task
+from shoal.training.parts import Parts
 from shoal.training.sources import sampling_params
 from shoal.types import Completion, Group, Prompt, Segment, StopReason
+from shoal.weight_sync.check import logprob_tolerance
 
 WRONG_ANSWER = "I do not know."
 GIB = 2**30
@@ -50,23 +50,29 @@ def _answer(prompt: Prompt, text: str) -> Completion:
     return Completion(segments=[Segment(prompt.token_ids, [], [], [])], stop_reason=StopReason.STOP, text=text)
 
 
-def check_logprobs(
-    cfg: ShoalConfig, engine: Engine, learner: Learner, prompts: Sequence[Prompt], decode: Decode, tolerance: float
-) -> CheckResult:
+def check_logprobs(cfg: ShoalConfig, parts: Parts, tolerance: float) -> CheckResult:
     """The sampler's log-probs of a few sampled tokens against the learner's of the same tokens."""
     sampling = sampling_params(cfg, {"max_new_tokens": min(16, cfg.sampling.max_new_tokens)})
     groups = roll_out(
-        engine, [(prompt, -2) for prompt in prompts[:4]], group_size=2, sampling=sampling, seed=cfg.run.seed, decode=decode
+        parts.engine,
+        [(prompt, -2) for prompt in parts.task.train[:4]],
+        group_size=2,
+        sampling=sampling,
+        seed=cfg.run.seed,
+        decode=parts.decode,
     )
+    parts.engine.statistics()  # these tokens are not the first step's
     segments = [completion.segments[0] for group in groups for completion in group.completions]
-    theirs = learner.logprobs(segments, sampling.temperature)
+    theirs = parts.learner.logprobs(segments, sampling.temperature)
     differences = [
         abs(sampled - scored)
         for segment, row in zip(segments, theirs, strict=True)
         for sampled, scored in zip(segment.logprobs, row, strict=True)
     ]
     largest, mean = max(differences), sum(differences) / len(differences)
-    detail = f"sampler and learner differ by {mean:.1e} on average, {largest:.1e} at most, over {len(differences)} tokens"
+    detail = (
+        f"sampler and learner differ by {mean:.1e} on average, {largest:.1e} at most, over {len(differences)} tokens"
+    )
     if sampling.top_p < 1 or sampling.top_k > 0:
         return CheckResult(
             "log-probs",
@@ -85,7 +91,9 @@ def check_memory(estimate: dict[str, int], runtime: Runtime) -> CheckResult:
         free = psutil.virtual_memory().available
     total = sum(estimate.values())
     largest = max(estimate, key=lambda part: estimate[part])
-    detail = f"{total / GIB:.2f} GiB planned (most: {largest}, {estimate[largest] / GIB:.2f}), {free / GIB:.1f} GiB free"
+    detail = (
+        f"{total / GIB:.2f} GiB planned (most: {largest}, {estimate[largest] / GIB:.2f}), {free / GIB:.1f} GiB free"
+    )
     return CheckResult("memory", total <= free, detail)
 
 
@@ -94,4 +102,18 @@ def check_disk(cfg: ShoalConfig, folder: Path, checkpoint_bytes: int) -> CheckRe
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     needed = checkpoint_bytes * (cfg.checkpoint.keep_last + 3)
-    return CheckResult("disk", needed <= free, f"{needed / GIB:.2f} GiB needed for checkpoints, {free / GIB:.1f} GiB free")
+    return CheckResult(
+        "disk", needed <= free, f"{needed / GIB:.2f} GiB needed for checkpoints, {free / GIB:.1f} GiB free"
+    )
+
+
+def run_checks(cfg: ShoalConfig, parts: Parts, folder: Path) -> list[CheckResult]:
+    """All checks, in the order of what they cost."""
+    plan = estimate(cfg, parts.runtime, parts.policy.model.config)
+    saved = sum(plan[part] for part in ("weights", "optimizer", "master") if part in plan)
+    return [
+        check_disk(cfg, folder, saved),
+        check_memory(plan, parts.runtime),
+        check_rewards(parts.task, parts.scorer),
+        check_logprobs(cfg, parts, logprob_tolerance(cfg.weight_sync, parts.runtime)),
+    ]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from logging import getLogger
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 from shoal.config import ShoalConfig
+from shoal.config.run_folder import new_run_folder
 from shoal.errors import TrainingError
 from shoal.monitor.summary import closing_text, write_summary
 from shoal.rewards.base import Verifier
@@ -26,17 +27,17 @@ logger = getLogger(__name__)
 def train(
     cfg: ShoalConfig, run_dir: Path | str | None = None, *, rewards: Mapping[str, Verifier] | None = None
 ) -> dict[str, Any]:
-    """Trains, or goes on with the run in `cfg.resume`, and returns the summary (also in `run_dir/summary.json`).
+    """Trains and returns the summary, which is also in `run_dir/summary.json`.
 
-    `run_dir` is made where it is missing; None takes `cfg.run.root / cfg.run.name`, or date and time. `rewards` are functions of a
-    `Submission` by name, called in this process; they count with weight 1, or as `cfg.reward.verifiers` says.
+    With `cfg.resume` set, `run_dir` is a run's folder and its newest checkpoint is gone on from. `run_dir` None makes a
+    new folder under `cfg.run.root`. `rewards` are functions of a `Submission` by name, called in this process; with
+    `cfg.reward.verifiers` empty they replace the task's own, each with weight 1.
 
     Raises:
         ConfigError, DataError: the configuration, the model or the data cannot be used.
         TrainingError: the run cannot go on, or the start-up check failed.
     """
-    folder = choose_folder(cfg, run_dir)
-    started = perf_counter()
+    folder = Path(run_dir) if run_dir else new_run_folder(cfg)
     with graceful_stop() as stop:
         run = build_run(cfg, folder, lambda: bool(stop), rewards or {})
         status = "failed"
@@ -44,9 +45,80 @@ def train(
             if cfg.resume:
                 run.restore()
             if cfg.run.preflight and run.step == 0:
+                run.parts.sync.publish(run.parts.learner.version).wait()
                 refuse_failed(run_checks(cfg, run.parts, folder))
             train_loop(run)
             status = "finished" if run.finished else "stopped"
-            return finish(run, status, perf_counter() - started)
+            if status == "stopped" or cfg.checkpoint.every:
+                run.save_if_new()
+            if status == "finished" and cfg.checkpoint.save_final:
+                replace_folder(folder / "model", run.parts.learner.save_pretrained)
         finally:
             run.close(status)
+    return conclude(run, status)
+
+
+def conclude(run: Run, status: str) -> dict[str, Any]:
+    """Writes summary.json and says how it went."""
+    summary = write_summary(
+        run.folder,
+        config=asdict(run.cfg),
+        seconds_total=run.monitor.seconds_total,
+        resume_count=run.monitor.resume_count,
+        status=status,
+    )
+    if status == "stopped":
+        run.monitor.message(f"stopped after step {run.step}; go on with: shoal train resume={run.folder}")
+    else:
+        text = closing_text(summary, run.folder, run.samples or [], run.parts.decode, next_steps=what_next(run))
+        run.monitor.message(text)
+    return summary
+
+
+def what_next(run: Run) -> list[str]:
+    """Commands that make sense after this run."""
+    steps = [f"shoal eval model={run.folder / 'model'}"] if run.cfg.checkpoint.save_final else []
+    steps.append(f"shoal train resume={run.folder} run.steps={2 * run.total_steps}")
+    if run.cfg.data.task == "story":
+        steps.append("shoal train --multirun algorithm=grpo,dapo,cispo run.seed=0,1")
+        steps.append("shoal train --config-name gsm8k model.name=Qwen/Qwen3-0.6B")
+    return steps
+
+
+def evaluate(
+    cfg: ShoalConfig, run_dir: Path | str | None = None, *, rewards: Mapping[str, Verifier] | None = None
+) -> dict[str, float]:
+    """Accuracy, pass@k, mean length of `cfg.model` on the held-out prompts, by name. Writes nothing."""
+    parts = build_parts(cfg, rewards or {})
+    try:
+        parts.sync.publish(0).wait()
+        return Evaluator(cfg, parts).run()[0]
+    finally:
+        parts.close()
+
+
+def check(cfg: ShoalConfig) -> list[CheckResult]:
+    """The start-up check by itself. Writes nothing."""
+    parts = build_parts(cfg, {})
+    try:
+        parts.sync.publish(0).wait()
+        return run_checks(cfg, parts, Path(cfg.run.root))
+    finally:
+        parts.close()
+
+
+def refuse_failed(results: list[CheckResult]) -> None:
+    """Logs the start-up check and stops the run where it found something.
+
+    Raises:
+        TrainingError: a check failed.
+    """
+    for result in results:
+        logger.info("start-up check, %s: %s", result.name, result.detail)
+    failed = [result for result in results if result.ok is False]
+    if failed:
+        raise TrainingError(
+            "start-up check: "
+            + "; ".join(f"{result.name}: {result.detail}" for result in failed)
+            + " (run.preflight=false starts all the same)"
+        )

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from logging import getLogger
 from typing import Any
 
 from shoal.config import ShoalConfig
-from shoal.engines.base import Engine, SamplingParams
-from shoal.environments.single_turn import Decode, roll_out
+from shoal.engines.base import SamplingParams
+from shoal.environments.single_turn import roll_out
 from shoal.errors import TrainingError
 from shoal.monitor.monitor import Monitor
-from shoal.rewards.scorer import Scorer
 from shoal.tasks.stream import PromptStream
+from shoal.training.parts import Parts
 from shoal.training.recording import GroupRecording
-from shoal.types import Group, Prompt
+from shoal.types import Group
 
 logger = getLogger(__name__)
 
@@ -48,15 +47,11 @@ def sampling_params(cfg: ShoalConfig, overrides: dict[str, Any] | None = None) -
 class SyncSource(GroupSource):
     """Rolls out with the weights of now. Zero-variance groups are replaced where the algorithm refills."""
 
-    def __init__(
-        self, cfg: ShoalConfig, engine: Engine, scorer: Scorer, prompts: Sequence[Prompt], decode: Decode, monitor: Monitor
-    ) -> None:
+    def __init__(self, cfg: ShoalConfig, parts: Parts, monitor: Monitor) -> None:
         self.cfg = cfg
-        self.engine = engine
-        self.scorer = scorer
-        self.decode = decode
+        self.parts = parts
         self.monitor = monitor
-        self.stream = PromptStream(prompts, seed=cfg.run.seed, shuffle=cfg.data.shuffle)
+        self.stream = PromptStream(parts.task.train, seed=cfg.run.seed, shuffle=cfg.data.shuffle)
         self.last: dict[str, float] = {}
 
     def next_groups(self, step: int) -> list[Group]:
@@ -64,6 +59,7 @@ class SyncSource(GroupSource):
         refill = self.cfg.algorithm.zero_variance == "refill"
         kept: list[Group] = []
         sampled = 0
+        self.last = {}
         for attempt in range(1 + (self.cfg.algorithm.refill_rounds if refill else 0)):
             groups = self._roll_out_and_score(wanted - len(kept))
             sampled += len(groups)
@@ -71,7 +67,7 @@ class SyncSource(GroupSource):
             if len(kept) == wanted:
                 break
             logger.debug("step %d, round %d: %d of %d groups have a signal", step, attempt, len(kept), wanted)
-        self.last = {"groups/sampled": float(sampled), "groups/used": float(len(kept))}
+        self.last |= {"groups/sampled": float(sampled), "groups/used": float(len(kept))}
         if len(kept) < wanted:
             self.monitor.message(
                 f"step {step}: {len(kept)} of {wanted} groups have rewards that differ after "
@@ -83,15 +79,15 @@ class SyncSource(GroupSource):
         run = self.cfg.run
         with self.monitor.phase("rollout"):
             groups = roll_out(
-                self.engine,
+                self.parts.engine,
                 self.stream.next(count),
                 group_size=run.group_size,
                 sampling=sampling_params(self.cfg),
                 seed=run.seed,
-                decode=self.decode,
+                decode=self.parts.decode,
             )
         with self.monitor.phase("reward"):
-            self.scorer.score(groups)
+            self.last |= self.parts.scorer.score(groups).check().metrics()
         return groups
 
     def metrics(self) -> dict[str, float]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
@@ -10,18 +11,17 @@ from typing import Any
 
 from shoal.algorithms.batch import BatchReport
 from shoal.config import ShoalConfig
-from shoal.engines.base import Engine
-from shoal.learners.base import Learner
-from shoal.learners.reference import ReferencePolicy
-from shoal.monitor.metrics import describe
+from shoal.errors import TrainingError
+from shoal.files import write_atomically
+from shoal.learners.reference import ReferencePolicy, penalise_with_kl
+from shoal.learners.step import NonFiniteError
 from shoal.monitor.monitor import Monitor
-from shoal.rewards.scorer import Scorer
 from shoal.training.checkpoint import CheckpointStore, replace_folder, rng_state, set_rng_state
 from shoal.training.evaluate import Evaluator
+from shoal.training.parts import Parts
 from shoal.training.recording import GroupRecording
 from shoal.training.sources import GroupSource
-from shoal.types import Completion, Group
-from shoal.weight_sync.base import WeightSync
+from shoal.types import Batch, Group
 
 logger = getLogger(__name__)
 
@@ -33,12 +33,9 @@ class Run:
     cfg: ShoalConfig
     folder: Path
     total_steps: int
-    engine: Engine
-    learner: Learner
+    parts: Parts
     reference: ReferencePolicy | None
-    sync: WeightSync
     source: GroupSource
-    scorer: Scorer
     evaluator: Evaluator
     monitor: Monitor
     checkpoints: CheckpointStore
@@ -59,6 +56,29 @@ class Run:
             "made_up": self.cfg.run.made_up_advantages,
         }
 
+    def score_reference(self, groups: list[Group]) -> None:
+        """Reference log-probs, and the KL's part of the reward where it goes there."""
+        assert self.reference is not None
+        self.reference.score(groups)
+        if self.cfg.algorithm.kl_in == "reward":
+            penalise_with_kl(groups, self.parts.learner, self.cfg.algorithm.kl_coef)
+
+    def train(self, step: int, groups: list[Group], batch: Batch, report: BatchReport) -> dict[str, float]:
+        """One batch through the learner; where it is not finite, its completions are written out.
+
+        Raises:
+            TrainingError: a loss or a gradient is not finite.
+        """
+        try:
+            metrics = self.parts.learner.train(batch, self.parts.sync.writing)
+        except NonFiniteError as error:
+            guilty = error.completions or range(len(report.positions))
+            path = self.write_failed(step, groups, [report.positions[number] for number in guilty])
+            raise TrainingError(f"step {step}: {error} (written to {path})") from error
+        if self.reference is not None:
+            self.reference.follow(self.parts.learner.version)
+        return metrics
+
     def record(
         self,
         step: int,
@@ -69,8 +89,8 @@ class Run:
     ) -> None:
         """Ends a step: metrics, samples, recorded groups, and an evaluation or a checkpoint where one is due."""
         self.step = step
-        engine = self.engine.statistics()
-        row = self.monitor.record(
+        engine = self.parts.engine.statistics()
+        self.monitor.record(
             step,
             groups,
             {
@@ -86,8 +106,6 @@ class Run:
                 f"step {step}: {report.made_up_groups} groups have equal rewards and were trained on made-up "
                 "advantages (smoke test): this shows that training runs, not that it learns"
             )
-        elif sentence := describe(row):
-            self.monitor.message(f"step {step}: {sentence}")
         if self.cfg.run.record_groups:
             GroupRecording(self.folder).write(step, groups)
         if self.evaluator.due(step):
@@ -99,12 +117,12 @@ class Run:
         """Evaluates the weights of now; keeps the model where it is the best so far."""
         with self.monitor.phase("evaluate"):
             metrics, self.samples = self.evaluator.run()
-        self.engine.statistics()  # what the evaluation sampled is not the next step's
+        self.parts.engine.statistics()  # what the evaluation sampled is not the next step's
         self.monitor.evaluation(self.step, metrics)
         if metrics["accuracy"] > self.best_accuracy:
             self.best_accuracy = metrics["accuracy"]
             if self.cfg.checkpoint.keep_best and self.step > 0:
-                replace_folder(self.folder / "best", self.learner.save_pretrained)
+                replace_folder(self.folder / "best", self.parts.learner.save_pretrained)
         return metrics
 
     def save(self) -> Path:
@@ -114,7 +132,7 @@ class Run:
                 self.step,
                 {
                     "step": self.step,
-                    "learner": self.learner.state_dict(),
+                    "learner": self.parts.learner.state_dict(),
                     "reference": self.reference.state_dict() if self.reference else {},
                     "source": self.source.state_dict(),
                     "monitor": self.monitor.state_dict(),
@@ -123,30 +141,39 @@ class Run:
                 },
             )
 
-    def restore(self) -> bool:
+    def save_if_new(self) -> None:
+        """Writes a checkpoint unless there is one of this step."""
+        if self.step not in self.checkpoints.steps():
+            self.save()
+
+    def restore(self) -> None:
         """Goes on from the newest checkpoint, if there is one."""
         found = self.checkpoints.load()
         if found is None:
-            logger.warning("%s has no checkpoint yet: starting at step 0", self.folder)
-            self.monitor.resume(0, {})
-            return False
+            self.monitor.message(f"{self.folder} has no checkpoint yet: starting at step 0")
+            return
         self.step, state = found
-        self.learner.load_state_dict(state["learner"])
+        self.parts.learner.load_state_dict(state["learner"])
         if self.reference:
             self.reference.load_state_dict(state["reference"])
         self.source.load_state_dict(state["source"])
-        self.monitor.resume(self.step, state["monitor"])
+        self.monitor.load_state_dict(state["monitor"])
         self.best_accuracy = state["best_accuracy"]
         set_rng_state(state["rng"])
-        return True
+        self.monitor.message(f"going on after step {self.step} of {self.total_steps}")
 
-    def close(self) -> None:
-        """Ends every part, the last built first."""
-        for part in (self.monitor, self.scorer, self.sync, self.engine, self.learner):
-            part.close()
+    def write_failed(self, step: int, groups: list[Group], positions: Sequence[int]) -> Path:
+        """Writes the completions at these positions (over all groups, in order) as failed_step_N.jsonl."""
+        flat = [(group, completion) for group in groups for completion in group.completions]
+        rows = [
+            {"group": group.id, "prompt": group.prompt and group.prompt.messages, **completion.to_dict()}
+            for group, completion in (flat[position] for position in positions)
+        ]
+        path = self.folder / f"failed_step_{step}.jsonl"
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
+        return path
 
-
-def worst_completions(groups: list[Group], indices: list[int]) -> list[Completion]:
-    """The completions behind a batch's completion numbers, in the groups' order."""
-    flat = [completion for group in groups for completion in group.completions]
-    return [flat[index] for index in indices]
+    def close(self, status: str) -> None:
+        """Ends every part, the last built first. `status` is `finished`, `stopped` or `failed`."""
+        self.monitor.close(status)
+        self.parts.close()

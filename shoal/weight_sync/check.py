@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from random import Random
 
+import torch
+
+from shoal.config.parts import WeightSyncConfig
 from shoal.engines.base import Engine
 from shoal.errors import TrainingError
 from shoal.learners.base import Learner
+from shoal.runtime import Runtime
 from shoal.types import Prompt, Segment
 
 PROBES = 4
@@ -31,6 +35,14 @@ def make_probe(prompts: Sequence[Prompt], vocabulary: int, max_tokens: int) -> l
         for context in [*contexts, long[: min(320, room)]]
         for ids in [[random.randrange(vocabulary) for _ in range(PROBE_TOKENS)]]
     ]
+
+
+def logprob_tolerance(cfg: WeightSyncConfig, runtime: Runtime) -> float:
+    """How far engine and learner may differ, in nats: as configured, else by the precision of the matrix products."""
+    if cfg.self_check_tolerance:
+        return cfg.self_check_tolerance
+    exact = runtime.param_dtype is torch.float32 and runtime.compute_dtype is None
+    return 1e-4 if exact else 0.2
 
 
 class SelfCheck:
@@ -64,8 +76,8 @@ class SelfCheck:
         difference = self.difference()
         if not difference <= self.tolerance:
             raise TrainingError(
-                f"weight sync: at version {version} the engine's log-probs differ from the learner's by {difference:.2g} "
-                f"(allowed: {self.tolerance:.2g}); its weights are stale or computed otherwise. "
+                f"weight sync: at version {version} the engine's log-probs differ from the learner's by "
+                f"{difference:.2g} (allowed: {self.tolerance:.2g}); its weights are stale or computed otherwise. "
                 "weight_sync.self_check_tolerance sets what is allowed"
             )
         return difference

@@ -103,6 +103,12 @@ def test_made_up_advantages_alternate_only_where_all_rewards_are_equal():
     assert report.made_up_groups == 1
 
 
+def test_a_group_without_a_completion_to_train_on_is_not_made_up():
+    truncated = [completion(1.0, stop=StopReason.LENGTH) for _ in range(2)]
+    batch, report = batch_of(group(*truncated), made_up=True, mask_truncated=True)
+    assert (batch.completions, report.masked_truncated, report.made_up_groups) == (0, 2, 0)
+
+
 def test_penalties_come_off_the_reward_before_the_statistics():
     one = group(completion(1.0, penalties={"kl": 0.5}), completion(1.0, penalties={"kl": 0.1}))
     batch, _ = batch_of(one, **CENTERED)

@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from made_groups import step_groups
@@ -58,7 +59,8 @@ def test_a_checkpoint_makes_tensorboards_events_durable(cfg: ShoalConfig, open_m
     monitor = open_monitor()
     do_steps(monitor, 1, 2)
     monitor.state_dict()
-    assert set(scalars(tmp_path / "run", "loss/policy")) == {1, 2}  # read while the writer is still open
+    # The last value of the last row, read while the writer is still open.
+    assert set(scalars(tmp_path / "run", "seconds/total")) == {1, 2}
     monitor.close("stopped")
 
 
@@ -91,6 +93,8 @@ def leveldb_records(content: bytes) -> Iterator[bytes]:
         if 32768 - position % 32768 < 7:
             position += 32768 - position % 32768
         length, kind = struct.unpack_from("<HB", content, position + 4)
+        if position + 7 + length > len(content):
+            return  # still being written
         parts += content[position + 7 : position + 7 + length]
         position += 7 + length
         if kind in (1, 4):
@@ -98,10 +102,21 @@ def leveldb_records(content: bytes) -> Iterator[bytes]:
             parts = b""
 
 
+def finished_log(path: Path) -> list[Any]:
+    """The records up to the run's exit. W&B's service writes the last of them after `finish` has returned."""
+    from wandb.proto.wandb_internal_pb2 import Record  # noqa: PLC0415 - an optional package
+
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        records = [Record.FromString(data) for data in leveldb_records(path.read_bytes())]
+        if any(record.HasField("exit") for record in records):
+            return records
+        time.sleep(0.05)
+    return pytest.fail(f"{path} has no exit record")
+
+
 def test_wandb_offline_keeps_one_run_over_a_resume(cfg: ShoalConfig, open_monitor: Open, tmp_path: Path):
     pytest.importorskip("wandb")
-    from wandb.proto import wandb_internal_pb2  # noqa: PLC0415 - an optional package
-
     options = cfg.monitor.wandb
     options.enabled, options.mode = True, "offline"
     options.project, options.group, options.name = "made-project", "made-group", "made-name"
@@ -118,9 +133,7 @@ def test_wandb_offline_keeps_one_run_over_a_resume(cfg: ShoalConfig, open_monito
     runs: list[tuple[str, str, str, str]] = []
     steps: list[int] = []
     for path in sorted((tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")):
-        for data in leveldb_records(path.read_bytes()):
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(data)
+        for record in finished_log(path):
             if record.HasField("run"):
                 run = record.run
                 runs.append((run.run_id, run.project, run.run_group, run.display_name))

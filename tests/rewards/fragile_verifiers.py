@@ -31,7 +31,7 @@ def misbehaving(submission: Submission) -> float:
     if text == "hog":
         return float(len(bytearray(2**30)))
     if text == "print":
-        print("a verifier may print")
+        sys.stdout.write("a verifier may print\n")
         sys.stdout.flush()
     if text == "read":
         return float(len(sys.stdin.read()))

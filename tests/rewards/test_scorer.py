@@ -1,4 +1,5 @@
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -85,7 +86,7 @@ def test_the_run_stops_above_the_allowed_share_of_missing_rewards(allowed: float
     groups = [group("", stop=StopReason.ERROR), group("")]
     report = Scorer(RewardConfig(max_missing=allowed), {"exact_answer": 1.0}).score(groups)
     if stops:
-        with pytest.raises(TrainingError, match="1 of 2 rewards are missing.*1 completions not finished"):
+        with pytest.raises(TrainingError, match=r"1 of 2 rewards are missing.*1 completions not finished"):
             report.check()
     else:
         assert report.check() is report
@@ -142,6 +143,29 @@ def test_a_module_in_the_working_folder_is_found(tmp_path: Path, monkeypatch: py
     scorer.score([mine])
     scorer.close()
     assert mine.rewards == [0.5]
+
+
+def test_functions_given_from_python_replace_the_tasks_verifiers_and_run_here() -> None:
+    called_in = []
+
+    def short(submission: Submission) -> float:
+        called_in.append(os.getpid())
+        return 1.0 if len(submission.text) < 3 else 0.0
+
+    mine = group("ab", "abc")
+    Scorer(RewardConfig(), {"exact_answer": 1.0}, {"short": short}).score([mine])
+    assert mine.rewards == [1.0, 0.0]
+    assert set(called_in) == {os.getpid()}
+    Scorer(RewardConfig(verifiers={"short": 0.5, "gsm8k": 2.0}), {}, {"short": short}).score([mine])
+    assert mine.rewards == [0.5, 0.0]
+    assert mine.completions[0].reward_parts == {"short": 1.0, "gsm8k": 0.0}
+
+
+def test_a_function_of_ones_own_that_raises_makes_the_reward_missing() -> None:
+    mine = group("x")
+    report = Scorer(RewardConfig(), {}, {"odd": lambda submission: 1 / 0}).score([mine])
+    assert mine.rewards == [None]
+    assert report.explanation() == "odd: ZeroDivisionError: division by zero (1 times)"
 
 
 def test_two_verifiers_cannot_share_a_name() -> None:

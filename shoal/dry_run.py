@@ -1,0 +1,47 @@
+"""What `shoal train --dry-run` prints: the configuration, where it would run, and the memory that it would take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from shoal.config import ShoalConfig
+from shoal.learners.memory_plan import estimate, read_model_config
+from shoal.runtime import resolve_runtime
+from shoal.tasks.story import story_tokenizer
+from shoal.tasks.warm_start import Recipe, architecture
+
+MIB = 2**20
+
+
+def plan_lines(config: ShoalConfig) -> Iterator[str]:
+    """The plan, line by line. Nothing is loaded or written.
+
+    Raises:
+        ConfigError: the machine or the model is not there; what could be said before has been yielded.
+    """
+    yield from OmegaConf.to_yaml(OmegaConf.structured(config)).splitlines()
+    runtime = resolve_runtime(config.runtime, config.model)
+    products = runtime.compute_dtype or runtime.param_dtype
+    yield "\nDevice plan"
+    yield f"  device             {runtime.device}"
+    yield f"  parameters         {_name(runtime.param_dtype)}"
+    yield f"  matrix products    {_name(products)}"
+    yield f"  attention          {runtime.attention}"
+    yield from (f"  note: {note}" for note in runtime.notes)
+    parts = estimate(config, runtime, _model_config(config))
+    yield "\nMemory estimate (MiB)"
+    yield from (f"  {part:<18} {size / MIB:>10,.1f}" for part, size in parts.items() if size)
+    yield f"  {'total':<18} {sum(parts.values()) / MIB:>10,.1f}"
+
+
+def _name(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _model_config(config: ShoalConfig) -> Any:
+    if config.model.name == "story":
+        return architecture(Recipe(), story_tokenizer())
+    return read_model_config(config)

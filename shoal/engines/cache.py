@@ -1,0 +1,180 @@
+"""The KV cache: all rows end at one column, so a step writes one slice and finished rows are overwritten."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+
+class KVCache(Cache):
+    """Keys and values of up to `capacity` rows over `columns` columns, right-aligned.
+
+    Row r holds its tokens in columns [starts[r], end), so that the next token of every row goes to column `end`, and
+    the distance of two columns is the distance of two positions (sliding windows rely on that). `low` is the first
+    column that any row uses. Hugging Face modules take it as their cache; the fast decoder reads the layers' tensors.
+    """
+
+    def __init__(self, layers: int, capacity: int, columns: int, device: torch.device, *, fast: bool = False) -> None:
+        self.buffers = [ColumnLayer(self) for _ in range(layers)]
+        super().__init__(layers=list(self.buffers))
+        self.capacity = capacity
+        self.columns = columns
+        self.device = device
+        self.fast = fast
+        self.shared: SharedPrompts | None = None
+        self.rows = 0
+        self.low = 0
+        self.end = 0
+        self.starts = torch.zeros(0, dtype=torch.long, device=device)
+
+    def set_rows(self, starts: Tensor, low: int) -> None:
+        """Sets the rows in use and their first columns, [R]; `low` is the least of them."""
+        self.rows = len(starts)
+        self.starts = starts
+        self.low = low
+        if self.shared is not None:
+            self.shared.set_rows(self.rows)
+
+    def visible(self, new: int) -> Tensor:
+        """[R, columns - low] bool: the columns that hold tokens of the row, up to `new` tokens past `end`."""
+        return torch.arange(self.low, self.end + new, device=self.device) >= self.starts[:, None]
+
+    def positions(self, new: int) -> Tensor:
+        """[R, new]: positions of the next `new` tokens; 0 before a row's first token."""
+        columns = torch.arange(self.end, self.end + new, device=self.device)
+        return (columns - self.starts[:, None]).clamp(min=0)
+
+    def move(self, sources: Tensor, targets: Tensor) -> None:
+        """Copies rows `sources` over rows `targets`."""
+        for layer in self.buffers:
+            layer.move(sources, targets)
+        if self.shared is not None:
+            self.shared.index[targets] = self.shared.index[sources]
+
+    def append(self, prompts: KVCache, index: Tensor) -> None:
+        """Adds rows after the last: row i gets the tokens of row index[i] of `prompts`, up to this cache's end."""
+        for mine, theirs in zip(self.buffers, prompts.buffers, strict=True):
+            mine.append(theirs, index)
+        # Only rows that came together have their prompts end at one column.
+        together = self.fast and self.rows == 0 and len(index) > prompts.rows
+        self.shared = SharedPrompts(prompts, index.clone(), self.end) if together else None
+
+    def row(self, index: int) -> KVCache:
+        """A cache of one row, a copy of row `index`."""
+        copy = KVCache(len(self.buffers), 1, self.end, self.device, fast=self.fast)
+        copy.end = self.end
+        copy.append(self, torch.tensor([index], device=self.device))
+        copy.set_rows(self.starts[index : index + 1], self.low)
+        return copy
+
+    def resize(self, capacity: int, columns: int, end: int) -> None:
+        """Moves the rows so that they end at column `end`, in a new buffer where the present one is too small."""
+        fits = capacity <= self.capacity and columns <= self.columns
+        if not fits:
+            self.capacity, self.columns = capacity, columns
+        for layer in self.buffers:
+            layer.resize(end, fits)
+        shift = end - self.end
+        if self.shared is not None:
+            self.shared.column += shift
+        self.end, self.low, self.starts = end, self.low + shift, self.starts + shift
+
+
+class SharedPrompts:
+    """Prompts that several rows have in common: what lies left of `column` in row r is row index[r] of `prompts`.
+
+    To attend to a prompt once for all its rows, rows are laid out in slots, `size` for each prompt: row r has slot
+    slots[r], and slot s holds row rows[s] (any row where the slot is empty).
+    """
+
+    def __init__(self, prompts: KVCache, index: Tensor, column: int) -> None:
+        self.prompts = prompts
+        self.index = index
+        self.column = column
+        self.set_rows(len(index))
+
+    def set_rows(self, count: int) -> None:
+        """Lays out the first `count` rows."""
+        self.index = index = self.index[:count]
+        order = index.argsort(stable=True)
+        counts = torch.bincount(index, minlength=self.prompts.rows)
+        rank = torch.arange(count, device=index.device) - (counts.cumsum(0) - counts)[index[order]]
+        self.size = int(counts.max()) if count else 0
+        self.slots = torch.empty_like(index)
+        self.slots[order] = index[order] * self.size + rank
+        self.rows = index.new_zeros(self.prompts.rows * self.size)
+        self.rows[self.slots] = torch.arange(count, device=index.device)
+
+
+class ColumnLayer(CacheLayerMixin):
+    """One layer's part: keys and values [capacity, KV heads, columns, head dimension]."""
+
+    is_sliding = False
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self, cache: KVCache) -> None:
+        super().__init__()
+        self.cache = cache
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        # Zeros: what lies left of a row is masked, but not-a-number times zero would show.
+        self.keys = self._empty(key_states, self.cache.fast)
+        self.values = self._empty(value_states, False)
+        self.is_initialized = True
+
+    def _empty(self, like: Tensor, transposed: bool) -> Tensor:
+        size = self.cache.capacity, like.shape[1], self.cache.columns, like.shape[3]
+        if transposed:
+            return like.new_zeros((*size[:2], size[3], size[2])).transpose(2, 3)
+        return like.new_zeros(size)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Writes [R, KV heads, L, D] after the rows' ends; returns all columns in use."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        cache = self.cache
+        end = cache.end + key_states.shape[2]
+        self.keys[: cache.rows, :, cache.end : end] = key_states
+        self.values[: cache.rows, :, cache.end : end] = value_states
+        return self.keys[: cache.rows, :, cache.low : end], self.values[: cache.rows, :, cache.low : end]
+
+    def move(self, sources: Tensor, targets: Tensor) -> None:
+        if not self.is_initialized:
+            return
+        used = slice(self.cache.low, self.cache.end)
+        for buffer in (self.keys, self.values):
+            buffer[targets, :, used] = buffer[sources, :, used]
+
+    def append(self, prompts: ColumnLayer, index: Tensor) -> None:
+        if not self.is_initialized:
+            self.lazy_initialization(prompts.keys, prompts.values)
+        first, end = self.cache.rows, self.cache.end
+        width = prompts.cache.end
+        for mine, theirs in ((self.keys, prompts.keys), (self.values, prompts.values)):
+            mine[first : first + len(index), :, end - width : end] = theirs[index, :, :width]
+
+    def resize(self, end: int, in_place: bool) -> None:
+        if not self.is_initialized:
+            return
+        cache = self.cache
+        used = slice(cache.low, cache.end)
+        keys, values = self.keys[: cache.rows, :, used], self.values[: cache.rows, :, used]
+        if in_place:
+            keys, values = keys.clone(), values.clone()  # the two places may overlap
+        else:
+            self.keys, self.values = self._empty(self.keys, cache.fast), self._empty(self.values, False)
+        self.keys[: cache.rows, :, end - keys.shape[2] : end] = keys
+        self.values[: cache.rows, :, end - keys.shape[2] : end] = values
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.cache.end - self.cache.low + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.cache.end - self.cache.low
+
+    def get_max_length(self) -> int:
+        return -1

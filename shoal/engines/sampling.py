@@ -1,0 +1,91 @@
+"""From logits to tokens: temperature, top-k, top-p, and the inverse of the cumulative distribution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from shoal.engines.base import SamplingParams
+
+
+@dataclass(frozen=True)
+class RowSampling:
+    """The sampling parameters of R rows as tensors; None where no row needs them.
+
+    `temperature` [R, 1] has 1 for greedy rows, whose log-probs are those at temperature 1: the distribution that a
+    greedy row samples from is a single point, which says nothing. `filtered` are the rows with a top-k or top-p.
+    """
+
+    temperature: Tensor | None
+    greedy: Tensor | None
+    filtered: Tensor | None
+    top_k: Tensor | None
+    top_p: Tensor | None
+
+    @classmethod
+    def of(cls, params: Sequence[SamplingParams], device: torch.device) -> RowSampling:
+        temperatures = [p.temperature or 1.0 for p in params]
+        greedy = [p.temperature == 0 for p in params]
+        filtered = [row for row, p in enumerate(params) if (p.top_k or p.top_p < 1) and p.temperature]
+        return cls(
+            temperature=torch.tensor(temperatures, device=device)[:, None] if set(temperatures) != {1.0} else None,
+            greedy=torch.tensor(greedy, device=device) if any(greedy) else None,
+            filtered=torch.tensor(filtered, device=device) if filtered else None,
+            top_k=torch.tensor([[params[row].top_k] for row in filtered], device=device) if filtered else None,
+            top_p=torch.tensor([[params[row].top_p] for row in filtered], device=device) if filtered else None,
+        )
+
+
+def sample(logits: Tensor, uniform: Tensor, rows: RowSampling) -> tuple[Tensor, Tensor]:
+    """Draws one token for each row: the first whose cumulative probability, in the order of ids, exceeds `uniform`.
+
+    Args:
+        logits: [R, V] float32.
+        uniform: [R] in [0, 1).
+        rows: The sampling parameters of the rows.
+
+    Returns:
+        Token ids [R] int64 and their log-probs [R] float32 in the distribution sampled, in nats.
+    """
+    if rows.temperature is not None:
+        logits = logits / rows.temperature
+    probabilities = logits.softmax(-1)
+    if rows.filtered is not None and rows.top_k is not None and rows.top_p is not None:
+        probabilities[rows.filtered] = truncate(probabilities[rows.filtered], rows.top_k, rows.top_p)
+    tokens = draw(probabilities, uniform)
+    if rows.greedy is not None:
+        tokens = torch.where(rows.greedy, logits.argmax(-1), tokens)
+    return tokens, probabilities.gather(-1, tokens[:, None]).squeeze(-1).log()
+
+
+def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """Inverts the cumulative distribution of each row, [R, V] and [R] -> [R]; never a token of probability 0.
+
+    Sums run in float64 where the device has it: in float32 the tail of a large vocabulary is lost.
+    """
+    wide = torch.float64 if probabilities.device.type != "mps" else torch.float32
+    cumulative = probabilities.cumsum(-1, dtype=wide)
+    if wide is torch.float32:
+        # 24 bits, so that rounding to float32 cannot give 1.
+        uniform = (uniform * 2**24).floor() / 2**24
+    target = uniform.to(wide)[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+
+
+def truncate(probabilities: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    """Keeps the `top_k` likeliest tokens (0: all), then the fewest of these that make up `top_p` of their mass.
+
+    [R, V], [R, 1], [R, 1] -> [R, V], renormalised. The likeliest token always stays; of
+    equal ones the lower id comes first.
+    """
+    ordered, ids = probabilities.sort(dim=-1, descending=True, stable=True)
+    rank = torch.arange(ordered.shape[-1], device=ordered.device)
+    ordered = torch.where((top_k == 0) | (rank < top_k), ordered, 0)
+    before = ordered.cumsum(-1) - ordered
+    keep = (before < top_p * ordered.sum(-1, keepdim=True)) | (rank == 0)
+    ordered = torch.where((top_p >= 1) | keep, ordered, 0)
+    ordered = ordered / ordered.sum(-1, keepdim=True)
+    return torch.zeros_like(probabilities).scatter(-1, ids, ordered)

@@ -1,0 +1,119 @@
+"""What a run will take of the device's memory, before it takes it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from shoal.config import ShoalConfig
+from shoal.errors import ConfigError
+from shoal.runtime import Runtime
+
+# Float32 copies of one chunk of logits that exist at a time in the backward pass: logits, probabilities, gradient.
+LOGIT_COPIES = 3
+# Vectors of the hidden size that one layer keeps per token for its backward pass: two norms' inputs and outputs,
+# the attention's and the MLP's result, their residual sums.
+HIDDEN_VECTORS = 8
+# Queries, keys and values each before and after their norm and rotation, and the attention's result.
+ATTENTION_VECTORS = 3
+# Gate, up, activation and product.
+FFN_VECTORS = 4
+
+
+def estimate(cfg: ShoalConfig, runtime: Runtime, model_config: Any) -> dict[str, int]:
+    """Bytes by part: weights, gradients, optimizer, master, reference, kv_cache, activations, logits.
+
+    Weights are counted exactly, from the architecture; activations by the tensors that a common decoder layer keeps,
+    for one full micro-batch. Parts that a run does not have are 0.
+    """
+    text = model_config.get_text_config()
+    item = runtime.param_dtype.itemsize
+    total, linear = count_parameters(model_config, cfg.model.trust_remote_code)
+    trained = lora_parameters(cfg, model_config) if cfg.model.train == "lora" else total
+    on_cpu = runtime.device.type == "cpu" and runtime.compute_dtype is not None
+    borrowed = cfg.model.train == "lora" and not cfg.reference.name and not cfg.reference.polyak_every
+    chunk = min(cfg.learner.logprob_chunk, cfg.learner.micro_batch_tokens)
+    return {
+        "weights": total * item + (linear * 2 if on_cpu else 0),
+        "gradients": trained * 4,
+        "optimizer": trained * (2 if cfg.optimizer.name == "adamw_8bit" else 8),
+        "master": trained * 4 if runtime.master_weights else 0,
+        "reference": total * item if cfg.algorithm.kl_coef and not borrowed else 0,
+        "kv_cache": cache_tokens(cfg) * cache_bytes_per_token(text, item),
+        "activations": activation_bytes(cfg, runtime, text),
+        "logits": LOGIT_COPIES * chunk * text.vocab_size * 4,
+    }
+
+
+def read_model_config(cfg: ShoalConfig) -> Any:
+    """The architecture of `model.name` without its weights.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        return AutoConfig.from_pretrained(
+            cfg.model.name, revision=cfg.model.revision, trust_remote_code=cfg.model.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model.name={cfg.model.name}: {' '.join(str(error).split())[:200]}") from error
+
+
+def count_parameters(model_config: Any, trust_remote_code: bool = False) -> tuple[int, int]:
+    """All parameters, and those of linear layers other than the head; nothing is allocated."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=trust_remote_code)
+    head = model.get_output_embeddings()
+    linear = sum(
+        module.weight.numel()
+        for module in model.modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    )
+    return sum(parameter.numel() for parameter in model.parameters()), linear
+
+
+def lora_parameters(cfg: ShoalConfig, model_config: Any) -> int:
+    """Parameters of the adapter: rank times (inputs + outputs) of each adapted layer."""
+    lora = cfg.model.lora
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=cfg.model.trust_remote_code)
+    head = model.get_output_embeddings()
+    count = 0
+    for name, module in model.named_modules():
+        layer = next((int(part) for part in name.split(".") if part.isdigit()), None)
+        wanted = name.rpartition(".")[2] in lora.target_modules if lora.target_modules else module is not head
+        if isinstance(module, torch.nn.Linear) and wanted and (not lora.layers or layer in lora.layers):
+            count += lora.r * (module.in_features + module.out_features)
+    return count
+
+
+def cache_tokens(cfg: ShoalConfig) -> int:
+    """Most tokens in the KV cache at a time."""
+    each = cfg.data.max_prompt_tokens + cfg.sampling.max_new_tokens
+    most = min(cfg.engine.max_batch, cfg.run.prompts_per_step * cfg.run.group_size) * each
+    return min(most, cfg.engine.max_cache_tokens or most)
+
+
+def cache_bytes_per_token(text: Any, item: int) -> int:
+    """Keys and values of all layers."""
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    return 2 * text.num_hidden_layers * heads * head_width(text) * item
+
+
+def head_width(text: Any) -> int:
+    """Numbers in one attention head."""
+    return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+
+
+def activation_bytes(cfg: ShoalConfig, runtime: Runtime, text: Any) -> int:
+    """What one micro-batch keeps for its backward pass."""
+    tokens = cfg.learner.micro_batch_tokens
+    heads = text.num_attention_heads + 2 * (getattr(text, "num_key_value_heads", None) or text.num_attention_heads)
+    ffn = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    layer = HIDDEN_VECTORS * text.hidden_size + ATTENTION_VECTORS * heads * head_width(text) + FFN_VECTORS * ffn
+    item = 4 if runtime.device.type == "cpu" else (runtime.compute_dtype or runtime.param_dtype).itemsize
+    if cfg.model.gradient_checkpointing:
+        return tokens * item * (text.num_hidden_layers * text.hidden_size + layer)
+    return tokens * item * text.num_hidden_layers * layer

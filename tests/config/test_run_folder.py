@@ -1,0 +1,118 @@
+"""Where runs write, and which run `resume` means."""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from shoal.config import load_config
+from shoal.config.run_folder import find_resume, load_saved, new_run_folder, open_run, run_folder_of, save_config
+from shoal.errors import ConfigError
+
+
+def make_run(folder: Path, *steps: int, overrides: tuple[str, ...] = ()) -> Path:
+    save_config(load_config("story", overrides), overrides, folder)
+    for step in steps:
+        (folder / "checkpoints" / f"step_{step}").mkdir(parents=True)
+    return folder
+
+
+def test_a_run_without_a_name_gets_date_and_time(tmp_path: Path):
+    config = load_config("story", [f"run.root={tmp_path}"])
+    before = datetime.now().replace(microsecond=0)
+    folder = new_run_folder(config)
+    made = datetime.strptime(str(folder.relative_to(tmp_path)), "%Y-%m-%d/%H-%M-%S")
+    assert before <= made <= datetime.now()
+
+
+def test_two_runs_of_one_second_get_two_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    class Noon(datetime):
+        @classmethod
+        def now(cls, tz: object = None) -> datetime:
+            return datetime(2026, 5, 4, 12, 0, 0)
+
+    monkeypatch.setattr("shoal.config.run_folder.datetime", Noon)
+    config = load_config("story", [f"run.root={tmp_path}"])
+    names = []
+    for _ in range(3):
+        folder = new_run_folder(config)
+        folder.mkdir(parents=True)
+        names.append(folder.name)
+    assert names == ["12-00-00", "12-00-00_2", "12-00-00_3"]
+
+
+def test_a_name_that_is_taken_is_refused_with_the_way_to_go_on(tmp_path: Path):
+    config = load_config("story", [f"run.root={tmp_path}", "run.name=mine"])
+    assert new_run_folder(config) == tmp_path / "mine"
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(ConfigError, match=r"choose another run.name, or go on with that run by resume="):
+        new_run_folder(config)
+
+
+def test_a_saved_configuration_is_resolved_and_loads_back_equal(tmp_path: Path):
+    config = load_config("gsm8k", ["algorithm=dapo", "reward.verifiers.gsm8k=0.5"])
+    save_config(config, ["algorithm=dapo"], tmp_path)
+    assert "${" not in (tmp_path / ".hydra" / "config.yaml").read_text()
+    assert OmegaConf.load(tmp_path / ".hydra" / "overrides.yaml") == ["algorithm=dapo"]
+    assert load_saved(tmp_path) == config
+
+
+def test_overrides_change_a_saved_configuration_and_are_checked_like_any(tmp_path: Path):
+    make_run(tmp_path)
+    config = load_saved(tmp_path, ["run.steps=200", "evaluation.sampling.temperature=0"])
+    assert (config.run.steps, config.evaluation.sampling) == (200, {"temperature": 0})
+    with pytest.raises(ConfigError, match=r"^there is no key 'run.stepz'; the nearest is 'run.steps'"):
+        load_saved(tmp_path, ["run.stepz=200"])
+    with pytest.raises(ConfigError, match=r"^run.steps: 'abc' is not a whole number$"):
+        load_saved(tmp_path, ["run.steps=abc"])
+
+
+def test_the_group_that_a_run_was_started_with_may_be_named_again_but_not_exchanged(tmp_path: Path):
+    make_run(tmp_path, overrides=("algorithm=dapo",))
+    assert load_saved(tmp_path, ["algorithm=dapo"]).algorithm.clip_high == 0.28
+    with pytest.raises(ConfigError, match=r"has its own algorithm; override single keys, such as algorithm.surrogate"):
+        load_saved(tmp_path, ["algorithm=cispo"])
+
+
+def test_resume_takes_a_run_folder_with_its_configuration_and_further_overrides(tmp_path: Path):
+    run = make_run(tmp_path / "run", 5, 10)
+    config, folder = open_run(str(run), ["run.steps=20"])
+    assert (folder, config.resume, config.run.steps) == (run, str(run), 20)
+    assert open_run("latest", [f"run.root={tmp_path}"])[1] == run
+
+
+def test_a_run_killed_before_its_first_checkpoint_can_be_resumed_by_name(tmp_path: Path):
+    run = make_run(tmp_path / "run")
+    assert find_resume(str(run), tmp_path) == run
+
+
+def test_resume_refuses_what_is_no_run(tmp_path: Path):
+    run = make_run(tmp_path / "run", 5)
+    for where in (tmp_path / "nope", tmp_path, run / "checkpoints" / "step_5"):
+        with pytest.raises(ConfigError, match=r"^resume=.*: no run folder"):
+            find_resume(str(where), tmp_path)
+
+
+def test_latest_is_the_run_with_the_newest_checkpoint_at_any_depth(tmp_path: Path):
+    old = make_run(tmp_path / "2026-01-01" / "10-00-00", 5)
+    new = make_run(tmp_path / "named", 3)
+    make_run(tmp_path / "2026-01-02" / "nothing-saved")
+    os.utime(old / "checkpoints" / "step_5", (1000, 1000))
+    assert find_resume("latest", tmp_path) == new
+    os.utime(new / "checkpoints" / "step_3", (500, 500))
+    assert find_resume("latest", tmp_path) == old
+
+
+def test_latest_without_any_checkpoint_says_so(tmp_path: Path):
+    with pytest.raises(ConfigError, match=f"^resume=latest: no run under {tmp_path} has a checkpoint"):
+        find_resume("latest", tmp_path)
+
+
+def test_a_model_in_a_run_folder_knows_its_run(tmp_path: Path):
+    run = make_run(tmp_path / "run")
+    assert run_folder_of(str(run / "model")) == run
+    assert run_folder_of("Qwen/Qwen3-0.6B") is None

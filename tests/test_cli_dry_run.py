@@ -1,0 +1,48 @@
+"""`--dry-run`: the resolved configuration, the device plan and the memory estimate, and nothing started or written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from shoal.cli import main
+from shoal.config.root import ShoalConfig
+
+PARTS = ("weights", "gradients", "optimizer", "kv_cache", "activations", "logits")
+
+
+def test_a_dry_run_prints_what_would_run_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SHOAL_CACHE", str(tmp_path / "cache"))
+    assert main(["train", "--dry-run", "algorithm=dapo", "runtime.target=cpu", "sampling.max_new_tokens=100"]) == 0
+    text, _, plan = capsys.readouterr().out.partition("\nDevice plan\n")
+    printed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ShoalConfig), OmegaConf.create(text)))
+    assert isinstance(printed, ShoalConfig)
+    assert (printed.algorithm.clip_high, printed.algorithm.overlong.buffer) == (0.28, 20)
+    assert "device             cpu" in plan
+    lines = dict(line.split() for line in plan.partition("Memory estimate (MiB)\n")[2].splitlines())
+    # The built-in model has 0.41M parameters, so two float32 moments of Adam take 3.1 MiB.
+    assert float(lines["optimizer"]) == pytest.approx(3.1, abs=0.1)
+    assert float(lines["total"]) == pytest.approx(sum(float(lines[part]) for part in PARTS), abs=0.5)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_of_a_sweep_shows_every_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--dry-run", "--multirun", "run.seed=1,2"]) == 0
+    printed = capsys.readouterr().out
+    assert "# run.seed=1\n" in printed and "# run.seed=2\n" in printed
+    assert printed.count("Memory estimate") == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_target_that_is_not_there_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--dry-run", "runtime.target=linux_gpu"]) == 2
+    assert capsys.readouterr().err.startswith("shoal: error: runtime.target=linux_gpu: torch sees no CUDA device")
