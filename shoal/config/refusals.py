@@ -97,11 +97,11 @@ DATA = (
     ),
     Refusal(
         lambda c: c.reward.length.coef == 0 and (c.reward.length.above is not None or c.reward.length.below > 0),
-        "the limits of reward.length do nothing at reward.length.coef=0: set an amount per token, such as 0.001",
+        "reward.length.above and reward.length.below do nothing at reward.length.coef=0: set an amount per token, such as 0.001",
     ),
     Refusal(
-        lambda c: not c.reward.verify and c.reward.format.pattern is None and c.reward.length.coef == 0,
-        "reward.verify=false leaves nothing to reward: set reward.format.pattern or reward.length.coef",
+        lambda c: not c.reward.verify and c.reward.format.scale == 0 and c.reward.length.coef == 0,
+        "reward.verify=false leaves nothing to reward: set reward.format.scale with a pattern, or reward.length.coef",
     ),
     Refusal(
         lambda c: c.reward.timeout == 0,

@@ -7,6 +7,7 @@ import re
 from shoal.rewards.strings import tagged_answer
 
 BOXES = ("\\boxed", "\\fbox")
+MOST_BOXES = 50  # tried from the end; a text with more that do not close has no answer
 THINKING_END = "</think>"
 ANSWER_MARK = "####"
 MINERVA = re.compile(r"final answer is:?\s*(.*?)\.?\s*I hope it is correct", re.IGNORECASE | re.DOTALL)
@@ -24,7 +25,10 @@ def after_thinking(text: str) -> str:
 def last_boxed(text: str) -> str | None:
     r"""What stands in the last `\boxed{...}` or `\fbox{...}` whose braces close, or after `\boxed ` without braces."""
     end = len(text)
-    while (start := max(text.rfind(box, 0, end) for box in BOXES)) >= 0:
+    for _ in range(MOST_BOXES):
+        start = max(text.rfind(box, 0, end) for box in BOXES)
+        if start < 0:
+            return None
         word = next(box for box in BOXES if text.startswith(box, start))
         rest = text[start + len(word) :].lstrip()
         if not rest.startswith("{"):

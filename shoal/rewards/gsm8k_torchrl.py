@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from shoal.rewards.base import Submission, verifier
+from shoal.rewards.strings import CLOSING, OPENING
 
-FIRST_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 MARK = "#### "
 WRONG = 0.1
 
@@ -18,9 +18,10 @@ def gsm8k_torchrl(submission: Submission) -> float:
     Both lose commas, dollar and percent signs, a final stop and trailing decimal zeros, and must then be equal letter
     for letter. Think tags earn nothing.
     """
-    found = FIRST_ANSWER.search(submission.text)
-    answer = found[1].strip() if found else ""
-    if not answer:
+    _, _, after = submission.text.partition(OPENING)
+    answer, closed, _ = after.partition(CLOSING)
+    answer = answer.strip()
+    if not closed or not answer:
         return 0.0
     truth = str(submission.ground_truth).rpartition(MARK)[2]
     return 1.0 if _plain(answer) == _plain(truth) else WRONG

@@ -15,7 +15,7 @@ from shoal.errors import ConfigError, TrainingError
 from shoal.rewards.base import Submission, Verifier, VerifierEntry
 from shoal.rewards.deadline import DeadlinePool
 from shoal.rewards.lookup import find_verifier
-from shoal.rewards.shaping import LENGTH_PENALTY, length_penalty, shaped_reward
+from shoal.rewards.shaping import LENGTH_PENALTY, length_penalty, shaped_reward, verified_sum
 from shoal.rewards.verdict import Verdict, judge
 from shoal.types import FORMAT_PART, Completion, Group, Prompt, StopReason
 
@@ -107,7 +107,9 @@ class Scorer:
         self.pool: DeadlinePool | None = None
         self.always = [FORMAT_PART] if reward.format.pattern else []
         if self.always and FORMAT_PART in self.weights:
-            raise ConfigError("the format is rewarded twice: leave out reward.format.pattern or reward.verifiers.format")
+            raise ConfigError(
+                "the format is rewarded twice: leave out reward.format.pattern or reward.verifiers.format"
+            )
         for name in [*self.weights, *self.always]:
             self._entry(name)
         check_options(reward.options, self.entries)
@@ -150,6 +152,10 @@ class Scorer:
         if report.missing:
             logger.warning("%d of %d rewards missing: %s", report.missing, report.completions, report.explanation())
         return report
+
+    def verified(self, completion: Completion) -> float | None:
+        """The verifiers' weighted sum for a scored completion, before scale, format and length."""
+        return verified_sum(completion, self.weights, self.reward)
 
     def close(self) -> None:
         """Ends the worker processes."""

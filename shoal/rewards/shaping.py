@@ -19,16 +19,26 @@ def shaped_reward(completion: Completion, weights: Mapping[str, float], reward: 
     """
     if reward.non_stop is not None and completion.stop_reason is not StopReason.STOP:
         return reward.non_stop
-    if any(part is None for part in completion.reward_parts.values()):
+    verified = verified_sum(completion, weights, reward)
+    has_format = completion.reward_parts.get(FORMAT_PART) if reward.format.pattern else 0.0
+    if verified is None or has_format is None:
         return None
-    known = {name: part for name, part in completion.reward_parts.items() if part is not None}
-    has_format = known.pop(FORMAT_PART) if reward.format.pattern else 0.0
-    total = reward.scale * sum(weights.get(name, 1.0) * part for name, part in known.items())
-    if reward.format.gate and not has_format:
-        total = 0.0
+    total = reward.scale * verified if has_format or not reward.format.gate else 0.0
     total += reward.format.scale * has_format
     if reward.only_good_outputs and not good_outputs(completion):
         return 0.0
+    return total
+
+
+def verified_sum(completion: Completion, weights: Mapping[str, float], reward: RewardConfig) -> float | None:
+    """The weighted sum of the verifiers' parts; None where one is missing."""
+    total = 0.0
+    for name, part in completion.reward_parts.items():
+        if name == FORMAT_PART and reward.format.pattern:
+            continue
+        if part is None:
+            return None
+        total += weights.get(name, 1.0) * part
     return total
 
 

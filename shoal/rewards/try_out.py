@@ -61,11 +61,16 @@ def _row(path: Path, number: int, line: str) -> dict[str, Any]:
         )
     if not isinstance(row["completion"], str):
         raise DataError(f"{path}, line {number}: completion is to be a string")
+    stop, tokens = row.get("stop_reason", StopReason.STOP), row.get("num_tokens", 0)
+    if stop not in list(StopReason):
+        raise DataError(f"{path}, line {number}: stop_reason {stop!r} is none of {', '.join(StopReason)}")
+    if not isinstance(tokens, int) or tokens < 0:
+        raise DataError(f"{path}, line {number}: num_tokens is to be a whole number, not {tokens!r}")
     return row
 
 
 def _group(index: int, row: dict[str, Any]) -> Group:
-    count = int(row.get("num_tokens", len(row["completion"].split())))
+    count = row.get("num_tokens", len(row["completion"].split()))
     segment = Segment([], [0] * count, [0.0] * count, [True] * count)
     stop = StopReason(row.get("stop_reason", StopReason.STOP))
     prompt = Prompt(id=str(index), token_ids=[], ground_truth=row["ground_truth"], messages=row.get("messages", []))
