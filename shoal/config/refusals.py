@@ -93,11 +93,11 @@ DATA = (
     ),
     Refusal(
         lambda c: c.reward.length.coef > 0 and c.reward.length.above is None and c.reward.length.below == 0,
-        "reward.length.coef={c.reward.length.coef} has no limit to go by: set reward.length.above or reward.length.below",
+        "reward.length.coef={c.reward.length.coef} has no limit to go by: set reward.length.above or .below",
     ),
     Refusal(
         lambda c: c.reward.length.coef == 0 and (c.reward.length.above is not None or c.reward.length.below > 0),
-        "reward.length.above and reward.length.below do nothing at reward.length.coef=0: set an amount per token, such as 0.001",
+        "reward.length.above and reward.length.below do nothing at reward.length.coef=0: set an amount, such as 0.001",
     ),
     Refusal(
         lambda c: not c.reward.verify and c.reward.format.scale == 0 and c.reward.length.coef == 0,
