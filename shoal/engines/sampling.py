@@ -27,6 +27,8 @@ class RowSampling:
 
     @classmethod
     def of(cls, params: Sequence[SamplingParams], device: torch.device) -> RowSampling:
+        if params and all(p is params[0] for p in params) and params[0] == SamplingParams(params[0].max_new_tokens):
+            return cls(None, None, None, None, None)
         temperatures = [p.temperature or 1.0 for p in params]
         greedy = [p.temperature == 0 for p in params]
         filtered = [row for row, p in enumerate(params) if (p.top_k or p.top_p < 1) and p.temperature]

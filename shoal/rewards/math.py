@@ -24,7 +24,7 @@ NUMBER = re.compile(
     r"""
     (?P<sign>[+-]*)
     (?:
-        (?P<decimal>\d+\.?\d*|\.\d+)
+        (?P<decimal>\d+\.?\d*|\.\d+)(?:\\(?:overline|bar)\{(?P<repeated>\d+)\})?
         (?:(?:\\times|\\cdot|[*×·])10(?:\^|\*\*)\{?(?P<power>[+-]?\d+)\}? | [eE](?P<short>[+-]?\d+))?
       | (?:(?P<whole>\d+)\+?)? \\frac\{(?P<frac_sign>-?)(?P<over>\d+)\}\{(?P<under>\d+)\}
       | (?:(?P<spaced>\d+)\ +)? (?P<plain_over>\d+)\s*/\s*(?P<plain_under>\d+)
@@ -36,7 +36,7 @@ NUMBER = re.compile(
 # Words that stand after a number are its unit, unless they are mathematics.
 UNIT = re.compile(
     r"(?P<number>.*?[\d})%])(?:\s+|(?=[a-z]{2}))(?!(?:pi|e|i|sqrt|sin|cos|tan|log|ln|exp|and|or|to|x|y|z)\b)"
-    r"(?:(?:[a-zA-Z]{2,}|[/.]|per\b|[a-zA-Z]+\^\{?[23]\}?)[\s.]*)+"
+    r"(?:[a-zA-Z]{2,}|[a-zA-Z]+(?=/)|(?<=/)[a-zA-Z]+)(?:\^\{?[23]\}?)?(?:[\s./]+(?:[a-zA-Z]+)(?:\^\{?[23]\}?)?)*[.\s]*"
 )
 LATEX_UNIT = re.compile(
     r"(?P<number>.*[\d})%])\s*\\(?:text|mathrm|mbox|textrm)\s*\{\s*([A-Za-z.$/ ]+)\s*\}(?:\^\{?\d\}?)?"
@@ -127,7 +127,11 @@ def number(text: str) -> Number | None:
         power = int(match["power"] or match["short"] or 0)
         if abs(power) > LARGEST_EXPONENT:
             return None
-        value = Fraction(match["decimal"].rstrip(".")) * Fraction(10) ** power
+        value = Fraction(match["decimal"].rstrip("."))
+        if match["repeated"]:
+            places = len(match["decimal"].partition(".")[2])
+            value += Fraction(int(match["repeated"]), (10 ** len(match["repeated"]) - 1) * 10**places)
+        value *= Fraction(10) ** power
     else:
         whole, over = match["whole"] or match["spaced"] or 0, match["over"] or match["plain_over"]
         under = int(match["under"] or match["plain_under"])

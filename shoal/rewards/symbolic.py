@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import re
+from functools import lru_cache
 
 from math_verify import LatexExtractionConfig, parse, verify
 
 # Says on every call that its timeout is off. It is: its alarm works in a main thread only, and our deadline holds.
 logging.getLogger("math_verify").setLevel(logging.CRITICAL)
 
+DECIMAL = re.compile(r"(?<![\d.])(\d{0,15})\.(\d{1,15})(?![\d.])")
 AND_OR = re.compile(r"(?:\s+|\s*,\s*)(?:and|or)\s+", re.IGNORECASE)
 
 
@@ -18,12 +20,14 @@ def same_expression(truth: str, answer: str) -> bool:
     wanted, got = _parsed(truth), _parsed(answer)
     if not wanted or not got:
         return False
-    return bool(verify(wanted, got, float_rounding=9, timeout_seconds=None))
+    return bool(verify(wanted, got, timeout_seconds=None))
 
 
+@lru_cache(maxsize=4096)  # a group's completions share their truth, and often their answer
 def _parsed(text: str) -> list[object]:
     """What math-verify reads in `text`; empty where it is not an expression."""
-    latex = AND_OR.sub(", ", text).replace("%", "\\%")
+    latex = AND_OR.sub(", ", text).replace("%", "\\%").replace("\\varnothing", "\\emptyset")
+    latex = DECIMAL.sub(_exactly, latex)
     found = parse(
         f"${latex}$",
         extraction_config=[LatexExtractionConfig()],
@@ -31,3 +35,9 @@ def _parsed(text: str) -> list[object]:
         parsing_timeout=None,
     )
     return list(found)
+
+
+def _exactly(decimal: re.Match[str]) -> str:
+    """A decimal as a fraction: 0.5 is equal to 1/2 and 1.414 is not equal to the root of 2, with no rounding."""
+    whole, places = decimal[1], decimal[2]
+    return f"{{\\frac{{{int(whole + places)}}}{{{10 ** len(places)}}}}}"
