@@ -62,8 +62,8 @@ def math_problem(random: Random) -> tuple[str, list[str], str]:
     if kind < 15:
         truth = f"{a}\\sqrt{{{b}}}"
         return truth, [truth, f"\\sqrt{{{a * a * b}}}", f"\\sqrt{{{b}}}\\cdot {a}"], f"\\sqrt{{{a * b}}}"
-    truth = f"[{a},{a + b})"
-    return truth, [truth, f"\\left[{a}, {a + b}\\right)", f"[{a}.0,{a + b})"], f"[{a},{a + b}]"
+    truth = f"{a}\\sin({b}x)"
+    return truth, [truth, f"\\sin({b}x)\\cdot {a}", f"\\frac{{{2 * a}\\sin({b}x)}}{{2}}"], f"{a}\\cos({b}x)"
 
 
 def make_groups(verifier: str, words: int) -> list[Group]:
