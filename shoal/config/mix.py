@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
 from math import isfinite
 from typing import Any
 
@@ -63,10 +64,12 @@ def _source(name: str, entry: Any, common: DataSource) -> DataSource:
     key = f"data.mix.{name}"
     if not isinstance(entry, Mapping):
         raise ConfigError(f"{key}: {entry!r} is not a source; write {key}.path=FILE and {key}.amount=1.0")
-    for given in entry:
-        if given not in ENTRIES:
-            # Reading the nearest name from all keys of the configuration would give another node's.
-            raise ConfigError(f"there is no key '{key}.{given}'; an entry of data.mix has {', '.join(ENTRIES)}")
+    for word in entry:
+        if word not in ENTRIES:
+            raise ConfigError(
+                f"there is no key '{key}.{word}'; the nearest is {get_close_matches(str(word), ENTRIES, 1, 0)[0]!r} "
+                f"(there are: {', '.join(ENTRIES)})"
+            )
     given = dict(entry)
     if isinstance(given.get("verifiers"), str):
         given["verifiers"] = [given["verifiers"]]

@@ -80,8 +80,8 @@ RUN = (
 DATA = (
     Refusal(
         lambda c: any(source.task == "story" and source.path is not None for source in data_sources(c.data)),
-        "data.task=story makes its own problems and reads no data.path={c.data.path}: set data.task to the layout of "
-        "the rows, such as gsm8k, or leave the path out",
+        "data.task=story makes its own problems and reads no data.path (given: {c.data.path}): set data.task, or the "
+        "source's own task, to the layout of the rows, such as gsm8k, or leave the path out",
     ),
     Refusal(
         lambda c: c.model.name == "story" and any(source.task != "story" for source in data_sources(c.data)),

@@ -31,8 +31,8 @@ class Layout:
 
     `read` turns a row into an example; it raises DataError, without the row's place, where it cannot. Of each tuple in
     `columns` a data set must have one; those in `optional` are read where they exist. `verifiers` judge the rows that
-    name none. `demonstrate` gives a text that they must find right, for the start-up check. `hub` is the data set (name,
-    subset) that is read where no path is given; `make` makes the rows of a built-in task, for evaluation or training.
+    name none. `demonstrate` gives a text that they must find right, for the start-up check. `hub` is the data set (name
+    and subset) that is read where no path is given; `make` makes a built-in task's rows, for evaluation or training.
     """
 
     read: Callable[[Row], Example]

@@ -35,7 +35,7 @@ def preview_lines(cfg: ShoalConfig, tokenizer: PreTrainedTokenizerBase, rows: in
             yield f"   left out: {len(side.too_long) - DROPPED_SHOWN} more"
         for prompt in [] if side.evaluation else side.used[:rows]:
             yield f"-- {prompt.id}, {len(prompt.token_ids)} tokens"
-            yield tokenizer.decode(prompt.token_ids)
+            yield str(tokenizer.decode(prompt.token_ids))
             yield f"-- ground truth {_short(repr(prompt.ground_truth))}{_judges(prompt)}"
     task = build_task(cfg, tokenizer)
     yield f"== in all: {len(task.train)} prompts to train on, {len(task.evaluation)} to evaluate on"

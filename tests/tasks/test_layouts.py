@@ -30,6 +30,7 @@ CHAT = [
     {"role": "user", "content": "2+3?"},
     {"role": "assistant", "content": "5"},
 ]
+TRUTHS = {"gsm8k": "5", "f1": ["5", "five"]}
 ASSERTS = ["assert add(1, 2) == 3", "assert add(0, 0) == 0"]
 PAIRS = [{"input": "1 2\n", "output": "3\n"}, {"input": "", "output": "0\n"}]
 
@@ -37,7 +38,7 @@ PAIRS = [{"input": "1 2\n", "output": "3\n"}, {"input": "", "output": "0\n"}]
 @pytest.fixture(autouse=True)
 def every_named_verifier(monkeypatch: pytest.MonkeyPatch) -> None:
     """Names that these rows give, whether or not their verifiers can run here."""
-    for name in ("math", "ifeval", "code", "string_match", "f1"):
+    for name in ("math", "ifeval", "code", "string_match", "f1"):  # some need an optional package
         monkeypatch.setitem(REGISTRY, name, VerifierEntry(name, lambda submission: 1.0, bounded=True))
 
 
@@ -148,8 +149,7 @@ def test_a_text_that_does_not_name_the_function_is_shown_its_tests(read: Read) -
             ["gsm8k", "exact_answer"],
         ),
         ({"prompt": CHAT[:2], "ground_truth": 5, "verifier": "gsm8k"}, 5, ["gsm8k"]),
-        ({"messages": CHAT, "ground_truth": {"gsm8k": "5", "f1": ["5", "five"]}, "verifiers": ["gsm8k", "f1"]},)
-        + ({"gsm8k": "5", "f1": ["5", "five"]}, ["gsm8k", "f1"]),
+        ({"messages": CHAT, "ground_truth": TRUTHS, "verifiers": ["gsm8k", "f1"]}, TRUTHS, ["gsm8k", "f1"]),
     ],
 )
 def test_a_general_row_says_itself_what_is_asked_and_who_judges(
