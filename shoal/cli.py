@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
@@ -93,6 +94,8 @@ def _parser() -> ArgumentParser:
     )
     _verb(verbs, "eval", run_eval, "Evaluate a model: shoal eval model=DIR.")
     _verb(verbs, "check", run_check, "Run the start-up check by itself: rewards, log-probs, memory, disk.")
+    score = _verb(verbs, "score", run_score, "Score the rows of a JSONL file (completion, ground_truth).", "file")
+    score.add_argument("--verifier", metavar="NAME", required=True, help="registered name, or package.module:function")
     _data(verbs)
     return parser
 
@@ -104,7 +107,7 @@ def _data(verbs: Any) -> None:
     preview.add_argument("--rows", type=int, default=2, metavar="N", help="prompts shown of each source (default: 2)")
 
 
-def _verb(verbs: Any, name: str, run: Any, text: str) -> ArgumentParser:
+def _verb(verbs: Any, name: str, run: Any, text: str, *arguments: str) -> ArgumentParser:
     groups = "\n".join(f"  {group}={'|'.join(preset_names(search_folder(None), group))}" for group in GROUPS)
     presets = ", ".join(preset_names(search_folder(None)))
     verb: ArgumentParser = verbs.add_parser(
@@ -119,6 +122,8 @@ def _verb(verbs: Any, name: str, run: Any, text: str) -> ArgumentParser:
     verb.add_argument("--config-name", metavar="NAME", help="preset, or NAME.yaml in --config-dir (default: story)")
     verb.add_argument("--config-dir", metavar="DIR", help="folder with presets and groups of your own")
     verb.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    for argument in arguments:
+        verb.add_argument(argument, metavar=argument.upper())
     verb.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", default=SUPPRESS, help="overrides, in Hydra's syntax"
     )
@@ -191,6 +196,19 @@ def run_data_preview(options: Namespace) -> int:
     tokenizer = story_tokenizer() if config.model.name == "story" else load_tokenizer(config.model)
     for line in preview_lines(config, tokenizer, options.rows):
         print(line)
+    return 0
+
+
+def run_score(options: Namespace) -> int:
+    """`shoal score`: each row with its `score`, as one line of JSON; what is missing says why. Sums go to stderr."""
+    config = _configured(options, options.overrides)
+    from shoal.rewards.try_out import read_rows, score_rows  # noqa: PLC0415 imports numpy, which --help must not wait for
+
+    rows, report = score_rows(read_rows(Path(options.file)), options.verifier, config.reward)
+    for row in rows:
+        print(json.dumps(row, ensure_ascii=False))
+    for name, value in report.metrics().items():
+        logger.info("%s: %.6g", name, value)
     return 0
 
 

@@ -89,6 +89,22 @@ DATA = (
         "model, such as model.name=Qwen/Qwen3-0.6B",
     ),
     Refusal(
+        lambda c: c.reward.format.pattern is None and (c.reward.format.gate or c.reward.format.scale != 0),
+        "reward.format.gate and reward.format.scale do nothing without reward.format.pattern: set it to think_answer",
+    ),
+    Refusal(
+        lambda c: c.reward.length.coef > 0 and c.reward.length.above is None and c.reward.length.below == 0,
+        "reward.length.coef={c.reward.length.coef} has no limit to go by: set reward.length.above or .below",
+    ),
+    Refusal(
+        lambda c: c.reward.length.coef == 0 and (c.reward.length.above is not None or c.reward.length.below > 0),
+        "reward.length.above and reward.length.below do nothing at reward.length.coef=0: set an amount, such as 0.001",
+    ),
+    Refusal(
+        lambda c: not c.reward.verify and c.reward.format.scale == 0 and c.reward.length.coef == 0,
+        "reward.verify=false leaves nothing to reward: set reward.format.scale with a pattern, or reward.length.coef",
+    ),
+    Refusal(
         lambda c: c.reward.timeout == 0,
         "reward.timeout=0 leaves no time for a verdict: set seconds, such as 10",
     ),

@@ -14,7 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from shoal.config.model import ModelConfig
 from shoal.errors import ConfigError
-from shoal.learners.lora import add_lora
+from shoal.learners.lora import adapter_base, add_lora, load_adapter
 from shoal.learners.mixed import use_mixed_linears
 from shoal.runtime import Runtime
 from shoal.tasks.templates import TEMPLATES
@@ -47,12 +47,19 @@ class Policy:
 def load_policy(cfg: ModelConfig, runtime: Runtime) -> Policy:
     """Loads the model and tokenizer; adds an adapter where `train=lora`.
 
+    A local folder with an adapter is trained on under `train=lora`, and otherwise merged into its base.
+
     Raises:
         ConfigError: one line on what is missing or does not fit together.
     """
     tokenizer = load_tokenizer(cfg)
+    base = adapter_base(cfg.name)
     model = load_causal_lm(
-        cfg.name, cfg.revision, cfg.trust_remote_code, runtime, any_attention=cfg.attention == "auto"
+        base or cfg.name,
+        None if base else cfg.revision,
+        cfg.trust_remote_code,
+        runtime,
+        any_attention=cfg.attention == "auto",
     )
     embeddings = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > embeddings:
@@ -72,7 +79,12 @@ def load_policy(cfg: ModelConfig, runtime: Runtime) -> Policy:
             )
         model.gradient_checkpointing_enable({"use_reentrant": False})
     lora = cfg.train == "lora"
-    wrapped = add_lora(model, cfg.lora) if lora else model
+    if base:
+        wrapped = load_adapter(model, cfg.name, train=lora)
+    elif lora:
+        wrapped = add_lora(model, cfg.lora)
+    else:
+        wrapped = model
     use_mixed_linears(wrapped, runtime)
     return Policy(
         model=wrapped.eval(),

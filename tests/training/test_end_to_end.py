@@ -241,6 +241,25 @@ def test_the_final_adapter_loads_with_peft_and_with_eval_and_leaves_the_base_as_
     assert close(found, run.parts.learner.logprobs(segments), 1e-4)
     assert main(["eval", f"model={folder}"]) == 0
     assert f"accuracy: {summary['accuracy_after']:.4f}" in capsys.readouterr().out
+    assert main(["train", "--dry-run", f"model={folder}"]) == 0
+
+
+@pytest.mark.parametrize("how", ["lora", "full"])
+def test_training_goes_on_with_an_adapter_or_with_the_model_that_it_is_merged_into(
+    configure: Configure, tmp_path: Path, finished: list[Run], how: str
+):
+    lora = ("model.train=lora", "model.lora.r=4", "optimizer.lr=3e-2")
+    train(configure("run.steps=4", *lora), tmp_path / "first")
+    name = f"model.name={tmp_path}/first/model"
+    train(configure("run.steps=1", name, f"model.train={how}", "algorithm.kl_coef=0.1"), tmp_path / "second")
+    first, second = finished
+    segments = sampled_last(first)
+    assert second.reference is not None
+    for completion in (completion for group in first.samples or [] for completion in group.completions):
+        completion.segments[0].ref_logprobs = None
+    second.reference.score(first.samples or [])  # the policy as it was when the second run began
+    assert close([segment.ref_logprobs or [] for segment in segments], [one.logprobs for one in segments], 1e-4)
+    assert (tmp_path / "second" / "model" / "adapter_config.json").is_file() == (how == "lora")
 
 
 def test_a_run_counted_in_episodes_ends_after_as_many_completions(configure: Configure, tmp_path: Path):
