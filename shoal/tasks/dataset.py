@@ -58,7 +58,16 @@ def build_task(cfg: ShoalConfig, tokenizer: PreTrainedTokenizerBase, own_verifie
     Raises:
         DataError: the data cannot be read, nothing is left of it, or a row names a verifier that there is not.
     """
-    sides = read_sides(cfg, tokenizer)
+    return task_of(cfg, read_sides(cfg, tokenizer), own_verifiers)
+
+
+def task_of(cfg: ShoalConfig, sides: Sequence[Side], own_verifiers: Collection[str] = ()) -> Task:
+    """The task that the sides make together; see `build_task`. Prompts whose layouts are judged differently get the
+    names of their verifiers.
+
+    Raises:
+        DataError: a row names no verifier that there is.
+    """
     sources = data_sources(cfg.data)
     defaults = [LAYOUTS[source.task].verifiers for source in sources]
     configured = bool(own_verifiers or cfg.reward.verifiers)
@@ -68,7 +77,7 @@ def build_task(cfg: ShoalConfig, tokenizer: PreTrainedTokenizerBase, own_verifie
         if not alike and not configured:
             for prompt in side.used:
                 prompt.verifiers = prompt.verifiers or list(layout.verifiers)
-        _check_verifiers(side, own_verifiers, judged=configured or bool(layout.verifiers))
+        _check_verifiers(side, own_verifiers, judged=configured or bool(layout.verifiers) or not cfg.reward.verify)
     train, evaluation = (
         interleave([side.used for side in sides if side.evaluation is wanted]) for wanted in (False, True)
     )

@@ -8,7 +8,7 @@ from statistics import median
 from transformers import PreTrainedTokenizerBase
 
 from shoal.config import ShoalConfig
-from shoal.tasks.dataset import Side, build_task, read_sides
+from shoal.tasks.dataset import Side, read_sides, task_of
 from shoal.types import Prompt
 
 BINS = 8
@@ -24,6 +24,7 @@ def preview_lines(cfg: ShoalConfig, tokenizer: PreTrainedTokenizerBase, rows: in
         DataError: as `build_task`.
     """
     sides = read_sides(cfg, tokenizer)
+    task = task_of(cfg, sides)
     for side in sides:
         source = side.source
         yield f"== {source.name}, {side.name}: {len(side.used)} prompts, {len(side.too_long)} left out"
@@ -37,7 +38,6 @@ def preview_lines(cfg: ShoalConfig, tokenizer: PreTrainedTokenizerBase, rows: in
             yield f"-- {prompt.id}, {len(prompt.token_ids)} tokens"
             yield str(tokenizer.decode(prompt.token_ids))
             yield f"-- ground truth {_short(repr(prompt.ground_truth))}{_judges(prompt)}"
-    task = build_task(cfg, tokenizer)
     yield f"== in all: {len(task.train)} prompts to train on, {len(task.evaluation)} to evaluate on"
 
 

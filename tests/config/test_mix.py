@@ -49,7 +49,10 @@ def test_counts_and_shares_stay_what_they_are_in_a_run_folder(tmp_path):
     ("override", "line"),
     [
         ("data.mix.mine=rows.jsonl", "data.mix.mine: 'rows.jsonl' is not a source; write data.mix.mine.path=FILE"),
-        ("data.mix.mine.pth=rows.jsonl", "there is no key 'data.mix.mine.pth'; the nearest is 'path' (there are: task,"),
+        (
+            "data.mix.mine.pth=rows.jsonl",
+            "there is no key 'data.mix.mine.pth'; the nearest is 'path' (there are: task,",
+        ),
         ("data.mix.mine.amount=half", "data.mix.mine.amount: 'half' is not an amount: 1.0 is all"),
         ("data.mix.mine.amount=-1", "data.mix.mine.amount: -1 is not an amount"),
         ("data.mix.mine.amount=true", "data.mix.mine.amount: True is not an amount"),
@@ -60,7 +63,10 @@ def test_counts_and_shares_stay_what_they_are_in_a_run_folder(tmp_path):
         ("data.mix.mine.task=gsm", "data.mix.mine.task=gsm: the nearest choice is 'gsm8k'"),
         ("data.mix.mine.amount=0", "data.mix: every amount is 0, so there is nothing to train on"),
         ("data.mix.mine.eval_amount=0", "data.mix: every eval_amount is 0, so there is nothing to evaluate on"),
-        ("data.mix.mine={task: story, path: rows.jsonl}", "data.task=story makes its own problems and reads no data.path"),
+        (
+            "data.mix.mine={task: story, path: rows.jsonl}",
+            "data.task=story makes its own problems and reads no data.path",
+        ),
     ],
 )
 def test_an_entry_that_cannot_be_used_is_one_line(refusal_of: Refusal, override: str, line: str):
