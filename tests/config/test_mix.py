@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -78,3 +79,12 @@ def test_an_entry_that_cannot_be_used_is_one_line(refusal_of: Refusal, override:
 def test_the_built_in_model_takes_no_other_source_in_the_mix(refusal_of: Refusal):
     line = refusal_of("data.mix.mine={task: gsm8k, path: rows.jsonl}", name="story")
     assert "model.name=story only reads the words of data.task=story" in line
+
+
+def test_the_mix_of_the_documentation_is_one(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    (tmp_path / "mixed.yaml").write_text(page.partition("```yaml\n")[2].partition("```")[0])
+    words, sums, chat = data_sources(load_config("mixed", config_dir=tmp_path).data)
+    assert (words.path, words.amount, words.task) == ("openai/gsm8k", 0.5, "gsm8k")
+    assert (sums.path, sums.eval_path, sums.amount) == ("sums.jsonl", "sums_held_out.jsonl", 2.0)
+    assert (chat.amount, chat.eval_amount, chat.instructions) == (1000, 0, "Answer in one sentence.")
