@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from logging import getLogger
 
@@ -86,7 +86,7 @@ def task_of(cfg: ShoalConfig, sides: Sequence[Side], own_verifiers: Collection[s
         evaluation=evaluation,
         verifiers=dict(defaults[0]) if alike else {},
         dropped=dropped_counts(cfg, sides),
-        demonstrate=LAYOUTS[_task_of(train[0], sources)].demonstrate,
+        demonstrate=_demonstration_for(train[0], sources),
     )
 
 
@@ -230,5 +230,8 @@ def _check_verifiers(side: Side, own: Collection[str], *, judged: bool) -> None:
                 known.add(name)
 
 
-def _task_of(prompt: Prompt, sources: Sequence[DataSource]) -> str:
-    return next(source.task for source in sources if source.name == prompt.source)
+def _demonstration_for(first: Prompt, sources: Sequence[DataSource]) -> Callable[[Prompt], str] | None:
+    """The layout's known-right answer to the first prompt, which the start-up check tries; none where the layout gives
+    none, or where other verifiers than the layout's judge its source."""
+    source = next(source for source in sources if source.name == first.source)
+    return None if source.verifiers else LAYOUTS[source.task].demonstrate

@@ -28,7 +28,8 @@ def preview_lines(cfg: ShoalConfig, tokenizer: PreTrainedTokenizerBase, rows: in
     for side in sides:
         source = side.source
         yield f"== {source.name}, {side.name}: {len(side.used)} prompts, {len(side.too_long)} left out"
-        yield f"   layout {source.task}, {source.eval_path if side.evaluation and source.eval_path else source.path}"
+        path = (source.eval_path if side.evaluation else None) or source.path
+        yield f"   layout {source.task}" + (f", {path}" if path else "")
         yield from _lengths(side)
         for prompt in side.too_long[:DROPPED_SHOWN]:
             yield f"   left out: {prompt.id}, {len(prompt.token_ids)} tokens: {_first_words(prompt)}"

@@ -128,6 +128,14 @@ def test_each_source_is_judged_by_its_layouts_verifiers_or_by_those_it_is_given(
     assert {prompt.source: prompt.verifiers for prompt in task.train} == {"words": [], "sums": ["exact_answer"]}
 
 
+def test_only_what_the_layouts_own_verifiers_judge_has_a_known_right_answer(
+    mix: dict[str, Any], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    words, sums = mix["words"], mix["sums"]
+    assert build_task(mixed_config({"words": words}), tokenizer).demonstrate is not None
+    assert build_task(mixed_config({"sums": {**sums, "eval_amount": 1.0}}), tokenizer).demonstrate is None
+
+
 def test_equal_seeds_give_equal_data_and_other_seeds_evaluate_on_the_same(
     mix: dict[str, Any], tokenizer: PreTrainedTokenizerFast
 ) -> None:
