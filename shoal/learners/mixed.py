@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor, nn
@@ -29,16 +30,38 @@ def use_mixed_linears(model: nn.Module, runtime: Runtime) -> None:
     if runtime.compute_dtype is None or runtime.device.type != "cpu":
         return
     head = model.get_output_embeddings()  # type: ignore[operator]
+    casts = SharedCast(runtime.compute_dtype)
     for module in model.modules():
         if type(module) is nn.Linear and module is not head:
             module.__class__ = MixedLinear
-            setattr(module, "compute_dtype", runtime.compute_dtype)  # noqa: B010 - mypy sees a plain Linear
+            setattr(module, "casts", casts)  # noqa: B010 - mypy sees a plain Linear
+
+
+class SharedCast:
+    """Casts inputs to `dtype`, and keeps the last: queries, keys and values, or gate and up, have the same input."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self._last: tuple[ReferenceType[Tensor], int, Tensor] | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[..., F] to [tokens, F] in `dtype`, without gradient."""
+        if self._last is not None:
+            of, version, cast = self._last
+            if of() is x and version == x._version:
+                return cast
+        cast = x.detach().reshape(-1, x.shape[-1]).to(self.dtype)
+        self._last = (ref(x), x._version, cast)
+        return cast
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SharedCast:
+        return memo.setdefault(id(self), SharedCast(self.dtype))
 
 
 class MixedLinear(nn.Linear):
-    """A linear layer with float32 weight, input and output whose products run in `compute_dtype`."""
+    """A linear layer with float32 weight, input and output whose products run in the dtype of `casts`."""
 
-    compute_dtype: torch.dtype
+    casts: SharedCast
     _copy: tuple[tuple[int, int], Tensor] | None = None
 
     def shadow(self) -> Tensor:
@@ -49,19 +72,18 @@ class MixedLinear(nn.Linear):
         key = (self.weight.data_ptr(), self.weight._version)
         if self._copy is None or self._copy[0] != key:
             with torch.inference_mode(False), torch.no_grad():
-                self._copy = (key, self.weight.detach().to(self.compute_dtype))
+                self._copy = (key, self.weight.detach().to(self.casts.dtype))
         return self._copy[1]
 
     def forward(self, x: Tensor) -> Tensor:
-        return _MixedProduct.apply(x, self.weight, self.bias, self.shadow())
+        return _MixedProduct.apply(x, self.casts(x), self.weight, self.bias, self.shadow())
 
 
 class _MixedProduct(torch.autograd.Function):
     """x W^T + b with 16-bit operands, sums in float32 inside the product, and a float32 result."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, shadow: Tensor) -> Tensor:
-        flat = x.reshape(-1, x.shape[-1]).to(shadow.dtype)
+    def forward(ctx: Any, x: Tensor, flat: Tensor, weight: Tensor, bias: Tensor | None, shadow: Tensor) -> Tensor:
         ctx.small, ctx.shadow, ctx.shape = (flat if weight.requires_grad else None), shadow, x.shape
         ctx.dtype = x.dtype
         out = (flat @ shadow.t()).to(x.dtype)
@@ -72,9 +94,9 @@ class _MixedProduct(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        need_x, need_weight, need_bias, _ = ctx.needs_input_grad
+        need_x, _, need_weight, need_bias, _ = ctx.needs_input_grad
         flat = grad.reshape(-1, grad.shape[-1])
         small = flat.to(ctx.shadow.dtype)
         d_x = (small @ ctx.shadow).to(ctx.dtype).view(ctx.shape) if need_x else None
         d_weight = (small.t() @ ctx.small).to(ctx.dtype) if need_weight else None
-        return d_x, d_weight, flat.sum(0) if need_bias else None, None
+        return d_x, None, d_weight, flat.sum(0) if need_bias else None, None

@@ -15,7 +15,7 @@ from shoal.config import ShoalConfig
 from shoal.engines.stopping import eos_ids
 from shoal.errors import ConfigError
 from shoal.learners.lora import linear_names
-from shoal.learners.mixed import MixedLinear
+from shoal.learners.mixed import MixedLinear, SharedCast
 from shoal.learners.model import Policy, load_policy
 from shoal.runtime import resolve_runtime
 
@@ -59,7 +59,7 @@ def test_a_mixed_layer_sees_every_write_to_its_weight():
     layer = torch.nn.Linear(4, 3)
     layer.__class__, x = MixedLinear, torch.ones(2, 4)
     assert isinstance(layer, MixedLinear)
-    layer.compute_dtype = torch.bfloat16
+    layer.casts = SharedCast(torch.bfloat16)
     for write in (
         lambda: torch.nn.init.zeros_(layer.weight),
         lambda: layer.load_state_dict({"weight": torch.ones(3, 4), "bias": torch.zeros(3)}),
