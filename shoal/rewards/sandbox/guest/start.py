@@ -1,0 +1,52 @@
+"""The first code inside the sandbox: takes the limits on itself, then becomes the program or its judge.
+
+One argument, a JSON object: `limits` (names of RLIMIT_* and values), `mode`, `source` (descriptor of the program or of
+the tests), `read`, `write`, `results` (descriptors of pipes, where the mode has them), `seconds` (of one test).
+"""
+
+import json
+import os
+import resource
+import sys
+from types import ModuleType
+
+
+def main() -> None:
+    order = json.loads(sys.argv[1])
+    del sys.argv[1:]
+    for name, value in order["limits"].items():
+        resource.setrlimit(getattr(resource, name), (value, value))
+    with os.fdopen(order["source"], encoding="utf-8", errors="surrogateescape") as file:
+        source = file.read()
+    kept = {order[name] for name in ("read", "write", "results") if name in order}
+    for descriptor in range(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0]):
+        if descriptor not in kept:
+            try:
+                os.close(descriptor)
+            except OSError:
+                continue
+    if order["mode"] == "script":
+        run_script(source)
+        return
+    here = os.path.dirname(os.path.abspath(__file__))
+    sys.path.insert(0, here)
+    if order["mode"] == "serve":
+        from serve import serve  # noqa: PLC0415 - each mode imports only its own
+
+        sys.path.remove(here)
+        serve(source, order["read"], order["write"])
+    else:
+        from judge import judge  # noqa: PLC0415 - as above
+
+        judge(json.loads(source), order["read"], order["write"], order["results"], order["seconds"])
+
+
+def run_script(source: str) -> None:
+    """As `python program.py` does."""
+    program = ModuleType("__main__")
+    sys.modules["__main__"] = program
+    sys.argv[0] = program.__file__ = "program.py"
+    exec(compile(source, "program.py", "exec", dont_inherit=True), vars(program))
+
+
+main()
