@@ -1,7 +1,7 @@
 # make train: install into .venv and run the default job. make test: install and run the fast tests.
 PYTHON ?= python3
 BIN := .venv/bin
-ALL_EXTRAS := dev,lora,wandb,bench
+ALL_EXTRAS := dev,lora,wandb,optim8bit,judge,ifeval,cluster,vllm,bench
 
 .PHONY: train test test-all style quality docs clean
 
@@ -42,6 +42,8 @@ clean:
 	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
 	@touch $@
 
+# vLLM asks for packages that have no CPU build; with a CUDA build of them transformers cannot import its models.
 .venv/all: .venv/dev
-	$(BIN)/pip install -q -c constraints.txt -e ".[$(ALL_EXTRAS)]"
+	DS_BUILD_OPS=0 $(BIN)/pip install -q -c constraints.txt -e ".[$(ALL_EXTRAS)]"
+	$(BIN)/pip uninstall -q -y torchvision torchaudio torchcodec triton
 	@touch $@

@@ -64,7 +64,7 @@ def run_shoal(turns: Turns, seed: int, steps: int) -> None:
         f"optimizer.warmup_steps={WARMUP}",
     ]
     with tempfile.TemporaryDirectory() as folder:
-        run = build_run(load_config("story", overrides), Path(folder), lambda: False)
+        run = build_run(load_config("story", overrides), Path(folder), lambda: False, {})
         runtime = run.parts.runtime
         turns.report(dtype=f"parameters {runtime.param_dtype}, products {runtime.compute_dtype or runtime.param_dtype}")
         original, started, generated = run.source.next_groups, 0.0, 0.0
@@ -84,7 +84,7 @@ def run_shoal(turns: Turns, seed: int, steps: int) -> None:
         turns.report(total=perf_counter() - started, generation=generated)
         turns.wait()
         turns.report(accuracy=run.evaluator.run()[0]["accuracy"])
-        run.close("finished")
+        run.close("stopped")
 
 
 def run_trl(turns: Turns, seed: int, steps: int, tuned: bool) -> None:
@@ -177,18 +177,18 @@ def run_trl(turns: Turns, seed: int, steps: int, tuned: bool) -> None:
 
 def held_out_accuracy(model: Any, tokenizer: Any, seed: int) -> float:
     """Sampled accuracy on the same held-out prompts, by the same engine and scorer as Shoal's."""
-    from shoal.engines.torch_engine import TorchEngine  # noqa: PLC0415
-    from shoal.rewards.scorer import Scorer  # noqa: PLC0415
-    from shoal.tasks.dataset import build_task  # noqa: PLC0415
-
     from shoal import load_config  # noqa: PLC0415
+    from shoal.training.build import build_parts  # noqa: PLC0415
     from shoal.training.evaluate import Evaluator  # noqa: PLC0415
 
-    cfg = load_config("story", [f"run.seed={seed}", "evaluation.prompts=512"])
-    engine = TorchEngine(model, tokenizer, max_batch=256)
-    task = build_task(cfg, tokenizer)
-    decode = lambda ids: tokenizer.decode(ids, skip_special_tokens=True)  # noqa: E731
-    return Evaluator(cfg, engine, Scorer(cfg.reward, task.verifiers), task.evaluation, decode).run()[0]["accuracy"]
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        overrides = [f"run.seed={seed}", "evaluation.prompts=512", f"model.name={folder}", "monitor.progress=off"]
+        cfg = load_config("story", overrides)
+        parts = build_parts(cfg, {})
+        parts.sync.publish(0)
+        return Evaluator(cfg, parts).run()[0]["accuracy"]
 
 
 class Contender:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import sys
-from argparse import SUPPRESS, ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from shutil import rmtree
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -18,18 +17,19 @@ from omegaconf import DictConfig
 from shoal.config import ShoalConfig, load_config
 from shoal.config.compose import preset_names, search_folder, to_config
 from shoal.config.overrides import GROUPS, check_overrides, overridden, split_resume
-from shoal.config.run import RunConfig
 from shoal.config.run_folder import (
-    find_resume,
     load_saved,
     new_run_folder,
+    new_sweep_folder,
+    open_run,
+    remove_unused,
     run_folder_of,
     save_config,
     saved_overrides,
     saved_preset,
 )
 from shoal.config.smoke import shrink
-from shoal.config.sweep import check_sweep, collect_runs, format_table, run_sweep, sweep_folder
+from shoal.config.sweep import check_sweep, collect_runs, format_table, run_sweep
 from shoal.errors import ConfigError, DataError, ShoalError
 
 RUN_FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = [word for word in rest if word.startswith("-")]
     if flags:
         parser.error(f"unknown option {flags[0]}; `shoal {options.verb} --help` lists them")
-    options.overrides += rest
+    options.overrides = [*options.overrides, *rest]
     set_up_logging(options.log_level)
     try:
         return int(options.run(options))
@@ -86,7 +86,10 @@ def _parser() -> ArgumentParser:
         "--dry-run", action="store_true", help="print configuration, device and memory estimate; start nothing"
     )
     train.add_argument(
-        "--smoke-test", type=int, metavar="N", help="shrink the run to N steps (2 when left out) that do change weights"
+        "--smoke-test",
+        type=_steps,
+        metavar="N",
+        help="shrink the run to N steps (2 when left out) that do change weights",
     )
     _verb(verbs, "eval", run_eval, "Evaluate a model: shoal eval model=DIR.")
     _verb(verbs, "check", run_check, "Run the start-up check by itself: rewards, log-probs, memory, disk.")
@@ -98,6 +101,7 @@ def _verb(verbs: Any, name: str, run: Any, text: str) -> ArgumentParser:
     presets = ", ".join(preset_names(search_folder(None)))
     verb: ArgumentParser = verbs.add_parser(
         name,
+        allow_abbrev=False,
         help=text,
         description=text,
         formatter_class=RawDescriptionHelpFormatter,
@@ -111,6 +115,12 @@ def _verb(verbs: Any, name: str, run: Any, text: str) -> ArgumentParser:
         "overrides", nargs="*", metavar="KEY=VALUE", default=SUPPRESS, help="overrides, in Hydra's syntax"
     )
     return verb
+
+
+def _steps(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise ArgumentTypeError(f"{text} is no number of steps")
+    return int(text)
 
 
 def _join_smoke_steps(words: list[str]) -> list[str]:
@@ -185,19 +195,16 @@ def _train_new(config: ShoalConfig, folder: Path) -> dict[str, Any]:
     except (ConfigError, DataError):
         # Bad input found after the folder was made: nothing ran, so nothing is left behind.
         if not (folder / "metrics.jsonl").exists():
-            rmtree(folder)
+            remove_unused(folder, Path(config.run.root))
         raise
 
 
 def _train_resumed(options: Namespace, where: str, overrides: Sequence[str]) -> int:
     if options.smoke_test is not None:
         raise ConfigError("resume goes on with a run as it is: leave --smoke-test out")
-    root = Path(str(overridden(overrides).get("run.root", RunConfig().root)))
-    folder = find_resume(where, root)
+    config, folder = open_run(where, overrides)
     if options.config_name not in (None, saved_preset(folder)):
         raise ConfigError(f"the run in {folder} was not started from {options.config_name}: leave --config-name out")
-    config = load_saved(folder, overrides)
-    config.resume = str(folder) if where == "latest" else where
     if options.dry_run:
         return _show_plan(config)
     save_config(config, [*saved_overrides(folder), *overrides], folder)
@@ -227,13 +234,14 @@ def _train_sweep(options: Namespace, overrides: Sequence[str]) -> int:
             print(f"# {' '.join(combination)}")
             _show_plan(_shrunk(config, options.smoke_test, combination))
         return 0
-    folder = sweep_folder(planned[0][1])
+    folder = new_sweep_folder(planned[0][1])
     job = partial(sweep_job, smoke_steps=options.smoke_test, log_level=options.log_level)
     try:
         run_sweep(name, checked, presets, folder, job)
     finally:
-        print(format_table(collect_runs(folder, [combination for combination, _ in planned])))
-    return 0
+        runs = collect_runs(folder, [combination for combination, _ in planned])
+        print(format_table(runs))
+    return 0 if all(run.summary for run in runs) else RUN_FAILED
 
 
 def sweep_job(composed: DictConfig, smoke_steps: int | None, log_level: str) -> None:
@@ -246,11 +254,13 @@ def sweep_job(composed: DictConfig, smoke_steps: int | None, log_level: str) -> 
     from shoal.training.run import train  # noqa: PLC0415 imports torch, which --help must not wait for
 
     try:
-        if _status_of(train(config, folder)) == INTERRUPTED:
-            raise KeyboardInterrupt
+        status = _status_of(train(config, folder))
     except ShoalError as error:
-        logger.error("run %s: %s", folder, error)
-        raise
+        # The other runs go on; the table and the exit status tell of this one.
+        logger.error("%s: %s", folder, error)
+        return
+    if status == INTERRUPTED:
+        raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -113,13 +113,29 @@ def test_an_unknown_option_is_named(training: Training, capsys: pytest.CaptureFi
     assert "unknown option --dryrun" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [["--smoke-test", "0"], ["--smoke-test=many"]])
+def test_a_smoke_test_of_no_steps_is_refused(training: Training, words: list[str]):
+    with pytest.raises(SystemExit) as caught:
+        main(["train", *words])
+    assert caught.value.code == 2
+
+
 def test_data_that_cannot_be_read_leaves_no_folder_behind(
     training: Training, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     training.failure[3e-4] = DataError("row 3 has no answer")
     assert main(["train"]) == 2
     assert capsys.readouterr().err == "shoal: error: row 3 has no answer\n"
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_taking_a_folder_away_spares_the_runs_beside_it(training: Training, tmp_path: Path):
+    assert main(["train"]) == 0
+    training.failure[1e-4] = DataError("row 3 has no answer")
+    assert main(["train", "optimizer.lr=1e-4"]) == 2
+    [(_, kept), _] = training.calls
+    assert [path.parent for path in tmp_path.rglob("summary.json")] == [tmp_path / str(kept)]
+    assert len(list(tmp_path.glob("outputs/*/*"))) == 1
 
 
 def test_a_run_that_fails_is_status_1_and_keeps_its_folder(
@@ -192,8 +208,8 @@ def test_a_sweep_runs_every_combination_and_ends_with_a_table(
     )
     assert [table[0].find(head) for head in heads] == sorted(table[0].find(head) for head in heads)
     assert all(head in table[0] for head in heads)
-    for part in ("0.250", "0.750", "0.500", "3.000", "finished", "optimizer.lr=1e-05 algorithm=cispo", "sweep/3"):
-        assert part in table[4]
+    words = ["3", "0.250", "0.750", "0.500", "3.000", "finished", "optimizer.lr=1e-05", "algorithm=cispo"]
+    assert table[4].split() == [*words, "multirun/sweep/3"]
 
 
 def test_a_failing_run_does_not_end_the_sweep_but_stands_in_the_table_and_the_status(
@@ -205,7 +221,24 @@ def test_a_failing_run_does_not_end_the_sweep_but_stands_in_the_table_and_the_st
     assert len(training.calls) == 2
     failed, finished = out.splitlines()[1:]
     assert "failed" in failed and "finished" in finished
-    assert "the loss is nan" in error
+    assert error.count("\n") == 1 and "0: the loss is nan" in error
+
+
+def test_a_run_of_a_sweep_that_breaks_unexpectedly_is_raised_after_the_others(
+    training: Training, capsys: pytest.CaptureFixture[str]
+):
+    training.failure[1e-4] = ZeroDivisionError()
+    with pytest.raises(ZeroDivisionError):
+        main(["train", "--multirun", "optimizer.lr=1e-4,1e-5"])
+    assert len(training.calls) == 2
+    assert "failed" in capsys.readouterr().out
+
+
+def test_a_sweep_does_not_write_into_an_older_one(training: Training, capsys: pytest.CaptureFixture[str]):
+    assert main(["train", "--multirun", "run.seed=1,2", "run.name=sweep"]) == 0
+    assert main(["train", "--multirun", "run.seed=3,4", "run.name=sweep"]) == 2
+    assert "choose another run.name" in capsys.readouterr().err
+    assert len(training.calls) == 2
 
 
 def test_ctrl_c_ends_the_whole_sweep_with_the_table(training: Training, capsys: pytest.CaptureFixture[str]):

@@ -59,9 +59,9 @@ def pack(
 
     All segments of a completion are in one micro-batch. With `packing`, rows of up to `pack_length` tokens hold
     several sequences; `share_prefix` lets sequences of one group with equal contexts share the context's tokens.
-    Without it every sequence has a row. A completion longer than the bound has a micro-batch of its own.
-    `micro_batch_size` bounds the completions of a micro-batch; 0 does not. Tokens after a sequence's last trained one,
-    and that one itself, are left out: nothing depends on their hidden states.
+    Without it every sequence has a row. The bound gives way to a sequence, or the segments of a completion, that are
+    longer. `micro_batch_size` bounds the completions of a micro-batch; 0 does not. Tokens from a sequence's last
+    trained one on are left out: nothing depends on their hidden states.
 
     Raises:
         ValueError: a sequence has no trained token or no context.
@@ -70,7 +70,7 @@ def pack(
         return []
     lengths = [_needed(sequence) for sequence in sequences]
     if packing:
-        room = max([pack_length or DEFAULT_ROW, *lengths])
+        room = max([min(pack_length or DEFAULT_ROW, micro_batch_tokens), *lengths])
         blocks = _packed_blocks(sequences, lengths, room=room, share=share_prefix, most=micro_batch_size)
     else:
         blocks = _padded_blocks(sequences, lengths)

@@ -37,7 +37,7 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
 def check_overrides(overrides: Sequence[str], *, sweep: bool = False) -> list[str]:
     """Checks the keys and completes what has a short form; returns overrides for Hydra.
 
-    `model=NAME` is short for `model.name=NAME`; an entry of a dict-typed key needs no plus sign.
+    `model=NAME` is short for `model.name=NAME`; a dict-typed key and its entries need no plus sign.
 
     Raises:
         ConfigError: an override cannot be read, its key does not exist or holds other keys, or it lists
@@ -53,7 +53,9 @@ def _complete(override: Override, sweep: bool) -> str:
         raise ConfigError(
             f"{text!r} lists several values: add --multirun to sweep over them, or write [a,b] for a list"
         )
-    if name in GROUPS or name == "hydra" or name.startswith(("hydra.", "hydra/")):
+    if name.startswith("hydra"):
+        return _hydras_own(name, text, sweep)
+    if name in GROUPS:
         return text
     if name == "model" and not override.is_delete() and isinstance(override.value(), str):
         return text.replace("model=", "model.name=", 1)
@@ -63,6 +65,8 @@ def _complete(override: Override, sweep: bool) -> str:
         if holder is None:
             raise ConfigError(unknown_key(name))
         return text if override.is_delete() else "++" + text.lstrip("+")
+    if getattr(key.type, "__origin__", None) is dict and not override.is_delete():
+        return "++" + text.lstrip("+")
     if key.node:
         inner = [other for other in all_keys() if other.startswith(name + ".")]
         raise ConfigError(f"{text!r}: {name} holds other keys; set one of them, such as {inner[0]}")
@@ -73,9 +77,19 @@ def _complete(override: Override, sweep: bool) -> str:
     return text
 
 
+def _hydras_own(name: str, text: str, sweep: bool) -> str:
+    if name in ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir"):
+        raise ConfigError(f"{text!r}: run.root and run.name say where runs are written")
+    if not sweep:
+        raise ConfigError(f"{text!r} has an effect in sweeps only: add --multirun")
+    return text
+
+
 def overridden(overrides: Sequence[str]) -> dict[str, Any]:
     """The keys and groups that overrides set, with their values (of a sweep: an object of Hydra's)."""
-    return {override.key_or_group: override.value() for override in parse_overrides(check_overrides(overrides))}
+    return {
+        override.key_or_group: override.value() for override in parse_overrides(check_overrides(overrides, sweep=True))
+    }
 
 
 def split_resume(overrides: Sequence[str]) -> tuple[str | None, list[str]]:

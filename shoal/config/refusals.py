@@ -31,6 +31,10 @@ def _device_of_another_target(c: ShoalConfig) -> bool:
     return kind != "auto" and kind not in allowed.get(c.runtime.target, (kind,))
 
 
+def _most_new_tokens(c: ShoalConfig) -> int:
+    return max(c.sampling.max_new_tokens, int(c.evaluation.sampling.get("max_new_tokens", 0)))
+
+
 def _masks(c: ShoalConfig) -> bool:
     return c.algorithm.correction.endswith("_mask")
 
@@ -77,11 +81,6 @@ DATA = (
         lambda c: c.data.task == "story" and c.data.path is not None,
         "data.task=story makes its own problems and reads no data.path={c.data.path}: set data.task=gsm8k, or leave "
         "the path out",
-    ),
-    Refusal(
-        lambda c: c.data.task != "story" and c.data.path is None,
-        "data.task={c.data.task} needs data.path: a Hub name or a local file, such as data.path=openai/gsm8k "
-        "data.subset=main",
     ),
     Refusal(
         lambda c: c.data.task != "story" and c.model.name == "story",
@@ -224,9 +223,9 @@ MACHINE = (
         "model.attention=sdpa",
     ),
     Refusal(
-        lambda c: c.learner.packing == "on" and c.learner.share_prefix and c.model.attention == "flash_attention_2",
-        "learner.share_prefix=true with learner.packing=on needs a mask that model.attention=flash_attention_2 cannot "
-        "take: set learner.share_prefix=false, or model.attention=sdpa",
+        lambda c: c.learner.pack_length > 0 and c.model.attention == "flash_attention_2",
+        "learner.pack_length={c.learner.pack_length} has no effect with model.attention=flash_attention_2, whose rows "
+        "take learner.micro_batch_tokens={c.learner.micro_batch_tokens} each: set that one instead",
     ),
     Refusal(
         lambda c: c.learner.pack_length > c.learner.micro_batch_tokens,
@@ -238,9 +237,10 @@ MACHINE = (
         "learner.pack_length={c.learner.pack_length} has no effect with learner.packing=off: set packing to on or auto",
     ),
     Refusal(
-        lambda c: 0 < c.engine.max_cache_tokens < c.data.max_prompt_tokens + c.sampling.max_new_tokens,
-        "engine.max_cache_tokens={c.engine.max_cache_tokens} does not hold one completion: at least "
-        "data.max_prompt_tokens={c.data.max_prompt_tokens} + sampling.max_new_tokens={c.sampling.max_new_tokens}",
+        lambda c: 0 < c.engine.max_cache_tokens < c.data.max_prompt_tokens + _most_new_tokens(c),
+        "engine.max_cache_tokens={c.engine.max_cache_tokens} does not hold one completion: set at least "
+        "data.max_prompt_tokens={c.data.max_prompt_tokens} + sampling.max_new_tokens={c.sampling.max_new_tokens} (or "
+        "what evaluation.sampling asks for)",
     ),
 )
 

@@ -7,13 +7,15 @@ from dataclasses import asdict
 from datetime import datetime
 from itertools import count
 from pathlib import Path
+from shutil import rmtree
 
 from omegaconf import OmegaConf
 
 from shoal.config.compose import compose_config, to_config
 from shoal.config.keys import all_keys
-from shoal.config.overrides import GROUPS, check_overrides, parse_overrides
+from shoal.config.overrides import GROUPS, check_overrides, overridden, parse_overrides
 from shoal.config.root import ShoalConfig
+from shoal.config.run import RunConfig
 from shoal.errors import ConfigError
 from shoal.files import write_atomically
 
@@ -28,9 +30,17 @@ def new_run_folder(config: ShoalConfig) -> Path:
     Raises:
         ConfigError: a run of that name exists.
     """
-    root = Path(config.run.root)
-    if config.run.name is not None:
-        folder = root / config.run.name
+    return _free_folder(Path(config.run.root), config.run.name)
+
+
+def new_sweep_folder(config: ShoalConfig) -> Path:
+    """The same for a sweep, in `multirun` beside `run.root`."""
+    return _free_folder(Path(config.run.root).parent / "multirun", config.run.name)
+
+
+def _free_folder(root: Path, name: str | None) -> Path:
+    if name is not None:
+        folder = root / name
         if folder.exists():
             raise ConfigError(f"{folder} exists: choose another run.name, or go on with that run by resume={folder}")
         return folder
@@ -38,6 +48,15 @@ def new_run_folder(config: ShoalConfig) -> Path:
     if not stamp.exists():
         return stamp
     return next(path for n in count(2) if not (path := stamp.with_name(f"{stamp.name}_{n}")).exists())
+
+
+def remove_unused(folder: Path, root: Path) -> None:
+    """Takes away the folder of a run that never began, and the folders above it, up to `root`, that it leaves empty."""
+    rmtree(folder)
+    for parent in folder.parents:
+        if not parent.is_relative_to(root) or any(parent.iterdir()):
+            return
+        parent.rmdir()
 
 
 def save_config(config: ShoalConfig, overrides: Sequence[str], folder: Path, preset: str | None = None) -> None:
@@ -93,26 +112,36 @@ def _first_key(node: str) -> str:
     return next(name for name in all_keys() if name.startswith(node + "."))
 
 
+def open_run(where: str, overrides: Sequence[str] = ()) -> tuple[ShoalConfig, Path]:
+    """The configuration and the folder to go on with: what `resume=where` with further overrides means.
+
+    Raises:
+        ConfigError: as `find_resume` and `load_saved`.
+    """
+    root = Path(str(overridden(overrides).get("run.root", RunConfig().root)))
+    folder = find_resume(where, root)
+    config = load_saved(folder, overrides)
+    config.resume = str(folder)
+    return config, folder
+
+
 def find_resume(where: str, root: Path) -> Path:
-    """The run folder that `resume=where` means: a run folder, one of its checkpoints, or `latest` under `root`.
+    """The run folder that `resume=where` means: a run folder, or `latest`, the one under `root` saved last.
 
     A folder named in full may be without a checkpoint: its run was ended before the first, and starts again.
 
     Raises:
-        ConfigError: there is no such run or checkpoint.
+        ConfigError: there is no such run.
     """
-    if where == "latest":
-        found = [path.parent for path in root.glob("**/checkpoints") if has_checkpoint(path.parent)]
-        if not found:
-            raise ConfigError(f"resume=latest: no run under {root} has a checkpoint")
-        return max(found, key=_newest_checkpoint)
-    path = Path(where)
-    folder = path.parent.parent if path.parent.name == "checkpoints" else path
-    if not (folder / SAVED).is_file():
-        raise ConfigError(f"resume={where}: no run folder (there is no {folder / SAVED})")
-    if not path.is_dir():
-        raise ConfigError(f"resume={where}: no such checkpoint; {folder / 'checkpoints'} has those that were kept")
-    return folder
+    if where != "latest":
+        folder = Path(where)
+        if not (folder / SAVED).is_file():
+            raise ConfigError(f"resume={where}: no run folder (there is no {folder / SAVED})")
+        return folder
+    found = [path.parent for path in root.glob("**/checkpoints") if has_checkpoint(path.parent)]
+    if not found:
+        raise ConfigError(f"resume=latest: no run under {root} has a checkpoint")
+    return max(found, key=_newest_checkpoint)
 
 
 def has_checkpoint(folder: Path) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +49,6 @@ def check_sweep(name: str, overrides: Sequence[str], folder: Path) -> list[tuple
     return runs
 
 
-def sweep_folder(config: ShoalConfig) -> Path:
-    """`multirun/run.name` beside `run.root`, or date and time in place of the name."""
-    return Path(config.run.root).parent / "multirun" / (config.run.name or f"{datetime.now():%Y-%m-%d/%H-%M-%S}")
-
-
 def run_sweep(
     name: str, overrides: Sequence[str], presets: Path, folder: Path, job: Callable[[DictConfig], Any]
 ) -> None:
@@ -80,12 +74,24 @@ def collect_runs(folder: Path, combinations: Sequence[Sequence[str]]) -> list[Sw
 
 
 def format_table(runs: Sequence[SweepRun]) -> str:
-    """The table of a sweep, one line a run; a run without a summary has failed."""
+    """The table of a sweep, one line a run, with the overrides that not all runs share.
+
+    A run without a summary has failed.
+    """
+    shared = set.intersection(*(set(run.overrides) for run in runs)) if len(runs) > 1 else set()
     rows = [["run", *(column.replace("_", " ") for column in COLUMNS), "status", "overrides", "folder"]]
     for number, run in enumerate(runs):
         values = [_number(run.summary.get(column)) for column in COLUMNS]
         status = str(run.summary.get("status", "failed"))
-        rows.append([str(number), *values, status, " ".join(run.overrides), str(run.folder)])
+        rows.append(
+            [
+                str(number),
+                *values,
+                status,
+                " ".join(word for word in run.overrides if word not in shared),
+                str(run.folder),
+            ]
+        )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 

@@ -17,12 +17,14 @@ class KVCache(Cache):
     column that any row uses. Hugging Face modules take it as their cache; the fast decoder reads the layers' tensors.
     """
 
-    def __init__(self, layers: int, capacity: int, columns: int, device: torch.device) -> None:
+    def __init__(self, layers: int, capacity: int, columns: int, device: torch.device, *, fast: bool = False) -> None:
         self.buffers = [ColumnLayer(self) for _ in range(layers)]
         super().__init__(layers=list(self.buffers))
         self.capacity = capacity
         self.columns = columns
         self.device = device
+        self.fast = fast
+        self.shared: SharedPrompts | None = None
         self.rows = 0
         self.low = 0
         self.end = 0
@@ -33,6 +35,8 @@ class KVCache(Cache):
         self.rows = len(starts)
         self.starts = starts
         self.low = low
+        if self.shared is not None:
+            self.shared.set_rows(self.rows)
 
     def visible(self, new: int) -> Tensor:
         """[R, columns - low] bool: the columns that hold tokens of the row, up to `new` tokens past `end`."""
@@ -47,15 +51,20 @@ class KVCache(Cache):
         """Copies rows `sources` over rows `targets`."""
         for layer in self.buffers:
             layer.move(sources, targets)
+        if self.shared is not None:
+            self.shared.index[targets] = self.shared.index[sources]
 
     def append(self, prompts: KVCache, index: Tensor) -> None:
         """Adds rows after the last: row i gets the tokens of row index[i] of `prompts`, up to this cache's end."""
         for mine, theirs in zip(self.buffers, prompts.buffers, strict=True):
             mine.append(theirs, index)
+        # Only rows that came together have their prompts end at one column.
+        together = self.fast and self.rows == 0 and len(index) > prompts.rows
+        self.shared = SharedPrompts(prompts, index.clone(), self.end) if together else None
 
     def row(self, index: int) -> KVCache:
         """A cache of one row, a copy of row `index`."""
-        copy = KVCache(len(self.buffers), 1, self.end, self.device)
+        copy = KVCache(len(self.buffers), 1, self.end, self.device, fast=self.fast)
         copy.end = self.end
         copy.append(self, torch.tensor([index], device=self.device))
         copy.set_rows(self.starts[index : index + 1], self.low)
@@ -69,7 +78,35 @@ class KVCache(Cache):
         for layer in self.buffers:
             layer.resize(end, fits)
         shift = end - self.end
+        if self.shared is not None:
+            self.shared.column += shift
         self.end, self.low, self.starts = end, self.low + shift, self.starts + shift
+
+
+class SharedPrompts:
+    """Prompts that several rows have in common: what lies left of `column` in row r is row index[r] of `prompts`.
+
+    To attend to a prompt once for all its rows, rows are laid out in slots, `size` for each prompt: row r has slot
+    slots[r], and slot s holds row rows[s] (any row where the slot is empty).
+    """
+
+    def __init__(self, prompts: KVCache, index: Tensor, column: int) -> None:
+        self.prompts = prompts
+        self.index = index
+        self.column = column
+        self.set_rows(len(index))
+
+    def set_rows(self, count: int) -> None:
+        """Lays out the first `count` rows."""
+        self.index = index = self.index[:count]
+        order = index.argsort(stable=True)
+        counts = torch.bincount(index, minlength=self.prompts.rows)
+        rank = torch.arange(count, device=index.device) - (counts.cumsum(0) - counts)[index[order]]
+        self.size = int(counts.max()) if count else 0
+        self.slots = torch.empty_like(index)
+        self.slots[order] = index[order] * self.size + rank
+        self.rows = index.new_zeros(self.prompts.rows * self.size)
+        self.rows[self.slots] = torch.arange(count, device=index.device)
 
 
 class ColumnLayer(CacheLayerMixin):
@@ -85,11 +122,15 @@ class ColumnLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         # Zeros: what lies left of a row is masked, but not-a-number times zero would show.
-        self.keys, self.values = (
-            states.new_zeros((self.cache.capacity, states.shape[1], self.cache.columns, states.shape[3]))
-            for states in (key_states, value_states)
-        )
+        self.keys = self._empty(key_states, self.cache.fast)
+        self.values = self._empty(value_states, False)
         self.is_initialized = True
+
+    def _empty(self, like: Tensor, transposed: bool) -> Tensor:
+        size = self.cache.capacity, like.shape[1], self.cache.columns, like.shape[3]
+        if transposed:
+            return like.new_zeros((*size[:2], size[3], size[2])).transpose(2, 3)
+        return like.new_zeros(size)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Writes [R, KV heads, L, D] after the rows' ends; returns all columns in use."""
@@ -120,18 +161,14 @@ class ColumnLayer(CacheLayerMixin):
         if not self.is_initialized:
             return
         cache = self.cache
-        width = cache.end - cache.low
-        moved = []
-        for buffer in (self.keys, self.values):
-            used = buffer[: cache.rows, :, cache.low : cache.end]
-            target = buffer
-            if in_place:
-                used = used.clone()
-            else:
-                target = buffer.new_zeros((cache.capacity, buffer.shape[1], cache.columns, buffer.shape[3]))
-            target[: cache.rows, :, end - width : end] = used
-            moved.append(target)
-        self.keys, self.values = moved
+        used = slice(cache.low, cache.end)
+        keys, values = self.keys[: cache.rows, :, used], self.values[: cache.rows, :, used]
+        if in_place:
+            keys, values = keys.clone(), values.clone()  # the two places may overlap
+        else:
+            self.keys, self.values = self._empty(self.keys, cache.fast), self._empty(self.values, False)
+        self.keys[: cache.rows, :, end - keys.shape[2] : end] = keys
+        self.values[: cache.rows, :, end - keys.shape[2] : end] = values
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.cache.end - self.cache.low + query_length, 0

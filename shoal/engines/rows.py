@@ -94,15 +94,20 @@ class Rows:
             versions=running.versions if count else [],
         )
 
-    def compact(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Moves the last living rows into the places of dead ones and forgets the rest: (sources, targets)."""
-        size = int(self.alive.sum())
-        targets = np.flatnonzero(~self.alive[:size])
-        sources = size + np.flatnonzero(self.alive[size:])
+    def compact(self, multiple: int = 1) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Moves the last living rows into the places of dead ones and forgets the rest: (sources, targets).
+
+        Keeps as many dead rows as bring the number of rows to a multiple of `multiple`, where there are enough.
+        """
+        living = int(self.alive.sum())
+        size = min(-(-living // multiple) * multiple, len(self))
+        targets = np.flatnonzero(~self.alive[:living])
+        sources = living + np.flatnonzero(self.alive[living:])
         for array in (self.alive, self.seeds, self.prompts, self.counts, self.limits, self.tokens, self.logprobs):
             array[targets] = array[sources]
         for target, source in zip(targets, sources, strict=True):
             self.running[target] = self.running[source]
+        self.alive[living:] = False
         del self.running[size:]
         for name in ("alive", "seeds", "prompts", "counts", "limits", "tokens", "logprobs"):
             setattr(self, name, getattr(self, name)[:size])

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from shoal.engines.decode import Decoder, ModuleDecoder
+from shoal.engines.fast_decode import FastDecoder
+from shoal.engines.weights import unsupported
 from shoal.errors import ConfigError
 
 logger = getLogger(__name__)
@@ -26,6 +28,15 @@ def choose_decoder(model: Any, compute_dtype: torch.dtype | None) -> Decoder:
     if model.config.is_encoder_decoder:
         raise ConfigError(f"{type(model).__name__} is an encoder-decoder; engine=torch takes causal language models")
     decoder = ModuleDecoder(model, compute_dtype)
+    causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
+    reason = unsupported(causal_lm)
+    if not reason:
+        fast = FastDecoder(model, compute_dtype)
+        difference, allowed = probe(fast, decoder)
+        if difference <= allowed:
+            return fast
+        reason = f"its logits differ from the module's by {difference:.2g} ({allowed:.2g} allowed)"
+    logger.info("engine: the module's own forward pass decodes (no fast path: %s)", reason)
     difference, allowed = probe(decoder, decoder)
     if not difference <= allowed:
         raise ConfigError(

@@ -28,6 +28,9 @@ from shoal.types import Segment, StopReason
 
 logger = getLogger(__name__)
 
+# Dead rows are dropped by so many at a time: each number of rows that is new to oneDNN costs it the making of kernels,
+# which takes longer than a step of a small model.
+ROW_MULTIPLE = 16
 PREFILL_TOKENS = 2**14  # of one prefill pass, padding included
 
 
@@ -184,8 +187,8 @@ class TorchEngine(Engine):
 
     def _step(self) -> None:
         dead = len(self.rows) - int(self.rows.alive.sum())
-        if dead and dead * 16 >= len(self.rows):
-            self._compact()
+        if dead >= ROW_MULTIPLE:
+            self._compact(ROW_MULTIPLE)
         if self.queue and self._worth_admitting():
             self._admit()
             if self.ready:
@@ -193,9 +196,9 @@ class TorchEngine(Engine):
         if self.rows.alive.any():
             self._decode()
 
-    def _compact(self) -> None:
-        """Drops dead rows. Not after each completion: a dead row in the batch costs less than moving another."""
-        sources, targets = self.rows.compact()
+    def _compact(self, multiple: int = 1) -> None:
+        """Drops dead rows."""
+        sources, targets = self.rows.compact(multiple)
         assert self.cache is not None
         if len(sources):
             self.cache.move(torch.from_numpy(sources).to(self.device), torch.from_numpy(targets).to(self.device))

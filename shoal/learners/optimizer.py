@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 from transformers import get_scheduler
 
 from shoal.config.model import OptimizerConfig
@@ -38,7 +39,9 @@ class PolicyOptimizer:
                 parameter.register_post_accumulate_grad_hook(_adder(master))
         self.optimizer = make_adamw(self.masters, cfg, runtime)
         warmup = cfg.warmup_steps or round(cfg.warmup_ratio * total_steps)
-        self.schedule = get_scheduler(cfg.scheduler, self.optimizer, warmup, max(total_steps, 1))
+        # Hugging Face's `constant` ignores the warm-up.
+        name = "constant_with_warmup" if cfg.scheduler == "constant" else cfg.scheduler
+        self.schedule = get_scheduler(name, self.optimizer, warmup, max(total_steps, 1))
         self.scaler = torch.amp.GradScaler(runtime.device.type, init_scale=FIRST_SCALE, enabled=runtime.loss_scaling)
         self.steps = 0
         self.skipped = 0
@@ -80,6 +83,8 @@ class PolicyOptimizer:
             torch.nn.utils.clip_grads_with_norm_(self.masters, self.cfg.max_grad_norm, norm)
         with writing():
             self.scaler.step(self.optimizer)
+            # The fused kernel leaves the version counters alone, by which copies of the weights know that they are old.
+            increment_version(self.masters)
             self._write_back()
         self.scaler.update()
         self.steps += 1

@@ -14,12 +14,19 @@ from shoal.files import write_atomically
 METRICS_FILE = "metrics.jsonl"
 
 TIMING_PREFIXES = ("seconds/", "time/", "tokens_per_second/", "memory/")
-"""Keys of a row that depend on the machine and the moment. All others survive a kill and a resume unchanged."""
+TIMING_SUFFIXES = ("seconds", "per_second")
+"""Keys of a row with one of these beginnings or ends depend on the machine and the moment. All others are equal in a
+run that was killed and resumed."""
+
+
+def is_timing(key: str) -> bool:
+    """True for `seconds/rollout`, `memory/rss_peak_gib`, `engine/tokens_per_second`, `rewards/gsm8k/seconds`."""
+    return key.startswith(TIMING_PREFIXES) or key.endswith(TIMING_SUFFIXES)
 
 
 def without_timing(row: Mapping[str, Any]) -> dict[str, Any]:
     """The row's values that a repetition of the run must reproduce."""
-    return {key: value for key, value in row.items() if not key.startswith(TIMING_PREFIXES)}
+    return {key: value for key, value in row.items() if not is_timing(key)}
 
 
 def to_line(row: Mapping[str, Any]) -> str:

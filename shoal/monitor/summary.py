@@ -109,7 +109,7 @@ def _headline(summary: Mapping[str, Any]) -> str:
 
 
 def _accuracy_at(evaluated: Sequence[Mapping[str, Any]], step: int) -> float | None:
-    return next((row["eval/accuracy"] for row in reversed(evaluated) if row["step"] == step), None)
+    return next((row["eval/accuracy"] for row in evaluated if row["step"] == step), None)
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from logging import getLogger
 from pathlib import Path
+from time import monotonic
 
 import numpy as np
 import torch
@@ -114,8 +115,9 @@ def build_source(cfg: ShoalConfig, parts: Parts, monitor: Monitor) -> GroupSourc
 
 def build_run(cfg: ShoalConfig, folder: Path, stopping: Callable[[], bool], rewards: Mapping[str, Verifier]) -> Run:
     """A run that is ready for the loop, at step 0."""
+    started = monotonic()
     parts = build_parts(cfg, rewards)
-    monitor = Monitor(cfg, folder, total_steps=total_steps(cfg), decode=parts.decode)
+    monitor = Monitor(cfg, folder, total_steps=total_steps(cfg), decode=parts.decode, started=started)
     notes = [*parts.runtime.notes, *(f"left out: {count} prompts ({why})" for why, count in parts.task.dropped.items())]
     for note in notes:
         monitor.message(note)

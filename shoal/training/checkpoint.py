@@ -43,6 +43,13 @@ def set_rng_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
+def step_named(path: str) -> int | None:
+    """The step of a checkpoint's folder, `RUN/checkpoints/step_N`; None for any other path."""
+    folder = Path(path)
+    number = folder.name.removeprefix("step_")
+    return int(number) if folder.parent.name == "checkpoints" and number.isdecimal() else None
+
+
 class CheckpointStore:
     """The folder `checkpoints/` of a run, one subfolder a step, the newest `keep_last` kept."""
 
@@ -69,6 +76,12 @@ class CheckpointStore:
         for old in self.steps()[: -self.keep_last]:
             shutil.rmtree(self.folder / f"step_{old}")
         return final
+
+    def drop_after(self, step: int) -> None:
+        """Removes the checkpoints of later steps."""
+        for later in self.steps():
+            if later > step:
+                shutil.rmtree(self.folder / f"step_{later}")
 
     def load(self, step: int | None = None) -> tuple[int, dict[str, Any]] | None:
         """The newest checkpoint, or the one of `step`; None where there is none.

@@ -16,7 +16,7 @@ def train_loop(run: Run) -> None:
     monitor = run.monitor
     learner, sync = run.parts.learner, run.parts.sync
     sync.publish(learner.version).wait()
-    if run.step == 0 and run.cfg.evaluation.at_start:
+    if run.step == 0 and run.cfg.evaluation.at_start and run.evaluated_step < 0:
         run.evaluate()
     for step in remaining_steps(run):
         groups = run.source.next_groups(step)
@@ -29,7 +29,7 @@ def train_loop(run: Run) -> None:
         with monitor.phase("sync"):
             sync_seconds = sync.publish(learner.version).wait()
         run.record(step, groups, report, metrics, sync_seconds)
-    if run.finished and run.cfg.evaluation.at_end and not run.evaluator.due(run.step):
+    if run.finished and run.cfg.evaluation.at_end and run.evaluated_step < run.step:
         run.evaluate()
 
 

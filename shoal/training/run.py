@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from shoal.config import ShoalConfig
-from shoal.config.run_folder import new_run_folder
-from shoal.errors import TrainingError
+from shoal.config.run_folder import SAVED, find_resume, has_checkpoint, new_run_folder, save_config
+from shoal.errors import ConfigError, TrainingError
 from shoal.monitor.summary import closing_text, write_summary
 from shoal.rewards.base import Verifier
 from shoal.training.build import build_parts, build_run
@@ -29,19 +29,22 @@ def train(
 ) -> dict[str, Any]:
     """Trains and returns the summary, which is also in `run_dir/summary.json`.
 
-    With `cfg.resume` set, `run_dir` is a run's folder and its newest checkpoint is gone on from. `run_dir` None makes a
-    new folder under `cfg.run.root`. `rewards` are functions of a `Submission` by name, called in this process; with
-    `cfg.reward.verifiers` empty they replace the task's own, each with weight 1.
+    With `cfg.resume` set, the run that it names is gone on with, from that checkpoint or the newest; `run_dir` can only
+    be its folder. Otherwise `run_dir` None makes a new folder under `cfg.run.root`. `rewards` are functions of a
+    `Submission` by name, called in this process; with `cfg.reward.verifiers` empty they replace the task's own, each
+    with weight 1.
 
     Raises:
-        ConfigError, DataError: the configuration, the model or the data cannot be used.
+        ConfigError, DataError: the configuration, the model, the data or the folder cannot be used.
         TrainingError: the run cannot go on, or the start-up check failed.
     """
-    folder = Path(run_dir) if run_dir else new_run_folder(cfg)
+    folder = run_folder(cfg, run_dir)
     with graceful_stop() as stop:
         run = build_run(cfg, folder, lambda: bool(stop), rewards or {})
         status = "failed"
         try:
+            if not (folder / SAVED).exists():
+                save_config(cfg, [], folder)
             if cfg.resume:
                 run.restore()
             if cfg.run.preflight and run.step == 0:
@@ -56,6 +59,16 @@ def train(
         finally:
             run.close(status)
     return conclude(run, status)
+
+
+def run_folder(cfg: ShoalConfig, run_dir: Path | str | None) -> Path:
+    """Where the run writes. Raises ConfigError where that folder holds the checkpoints of another run."""
+    if cfg.resume:
+        return Path(run_dir) if run_dir else find_resume(cfg.resume, Path(cfg.run.root))
+    folder = Path(run_dir) if run_dir else new_run_folder(cfg)
+    if has_checkpoint(folder):
+        raise ConfigError(f"{folder} holds a run with checkpoints: choose another folder, or set resume={folder}")
+    return folder
 
 
 def conclude(run: Run, status: str) -> dict[str, Any]:

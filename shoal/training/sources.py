@@ -101,7 +101,10 @@ class SyncSource(GroupSource):
 
 
 class ReplaySource(GroupSource):
-    """The groups that an earlier run recorded, step by step; they keep that run's sampler log-probs and rewards."""
+    """The groups that an earlier run recorded, step by step.
+
+    They keep that run's sampler log-probs and rewards. Penalties and reference log-probs are this run's to make.
+    """
 
     def __init__(self, recording: GroupRecording) -> None:
         self.recording = recording
@@ -113,4 +116,8 @@ class ReplaySource(GroupSource):
                 f"source.path={self.recording.folder}: no groups recorded for step {step}; "
                 f"it has {self.recording.last_step()} steps, set run.steps to at most that"
             )
+        for completion in (completion for group in groups for completion in group.completions):
+            completion.penalties = {}
+            for segment in completion.segments:
+                segment.ref_logprobs = None
         return groups

@@ -16,7 +16,7 @@ from shoal.files import write_atomically
 from shoal.learners.reference import ReferencePolicy, penalise_with_kl
 from shoal.learners.step import NonFiniteError
 from shoal.monitor.monitor import Monitor
-from shoal.training.checkpoint import CheckpointStore, replace_folder, rng_state, set_rng_state
+from shoal.training.checkpoint import CheckpointStore, replace_folder, rng_state, set_rng_state, step_named
 from shoal.training.evaluate import Evaluator
 from shoal.training.parts import Parts
 from shoal.training.recording import GroupRecording
@@ -28,7 +28,8 @@ logger = getLogger(__name__)
 
 @dataclass
 class Run:
-    """Everything that the loop touches. `step` counts finished steps; `stopping` tells whether a signal came."""
+    """Everything that the loop touches. `step` counts finished steps; `stopping` tells whether a signal came;
+    `evaluated_step` is the step of the newest evaluation, so that a resumed run does not repeat it."""
 
     cfg: ShoalConfig
     folder: Path
@@ -42,6 +43,7 @@ class Run:
     stopping: Callable[[], bool]
     step: int = 0
     best_accuracy: float = -1.0
+    evaluated_step: int = -1
     samples: list[Group] | None = None
 
     @property
@@ -119,6 +121,7 @@ class Run:
             metrics, self.samples = self.evaluator.run()
         self.parts.engine.statistics()  # what the evaluation sampled is not the next step's
         self.monitor.evaluation(self.step, metrics)
+        self.evaluated_step = self.step
         if metrics["accuracy"] > self.best_accuracy:
             self.best_accuracy = metrics["accuracy"]
             if self.cfg.checkpoint.keep_best and self.step > 0:
@@ -137,6 +140,7 @@ class Run:
                     "source": self.source.state_dict(),
                     "monitor": self.monitor.state_dict(),
                     "best_accuracy": self.best_accuracy,
+                    "evaluated_step": self.evaluated_step,
                     "rng": rng_state(),
                 },
             )
@@ -147,18 +151,23 @@ class Run:
             self.save()
 
     def restore(self) -> None:
-        """Goes on from the newest checkpoint, if there is one."""
-        found = self.checkpoints.load()
+        """Goes on from the checkpoint that `resume` names, else from the newest, if there is one.
+
+        Later checkpoints go, as the rows written after it do: they belong to steps that are done again.
+        """
+        found = self.checkpoints.load(step_named(self.cfg.resume or ""))
         if found is None:
             self.monitor.message(f"{self.folder} has no checkpoint yet: starting at step 0")
             return
         self.step, state = found
+        self.checkpoints.drop_after(self.step)
         self.parts.learner.load_state_dict(state["learner"])
         if self.reference:
             self.reference.load_state_dict(state["reference"])
         self.source.load_state_dict(state["source"])
         self.monitor.load_state_dict(state["monitor"])
         self.best_accuracy = state["best_accuracy"]
+        self.evaluated_step = state["evaluated_step"]
         set_rng_state(state["rng"])
         self.monitor.message(f"going on after step {self.step} of {self.total_steps}")
 

@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from shoal.config.compose import PRESETS
+from shoal.config.sweep import check_sweep
+from shoal.errors import ConfigError
+
 Refusal = Callable[..., str]
 
 
@@ -75,9 +79,6 @@ def test_an_unknown_preset_names_the_nearest_and_all(refusal_of: Refusal):
 def test_an_unknown_choice_of_a_group_names_the_nearest_and_all(refusal_of: Refusal):
     expected = "there is no algorithm=drgrpo; the nearest is 'dr_grpo' (there are: cispo, dapo, dr_grpo, grpo, gspo)"
     assert refusal_of("algorithm=drgrpo") == expected
-    assert refusal_of("hydra/launcher=job") == (
-        "there is no hydra/launcher=job; the nearest is 'joblib' (there are: basic, joblib)"
-    )
 
 
 def test_a_node_set_to_a_value_names_one_of_its_keys(refusal_of: Refusal):
@@ -86,6 +87,18 @@ def test_a_node_set_to_a_value_names_one_of_its_keys(refusal_of: Refusal):
 
 def test_a_sweep_outside_a_sweep_says_which_option_is_missing(refusal_of: Refusal):
     assert "add --multirun" in refusal_of("run.steps=1,2")
+
+
+def test_hydras_own_settings_are_for_sweeps_and_not_for_folders(refusal_of: Refusal):
+    assert "add --multirun" in refusal_of("hydra/launcher=joblib")
+    assert "run.root and run.name" in refusal_of("hydra.run.dir=elsewhere")
+
+
+def test_an_unknown_launcher_names_the_nearest_and_all():
+    with pytest.raises(ConfigError) as caught:
+        check_sweep("story", ["hydra/launcher=job", "run.seed=1,2"], PRESETS)
+    line = "there is no hydra/launcher=job; the nearest is 'joblib' (there are: basic, joblib)"
+    assert str(caught.value).endswith(line)
 
 
 def test_an_override_that_cannot_be_read_shows_how_one_is_written(refusal_of: Refusal):

@@ -29,7 +29,6 @@ EXAMPLES: list[tuple[Values, Values]] = [
     ({"source.kind": "replay", "source.path": "old", "run.record_groups": True}, {"run.record_groups": False}),
     ({"memory_profile.enabled": True, "memory_profile.interval": 0.0}, {"memory_profile.interval": 0.1}),
     ({"data.path": "file.jsonl"}, {"data.task": "gsm8k", "model.name": "m"}),
-    ({"data.task": "gsm8k", "model.name": "m"}, {"data.path": "openai/gsm8k"}),
     ({"data.task": "gsm8k", "data.path": "openai/gsm8k"}, {"model.name": "Qwen/Qwen3-0.6B"}),
     ({"reward.timeout": 0.0}, {"reward.timeout": 10.0}),
     ({"reward.max_missing": 1.5}, {"reward.max_missing": 1.0}),
@@ -69,10 +68,11 @@ EXAMPLES: list[tuple[Values, Values]] = [
         {"runtime.mixed_precision": "bf16"},
     ),
     ({"model.dtype": "bfloat16", "runtime.mixed_precision": "fp16"}, {"model.dtype": "float32"}),
-    ({"model.attention": "flash_attention_2", "learner.packing": "on"}, {"learner.share_prefix": False}),
+    ({"model.attention": "flash_attention_2", "learner.pack_length": 512}, {"learner.pack_length": 0}),
     ({"learner.pack_length": 9000}, {"learner.pack_length": 8192}),
     ({"learner.pack_length": 512, "learner.packing": "off"}, {"learner.packing": "auto"}),
     ({"engine.max_cache_tokens": 103}, {"engine.max_cache_tokens": 104}),  # 64 of the prompt + 40 new ones
+    ({"engine.max_cache_tokens": 104, "evaluation.sampling": {"max_new_tokens": 60}}, {"engine.max_cache_tokens": 124}),
 ]
 
 

@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from shoal.config import load_config
-from shoal.config.run_folder import find_resume, load_saved, new_run_folder, run_folder_of, save_config
+from shoal.config.run_folder import find_resume, load_saved, new_run_folder, open_run, run_folder_of, save_config
 from shoal.errors import ConfigError
 
 
@@ -78,10 +78,11 @@ def test_the_group_that_a_run_was_started_with_may_be_named_again_but_not_exchan
         load_saved(tmp_path, ["algorithm=cispo"])
 
 
-def test_resume_takes_a_run_folder_or_one_of_its_checkpoints(tmp_path: Path):
+def test_resume_takes_a_run_folder_with_its_configuration_and_further_overrides(tmp_path: Path):
     run = make_run(tmp_path / "run", 5, 10)
-    assert find_resume(str(run), tmp_path) == run
-    assert find_resume(str(run / "checkpoints" / "step_5"), tmp_path) == run
+    config, folder = open_run(str(run), ["run.steps=20"])
+    assert (folder, config.resume, config.run.steps) == (run, str(run), 20)
+    assert open_run("latest", [f"run.root={tmp_path}"])[1] == run
 
 
 def test_a_run_killed_before_its_first_checkpoint_can_be_resumed_by_name(tmp_path: Path):
@@ -89,10 +90,10 @@ def test_a_run_killed_before_its_first_checkpoint_can_be_resumed_by_name(tmp_pat
     assert find_resume(str(run), tmp_path) == run
 
 
-def test_resume_refuses_what_is_no_run_or_no_checkpoint_of_it(tmp_path: Path):
+def test_resume_refuses_what_is_no_run(tmp_path: Path):
     run = make_run(tmp_path / "run", 5)
-    for where in (tmp_path / "nope", tmp_path, run / "checkpoints" / "step_6"):
-        with pytest.raises(ConfigError, match="resume="):
+    for where in (tmp_path / "nope", tmp_path, run / "checkpoints" / "step_5"):
+        with pytest.raises(ConfigError, match=r"^resume=.*: no run folder"):
             find_resume(str(where), tmp_path)
 
 

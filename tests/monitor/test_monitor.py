@@ -58,6 +58,14 @@ def test_tokens_per_second_are_sampled_tokens_over_the_phases_seconds(open_monit
     assert row["tokens_per_second/step"] == pytest.approx(12 / row["seconds/step"])
 
 
+def test_a_step_that_trains_on_its_own_weights_samples_is_not_stale(open_monitor: Open):
+    monitor = open_monitor()
+    # Version n is the weights after n steps: step 3 trains version 2.
+    row = monitor.record(3, [group("a", [completion(1.0, version=2), completion(0.0, version=1)])], {})
+    monitor.close("finished")
+    assert (row["staleness/mean"], row["staleness/max"]) == (0.5, 1)
+
+
 def test_a_phase_entered_twice_adds_up_and_starts_at_zero_in_the_next_step(open_monitor: Open):
     monitor = open_monitor()
     for _ in range(2):

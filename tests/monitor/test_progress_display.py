@@ -87,6 +87,12 @@ def test_messages_are_not_read_as_markup():
     assert written(shown) == "prompt [bold] at [/tmp/x]\n"
 
 
+def test_a_message_longer_than_the_terminal_stays_one_line_of_a_log():
+    shown = display("lines")
+    shown.message("word " * 100)
+    assert written(shown).count("\n") == 1
+
+
 @pytest.mark.parametrize("mode", ["lines", "live"])
 def test_another_long_phase_shows_its_progress_and_its_end(mode: str):
     shown = display(mode, terminal=mode == "live")

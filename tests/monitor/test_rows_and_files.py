@@ -58,9 +58,11 @@ def test_floats_survive_the_file_bit_for_bit():
     assert json.loads(to_line({"x": value}))["x"] == value
 
 
-def test_times_are_told_from_values_by_their_prefix():
-    row = {"step": 1, "reward/mean": 0.5, "seconds/step": 1, "time/x": 1, "tokens_per_second/step": 2, "memory/rss": 3}
-    assert without_timing(row) == {"step": 1, "reward/mean": 0.5}
+def test_times_are_told_from_values_by_the_beginning_or_the_end_of_their_names():
+    values = {"step": 1, "reward/mean": 0.5, "train/tokens": 7, "count/sampled_tokens": 7, "length/mean": 2}
+    times = ["seconds/step", "time/x", "tokens_per_second/step", "memory/rss_peak_gib", "rewards/gsm8k/seconds"]
+    times += ["engine/tokens_per_second", "train/forwarded_tokens_per_second"]
+    assert without_timing({**dict.fromkeys(times, 1), **values}) == values
 
 
 def test_a_write_that_dies_half_way_leaves_the_old_file(tmp_path: Path):
@@ -76,6 +78,15 @@ def test_a_write_that_dies_half_way_leaves_the_old_file(tmp_path: Path):
     assert child.returncode == 9
     assert path.read_text() == "old"
     assert len(list(tmp_path.iterdir())) == 2, "the half-written file was not beside the old one"
+
+
+def test_a_reader_that_has_the_old_file_open_never_sees_a_mixture(tmp_path: Path):
+    path = tmp_path / "summary.json"
+    write_atomically(path, "old")
+    with path.open() as reader:
+        write_atomically(path, "new and longer")
+        assert reader.read() == "old"
+    assert path.read_text() == "new and longer"
 
 
 @pytest.mark.parametrize("durable", [True, False])

@@ -1,4 +1,7 @@
 import os
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -17,9 +20,9 @@ def job(text: str, path: str = MISBEHAVING, **info: str) -> tuple[str, Submissio
     return path, Submission(text=text, info=dict(info))
 
 
-def gone(process: int) -> bool:
-    """Whether a process ends within a few seconds; one that waits to be reaped has ended."""
-    deadline = time.monotonic() + 5
+def gone(process: int, seconds: float = 5) -> bool:
+    """Whether a process ends in time; one that waits to be reaped has ended."""
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if not psutil.pid_exists(process) or psutil.Process(process).status() == psutil.STATUS_ZOMBIE:
             return True
@@ -96,6 +99,29 @@ def test_what_a_verifier_started_is_killed_with_it(tmp_path: Path) -> None:
     with DeadlinePool([path], workers=1, timeout=1, memory_gib=0) as pool:
         assert pool.judge([job("", path, file=str(file))])[0].score is None
         assert gone(int(file.read_text()))
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    # A worker at rest sees its input end; one that is stuck in a verdict is ended by its own alarm.
+    [("fine", 5), pytest.param("hang in C", 20, marks=pytest.mark.slow)],
+)
+def test_no_worker_outlives_a_trainer_that_was_killed(text: str, seconds: float) -> None:
+    code = (
+        "import os, sys, threading, time\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from shoal.rewards.base import Submission\n"
+        "from shoal.rewards.deadline import DeadlinePool\n"
+        f"pool = DeadlinePool([{MISBEHAVING!r}], workers=1, timeout=1, memory_gib=0)\n"
+        f"pool.judge([({MISBEHAVING!r}, Submission(text='fine'))])\n"
+        "print(pool.workers[0].process.pid, flush=True)\n"
+        "threading.Timer(0.3, os.kill, (os.getpid(), 9)).start()\n"
+        f"pool.judge([({MISBEHAVING!r}, Submission(text={text!r}))])\n"
+        "time.sleep(60)\n"
+    )
+    trainer = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert trainer.returncode == -signal.SIGKILL
+    assert gone(int(trainer.stdout), seconds)
 
 
 def test_a_worker_that_does_not_start_is_an_error_that_names_what_it_imports() -> None:

@@ -48,6 +48,14 @@ def test_another_recipe_is_another_model() -> None:
     assert len(folders) == 3
 
 
+@pytest.mark.parametrize(("name", "value"), [("LARGEST_CHANGE", 5), ("KNOWN_VERBS", ("gets", "eats"))])
+def test_another_task_is_another_model(name: str, value: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = SHORT.digest
+    assert Recipe(steps=3, batch=4).digest == digest
+    monkeypatch.setattr(f"shoal.tasks.story.{name}", value)
+    assert SHORT.digest != digest
+
+
 def test_the_same_recipe_gives_the_same_weights_and_leaves_the_random_state_alone(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -1,0 +1,123 @@
+"""Decoding by Shoal's engine against Hugging Face's `generate`, on the default task's shape.
+
+The same model, prompts, lengths and threads, interleaved in one process. Both sample at temperature 1; `generate` runs
+its batch until the longest completion ends. Completions end at random: three ids of the vocabulary end them.
+Prints each run's seconds and tokens per second, and the median ratio for each pair.
+
+    python benchmarks/decode.py --runs 7
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from random import Random
+from statistics import median
+from time import perf_counter
+from types import SimpleNamespace
+
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from shoal.config.runtime import RuntimeConfig
+from shoal.engines.base import Request, SamplingParams
+from shoal.engines.torch_engine import TorchEngine
+from shoal.runtime import prepare_process
+
+PROMPTS, GROUP, NEW_TOKENS, VOCABULARY = 32, 8, 40, 104
+EOS = [1, 2, 3]  # random weights give each id about 1/104: completions of 24 tokens on average, as the default task's
+
+
+def build_model(dtype: torch.dtype) -> Qwen3ForCausalLM:
+    """The default task's architecture with random weights, 0.41M parameters."""
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=VOCABULARY,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        tie_word_embeddings=True,
+        max_position_embeddings=512,
+        eos_token_id=EOS,
+        pad_token_id=0,
+    )
+    return Qwen3ForCausalLM(config).to(dtype).eval()
+
+
+def make_prompts() -> list[list[int]]:
+    random = Random(0)
+    return [[random.randrange(4, VOCABULARY) for _ in range(random.randint(16, 20))] for _ in range(PROMPTS)]
+
+
+def engine_run(model: Qwen3ForCausalLM, compute_dtype: torch.dtype | None) -> Callable[[int], int]:
+    """Returns a function that decodes all prompts once and counts the tokens."""
+    engine = TorchEngine(model, SimpleNamespace(eos_token_id=EOS[0]), max_batch=256, compute_dtype=compute_dtype)
+    prompts = make_prompts()
+
+    def run(seed: int) -> int:
+        engine.refresh(seed)  # as in training: the weights have changed since
+        requests = [
+            Request(f"{row}/{i}", tuple(prompt), 1000 * seed + GROUP * row + i, SamplingParams(NEW_TOKENS), str(row))
+            for row, prompt in enumerate(prompts)
+            for i in range(GROUP)
+        ]
+        return sum(len(output.token_ids) for output in engine.generate(requests))
+
+    return run
+
+
+def generate_run(model: Qwen3ForCausalLM) -> Callable[[int], int]:
+    """The same by `generate`: every prompt repeated, padded on the left."""
+    prompts = [prompt for prompt in make_prompts() for _ in range(GROUP)]
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+
+    def run(seed: int) -> int:
+        torch.manual_seed(seed)
+        out = model.generate(
+            ids, attention_mask=mask, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=NEW_TOKENS
+        )[:, width:]
+        ends = torch.isin(out, torch.tensor(EOS))
+        ended = ends.int().cumsum(-1)
+        return int(((ended == 0) | ((ended == 1) & ends)).sum())
+
+    return run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Shoal's engine against generate")
+    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    prepare_process(RuntimeConfig(threads=arguments.threads))
+    model, small = build_model(torch.float32), build_model(torch.bfloat16)
+    # The allocator settings are the process's, so that both have them.
+    contestants = {
+        "generate float32": generate_run(model),
+        "generate bfloat16": generate_run(small),
+        "shoal float32": engine_run(model, None),
+        "shoal bfloat16 products": engine_run(model, torch.bfloat16),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    rates: dict[str, list[float]] = {name: [] for name in contestants}
+    for seed in range(arguments.runs + 1):
+        for name, run in contestants.items():
+            start = perf_counter()
+            tokens = run(seed)
+            elapsed = perf_counter() - start
+            if seed:  # the first run warms up
+                seconds[name].append(elapsed)
+                rates[name].append(tokens / elapsed)
+                print(f"run {seed} {name:24s} {elapsed:7.3f} s {tokens:6d} tokens {tokens / elapsed:9.0f} tokens/s")
+    for ours in ("shoal float32", "shoal bfloat16 products"):
+        for theirs in ("generate float32", "generate bfloat16"):
+            ratio = median(mine / other for mine, other in zip(rates[ours], rates[theirs], strict=True))
+            print(f"{ours} against {theirs}: {ratio:.2f} times the tokens per second (median of {arguments.runs})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""The memory estimate against what is really allocated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import make_config
+from transformers import Qwen3Config
+
+from shoal.learners.local import LocalLearner
+from shoal.learners.memory_plan import count_parameters, estimate, read_model_config
+from shoal.runtime import resolve_runtime
+
+Make = Callable[..., LocalLearner]
+
+
+def plan(folder: Any, **keys: Any) -> dict[str, int]:
+    cfg = make_config(folder, **keys)
+    return estimate(cfg, resolve_runtime(cfg.runtime, cfg.model), read_model_config(cfg))
+
+
+@pytest.mark.parametrize("train", ["full", "lora"])
+@pytest.mark.parametrize("name", ["qwen3", "llama", "gpt2"])
+def test_weights_and_optimizer_are_counted_exactly(make_learner: Make, model_folder: Any, name: str, train: str):
+    if name == "gpt2" and train == "lora":
+        pytest.skip("its projections are Conv1D, which are not counted")
+    learner = make_learner(name, model__train=train)
+    found = plan(model_folder(name), model__train=train)
+    trained = sum(one.numel() for one in learner.optimizer.parameters)
+    whole = sum(one.numel() for one in learner.policy.model.parameters()) - (trained if train == "lora" else 0)
+    assert found["weights"] == 4 * whole
+    assert found["gradients"] == 4 * trained
+    assert found["optimizer"] == 8 * trained
+    assert found["master"] == 0
+
+
+def test_sixteen_bit_weights_have_masters(model_folder: Any):
+    single, half = plan(model_folder("llama")), plan(model_folder("llama"), model__dtype="bfloat16")
+    assert half["weights"] == single["weights"] // 2
+    assert half["master"] == single["weights"]
+
+
+def test_a_reference_is_counted_only_where_there_is_one_of_its_own(model_folder: Any):
+    folder = model_folder("llama")
+    assert plan(folder)["reference"] == 0
+    with_kl = plan(folder, algorithm__kl_coef=0.1)
+    assert with_kl["reference"] == with_kl["weights"]
+    assert plan(folder, algorithm__kl_coef=0.1, model__train="lora")["reference"] == 0
+
+
+def test_the_cache_holds_prompts_and_completions_of_all_decoded_at_a_time(model_folder: Any):
+    keys = {"data__max_prompt_tokens": 10, "sampling__max_new_tokens": 6, "engine__max_batch": 5}
+    # 5 rows x 16 tokens x 2 layers x (keys, values) x 2 heads x 8 numbers x 4 bytes
+    assert plan(model_folder("llama"), **keys)["kv_cache"] == 5 * 16 * 2 * 2 * 2 * 8 * 4
+    assert plan(model_folder("llama"), **keys, engine__max_cache_tokens=30)["kv_cache"] == 30 * 2 * 2 * 2 * 8 * 4
+
+
+def kept_bytes(learner: LocalLearner, tokens: int) -> int:
+    """Bytes that a training forward pass of the decoder keeps for its backward pass, weights aside."""
+    kept: dict[int, int] = {}
+    own = {one.untyped_storage().data_ptr() for one in learner.policy.model.parameters()}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    learner.policy.model.train()
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        hidden = learner.passes.forward.hidden(torch.randint(2, 48, (tokens // 32, 32)), {})
+    assert hidden.requires_grad
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("name", ["qwen3", "llama", "gemma3"])
+def test_activations_are_estimated_within_a_factor_of_two(make_learner: Make, model_folder: Any, name: str):
+    keys = {"learner__micro_batch_tokens": 2048, "learner__packing": "off"}
+    plain = kept_bytes(make_learner(name, **keys), 2048)
+    assert 0.5 < plan(model_folder(name), **keys)["activations"] / plain < 2
+    keys["model__gradient_checkpointing"] = True
+    # Beside the layers' inputs, the two layers' activations exist one layer at a time, in the backward pass.
+    checkpointed = kept_bytes(make_learner(name, **keys), 2048) + plain // 2
+    assert checkpointed < plain
+    assert 0.5 < plan(model_folder(name), **keys)["activations"] / checkpointed < 2
+
+
+def test_counting_allocates_nothing():
+    config = Qwen3Config(hidden_size=8192, num_hidden_layers=80, vocab_size=152_000)
+    before = torch.get_default_device()
+    total, linear = count_parameters(config)
+    assert total > 10**10
+    assert linear < total
+    assert torch.get_default_device() == before

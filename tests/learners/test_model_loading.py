@@ -1,0 +1,153 @@
+"""Loading any causal language model, and the one-line errors where that cannot be."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import ARCHITECTURES, SHAPE, make_config, make_tokenizer
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config, T5Config
+
+from shoal.config import ShoalConfig
+from shoal.errors import ConfigError
+from shoal.learners.lora import linear_names
+from shoal.learners.mixed import MixedLinear
+from shoal.learners.model import Policy, eos_ids, load_policy
+from shoal.runtime import resolve_runtime
+
+Folder = Callable[[str], Path]
+
+
+def load(cfg: ShoalConfig) -> Policy:
+    return load_policy(cfg.model, resolve_runtime(cfg.runtime, cfg.model))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_loads_in_evaluation_mode_with_its_limits(model_folder: Folder, name: str):
+    policy = load(make_config(model_folder(name)))
+    assert not policy.model.training
+    assert (policy.vocabulary, policy.max_positions) == (48, 256)
+    assert policy.model.config._attn_implementation == ("eager" if name == "gemma2" else "sdpa")
+    assert eos_ids(policy.model, policy.tokenizer) == [1]
+
+
+def test_a_models_own_dropout_is_off_even_in_training_mode(model_folder: Folder):
+    model = load(make_config(model_folder("gpt2"))).model.train()
+    ids = torch.arange(2, 20)[None]
+    assert torch.equal(model(ids).logits, model(ids).logits)
+
+
+def test_attention_and_dtype_can_be_set_by_hand(model_folder: Folder):
+    policy = load(make_config(model_folder("llama"), model__attention="eager", model__dtype="bfloat16"))
+    assert policy.model.config._attn_implementation == "eager"
+    assert policy.model.dtype == torch.bfloat16
+
+
+def test_mixed_precision_replaces_all_linear_layers_but_the_head(model_folder: Folder):
+    model = load(make_config(model_folder("llama"), runtime__mixed_precision="bf16")).model
+    mixed = [name for name, module in model.named_modules() if isinstance(module, MixedLinear)]
+    assert len(mixed) == 2 * 7
+    assert type(model.lm_head) is torch.nn.Linear
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+
+
+def test_a_mixed_layer_sees_every_write_to_its_weight():
+    layer = torch.nn.Linear(4, 3)
+    layer.__class__, x = MixedLinear, torch.ones(2, 4)
+    assert isinstance(layer, MixedLinear)
+    layer.compute_dtype = torch.bfloat16
+    for write in (
+        lambda: layer.weight.data.zero_() is not None and layer.forget(),
+        lambda: layer.load_state_dict({"weight": torch.ones(3, 4), "bias": torch.zeros(3)}),
+        lambda: torch.optim.SGD(layer.parameters(), lr=1.0).step(),
+    ):
+        layer(x).sum().backward()
+        write()
+        torch.testing.assert_close(
+            layer(x), torch.nn.functional.linear(x, layer.weight, layer.bias), rtol=0.02, atol=0.02
+        )
+
+
+def test_a_chat_template_comes_from_a_file_or_as_text(model_folder: Folder, tmp_path: Path):
+    text = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    file = tmp_path / "template.jinja"
+    file.write_text(text)
+    for given in (text, str(file)):
+        assert load(make_config(model_folder("qwen3"), model__chat_template=given)).tokenizer.chat_template == text
+    with pytest.raises(ConfigError, match="neither a file nor a Jinja template"):
+        load(make_config(model_folder("qwen3"), model__chat_template="missing.jinja"))
+
+
+def test_the_tokenizer_can_come_from_elsewhere(model_folder: Folder, tmp_path: Path):
+    make_tokenizer(20).save_pretrained(tmp_path)
+    policy = load(make_config(model_folder("qwen3"), model__tokenizer=str(tmp_path)))
+    assert len(policy.tokenizer) == policy.vocabulary == 20
+
+
+def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"there is no tokenizer '.*nowhere' here or on the Hub") as caught:
+        load(make_config(tmp_path / "nowhere"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_weights_is_one_line(model_folder: Folder, tmp_path: Path):
+    make_tokenizer().save_pretrained(tmp_path)
+    ARCHITECTURES["qwen3"]().save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"the model in .* cannot be loaded") as caught:
+        load(make_config(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_of_another_kind_is_refused(tmp_path: Path):
+    T5Config(vocab_size=48).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="is a t5 model, which is no causal language model"):
+        load(make_config(tmp_path))
+
+
+def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(model_folder: Folder, tmp_path: Path):
+    make_tokenizer(60).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="the tokenizer has 60 ids, the model only 48"):
+        load(make_config(model_folder("qwen3"), model__tokenizer=str(tmp_path)))
+
+
+def test_a_model_that_can_never_stop_is_refused(tmp_path: Path):
+    model = AutoModelForCausalLM.from_config(Qwen3Config(**{**SHAPE, "eos_token_id": None}))
+    model.generation_config.eos_token_id = None
+    model.save_pretrained(tmp_path)
+    make_tokenizer(eos_token=None).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="no completion could ever stop"):
+        load(make_config(tmp_path))
+
+
+def test_lora_adapts_every_linear_layer_but_the_head(model_folder: Folder):
+    policy = load(make_config(model_folder("llama"), model__train="lora", model__lora__r=4))
+    trained = [name for name, one in policy.model.named_parameters() if one.requires_grad]
+    assert len(trained) == 2 * 7 * 2
+    assert not any("lm_head" in name for name in trained)
+    assert linear_names(policy.causal_lm.__class__(LlamaConfig(**SHAPE))) == sorted(
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    )
+
+
+def test_lora_takes_module_names_and_layer_indices(model_folder: Folder):
+    keys = {"model__train": "lora", "model__lora__target_modules": ["q_proj"], "model__lora__layers": [1]}
+    model = load(make_config(model_folder("llama"), **keys)).model
+    trained = [name for name, one in model.named_parameters() if one.requires_grad]
+    assert len(trained) == 2
+    assert all(".layers.1." in name and ".q_proj." in name for name in trained)
+
+
+def test_lora_names_the_layers_there_are_when_the_wanted_one_is_not(model_folder: Folder):
+    keys = {"model__train": "lora", "model__lora__target_modules": ["query"]}
+    with pytest.raises(ConfigError, match="the linear layers are down_proj, gate_proj"):
+        load(make_config(model_folder("llama"), **keys))
+
+
+def test_lora_without_peft_names_the_pip_command(model_folder: Folder, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ConfigError, match=r"pip install 'shoal-rl\[lora\]'"):
+        load(make_config(model_folder("llama"), model__train="lora"))

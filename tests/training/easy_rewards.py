@@ -1,0 +1,29 @@
+"""Verifiers that a random model meets now and then, so that every step has a signal; and broken ones."""
+
+import hashlib
+
+from shoal.rewards.base import Submission, verifier
+
+
+@verifier("starts_with_a_digit", bounded=True)
+def starts_with_a_digit(submission: Submission) -> float:
+    """1 for about one random completion in five."""
+    return float(submission.text[:1].isdigit())
+
+
+@verifier("sometimes_raises", bounded=True)
+def sometimes_raises(submission: Submission) -> float:
+    """Raises for about one completion in four, decided by its text."""
+    if hashlib.sha256(submission.text.encode()).digest()[0] < 64:
+        raise ValueError("no verdict on this one")
+    return starts_with_a_digit(submission)
+
+
+@verifier("always_zero", bounded=True)
+def always_zero(submission: Submission) -> float:
+    return 0.0
+
+
+@verifier("always_raises", bounded=True)
+def always_raises(submission: Submission) -> float:
+    raise RuntimeError("the judge is out")
