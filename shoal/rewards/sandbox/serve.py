@@ -9,6 +9,7 @@ from __future__ import annotations
 import hmac
 import json
 import os
+import signal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 from logging import getLogger
@@ -153,3 +154,19 @@ def is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def serve_code(host: str, port: int, *, tier: str, python: str | None, workers: int) -> int:
+    """Serves until Ctrl-C or SIGTERM; the exit status. What runs then is ended with this process.
+
+    Raises:
+        ConfigError: as `CodeServer`.
+    """
+    with CodeServer(host, port, tier=tier, python=python, workers=workers) as server:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        logger.info("code sandbox: tier %s, %d workers, http://%s:%d", tier, workers, host, server.server_port)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            logger.info("code sandbox ends after %d programs", server.done)
+    return 0

@@ -17,6 +17,7 @@ from fractions import Fraction
 from typing import Any
 
 LONGEST = 16 * 2**20
+PLAIN: dict[type, Any] = {int: int.__pos__, float: float.__pos__, str: str.__str__}
 SEQUENCES: dict[str, Any] = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset, "deque": deque}
 MAPPINGS: dict[str, Any] = {"dict": dict, "OrderedDict": OrderedDict, "Counter": Counter}
 TEXTS: dict[str, Any] = {"Fraction": Fraction, "Decimal": Decimal, "complex": complex}
@@ -58,10 +59,10 @@ def _exactly(read: Callable[[int], bytes], length: int) -> bytes:
 
 def encode(value: Any, by_number: Callable[[Any], list[Any]]) -> Any:
     """`by_number(value)` gives the tagged list for what is not plain."""
-    kind = type(value)
+    kind: Any = type(value)
     if value is None or kind in (bool, int, float, str):
         return value
-    for plain, convert in ((int, int.__pos__), (float, float.__pos__), (str, str.__str__)):
+    for plain, convert in PLAIN.items():
         if isinstance(value, plain):
             return convert(value)  # of a subclass: the value without it
     if isinstance(value, tuple) and hasattr(kind, "_fields"):
@@ -88,8 +89,10 @@ def encode(value: Any, by_number: Callable[[Any], list[Any]]) -> Any:
         return ["range", [value.start, value.stop, value.step]]
     if value is Ellipsis or value is NotImplemented:
         return ["constant", str(value)]
-    if isinstance(value, (type, type(len))) and getattr(builtins, value.__name__, None) is value:
-        return ["builtin", value.__name__]
+    if kind in (type, type(len)):
+        name = str(value.__name__)
+        if getattr(builtins, name, None) is value:
+            return ["builtin", name]
     if kind.__module__ == "numpy" and hasattr(value, "tolist"):
         return encode(value.tolist(), by_number)
     return by_number(value)
