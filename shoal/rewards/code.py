@@ -82,9 +82,7 @@ def read_tests(truth: Any) -> Tests:
         try:
             truth = json.loads(truth)
         except ValueError:
-            truth = [truth]  # statements as they stand
-        if isinstance(truth, str):
-            truth = [truth]
+            truth = [truth] if truth.strip() else []  # statements as they stand
     if not truth:
         raise DataError("the row has no tests: ground_truth must be a list of asserts, or of inputs and outputs")
     return Tests.from_json(truth)

@@ -21,6 +21,7 @@ class Bubblewrap:
     inherited descriptor; rlimits, set inside. `setpriv` is given where this process is root."""
 
     name = "bubblewrap"
+    exposed = False
 
     def __init__(self, bwrap: str, setpriv: str | None) -> None:
         self.bwrap, self.setpriv = bwrap, setpriv

@@ -113,7 +113,9 @@ class Sandbox:
         pipes = {name: file for name, file in more.items() if isinstance(file, FileIO)}
         files = {"source": sealed_memory(source.encode(errors="replace")), **pipes}
         numbers = {name: file.fileno() for name, file in files.items()}
-        order = json.dumps({"limits": rlimits, "mode": mode, **more, **numbers}, default=str)
+        order = json.dumps(
+            {"limits": rlimits, "mode": mode, "exposed": self.tier.exposed, **more, **numbers}, default=str
+        )
         try:
             launch = self.tier.launch(self.interpreter, limits, order)
             with sealed_memory(stdin.encode(errors="replace")) as given:

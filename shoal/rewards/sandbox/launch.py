@@ -43,9 +43,10 @@ class Launch:
 
 
 class Tier(Protocol):
-    """One kind of isolation."""
+    """One kind of isolation. `exposed`: a guest sees the other processes of its user."""
 
     name: str
+    exposed: bool
 
     def launch(self, interpreter: Interpreter, limits: Limits, order: str) -> Launch:
         """How to start one guest, whose only argument is `order`."""

@@ -20,6 +20,7 @@ class Process:
     all of the user's processes."""
 
     name = "process"
+    exposed = True
 
     def launch(self, interpreter: Interpreter, limits: Limits, order: str) -> Launch:
         """See `Tier`."""

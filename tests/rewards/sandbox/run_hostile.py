@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -55,7 +56,9 @@ def main() -> None:
         beside = threading.Thread(target=run_honest, args=(sandbox, stop, honest))
         beside.start()
         try:
-            results = {name: run(sandbox, program, words) for name, (_, program) in HOSTILE.items()}
+            with ThreadPoolExecutor(3) as pool:
+                jobs = {name: pool.submit(run, sandbox, program, words) for name, (_, program) in HOSTILE.items()}
+            results = {name: job.result() for name, job in jobs.items()}
         finally:
             stop.set()
             beside.join()

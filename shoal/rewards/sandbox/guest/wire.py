@@ -12,15 +12,14 @@ import sys
 from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from collections.abc import Callable
 from datetime import date, datetime, time, timedelta
-from decimal import Decimal
-from fractions import Fraction
+from importlib import import_module
 from typing import Any
 
 LONGEST = 16 * 2**20
 PLAIN: dict[type, Any] = {int: int.__pos__, float: float.__pos__, str: str.__str__}
 SEQUENCES: dict[str, Any] = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset, "deque": deque}
 MAPPINGS: dict[str, Any] = {"dict": dict, "OrderedDict": OrderedDict, "Counter": Counter}
-TEXTS: dict[str, Any] = {"Fraction": Fraction, "Decimal": Decimal, "complex": complex}
+TEXTS = {"Fraction": "fractions", "Decimal": "decimal", "complex": "builtins"}  # numbers that are sent as text
 DATES: dict[str, Any] = {"date": date, "datetime": datetime, "time": time}
 
 
@@ -57,6 +56,11 @@ def _exactly(read: Callable[[int], bytes], length: int) -> bytes:
     return content
 
 
+def _number_type(tag: str) -> Any:
+    """Imported where it is needed: these modules take longer to load than most programs to run."""
+    return getattr(import_module(TEXTS[tag]), tag)
+
+
 def encode(value: Any, by_number: Callable[[Any], list[Any]]) -> Any:
     """`by_number(value)` gives the tagged list for what is not plain."""
     kind: Any = type(value)
@@ -75,9 +79,8 @@ def encode(value: Any, by_number: Callable[[Any], list[Any]]) -> Any:
     for tag, mapping in MAPPINGS.items():
         if kind is mapping:
             return [tag, [[encode(key, by_number), encode(item, by_number)] for key, item in value.items()]]
-    for tag, number in TEXTS.items():
-        if kind is number:
-            return [tag, str(value)]
+    if kind.__name__ in TEXTS and kind is _number_type(kind.__name__):
+        return [kind.__name__, str(value)]
     for tag, moment in DATES.items():
         if kind is moment:
             return [tag, value.isoformat()]
@@ -112,7 +115,7 @@ def decode(content: Any, from_number: Callable[[Any, Any], Any]) -> Any:
             pairs = [(decode(key, from_number), decode(item, from_number)) for key, item in inside]
             return MAPPINGS[tag](dict(pairs) if tag == "Counter" else pairs)
         if tag in TEXTS:
-            return TEXTS[tag](inside)
+            return _number_type(tag)(inside)
         if tag in DATES:
             return DATES[tag].fromisoformat(inside)
         if tag in ("bytes", "bytearray"):
