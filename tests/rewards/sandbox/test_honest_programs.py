@@ -60,8 +60,8 @@ def today(): return date(2026, 1, 2)
 """
 IDIOMS = {
     "values": (
-        ""
-        "assert shapes() == [(1, 2), {3}, frozenset({4}), {'a': [5.5, None]}, b'x', __import__('collections').deque([1]), range(3), True, 10**30]"
+        "from collections import deque\nassert shapes() == [(1, 2), {3}, frozenset({4}), {'a': [5.5, None]}, b'x',"
+        " deque([1]), range(3), True, 10**30]"
     ),
     "types": "assert isinstance(echo(3), int) and type(echo([1])) is list and echo(None) is None",
     "numbers": "from fractions import Fraction\nassert numbers()[0] == Fraction(1, 3) and numbers()[3] > 1e300",
