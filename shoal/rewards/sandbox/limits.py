@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
+from shoal.errors import DataError
+
 MIB = 2**20
 OPEN_FILES = 64
 STACK_MIB = 8
@@ -26,6 +28,11 @@ class Limits:
     output_kib: int = 1024
     files_mib: int = 16
     files: int = 4096
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not isinstance(value, int | float) or not value > 0:
+                raise DataError(f"limit {name} of a program must be a number above 0; got {value!r}")
 
     def rlimits(self, *, tests: int, other_processes: int) -> dict[str, int]:
         """Names of RLIMIT_* and their values, for a process that runs `tests` tests. `other_processes` are those of

@@ -8,8 +8,11 @@ the tests), `read`, `write`, `results` (descriptors of pipes, where the mode has
 import json
 import os
 import resource
+import signal
 import sys
 from types import ModuleType
+
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE = 1, 4
 
 
 def main() -> None:
@@ -17,6 +20,8 @@ def main() -> None:
     del sys.argv[1:]
     for name, value in order["limits"].items():
         resource.setrlimit(getattr(resource, name), (value, value))
+    if order["exposed"]:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a tier with namespaces sees to it itself
     with os.fdopen(order["source"], encoding="utf-8", errors="surrogateescape") as file:
         source = file.read()
     kept = {order[name] for name in ("read", "write", "results") if name in order}
@@ -40,16 +45,16 @@ def main() -> None:
         from judge import judge  # noqa: PLC0415 - as above
 
         if order["exposed"]:
-            hide()
+            prctl(PR_SET_DUMPABLE, 0)  # keeps other processes of this user from writing to this one's descriptors
 
         judge(json.loads(source), order["read"], order["write"], order["results"], order["seconds"])
 
 
-def hide() -> None:
-    """Keeps other processes of this user from writing to this one's descriptors (PR_SET_DUMPABLE, 0)."""
-    from ctypes import CDLL  # noqa: PLC0415 - slow to load, and seldom needed
+def prctl(option: int, value: int) -> None:
+    """See prctl(2)."""
+    from ctypes import CDLL  # noqa: PLC0415 - slow to load, and not needed where there are namespaces
 
-    CDLL(None).prctl(4, 0, 0, 0, 0)
+    CDLL(None).prctl(option, value, 0, 0, 0)
 
 
 def run_script(source: str) -> None:
