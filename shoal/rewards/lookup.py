@@ -7,6 +7,7 @@ import sys
 from difflib import get_close_matches
 from importlib import import_module
 
+import shoal.rewards.code
 import shoal.rewards.gsm8k
 import shoal.rewards.strings  # noqa: F401 - importing a module of verifiers registers them
 from shoal.errors import ConfigError

@@ -29,7 +29,7 @@ class Bubblewrap:
 
     def launch(self, interpreter: Interpreter, limits: Limits, order: str) -> Launch:
         """See `Tier`."""
-        (info, info_write), (block_read, block) = pipe(), pipe()
+        info, info_write = pipe()
         rules = sealed_memory(self.filter)
         outer, sources = ([], list(interpreter.folders)) if self.setpriv is None else self._drop(interpreter.folders)
         command = [
@@ -40,8 +40,6 @@ class Bubblewrap:
             *(
                 "--info-fd",
                 str(info_write.fileno()),
-                "--block-fd",
-                str(block_read.fileno()),
                 "--seccomp",
                 str(rules.fileno()),
             ),
@@ -50,7 +48,7 @@ class Bubblewrap:
             *("--clearenv", "--setenv", "HOME", "/tmp", "--setenv", "LC_ALL", "C.UTF-8"),
             *("--", *interpreter.command, f"{GUEST}/start.py", order),
         ]
-        return Launch(command, [info_write, block_read, rules], (info, block))
+        return Launch(command, [info_write, rules], info)
 
     def other_processes(self) -> int:
         """None: a user namespace of its own has a count of its own."""

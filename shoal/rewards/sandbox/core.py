@@ -111,7 +111,8 @@ class Sandbox:
         """A guest that holds `source`, and the pipes among `more`, which are closed here."""
         rlimits = limits.rlimits(tests=tests, other_processes=self.tier.other_processes())
         pipes = {name: file for name, file in more.items() if isinstance(file, FileIO)}
-        files = {"source": sealed_memory(source.encode(errors="replace")), **pipes}
+        waits, go = pipe()
+        files = {"go": waits, "source": sealed_memory(source.encode(errors="replace")), **pipes}
         numbers = {name: file.fileno() for name, file in files.items()}
         order = json.dumps(
             {"limits": rlimits, "mode": mode, "exposed": self.tier.exposed, **more, **numbers}, default=str
@@ -119,7 +120,7 @@ class Sandbox:
         try:
             launch = self.tier.launch(self.interpreter, limits, order)
             with sealed_memory(stdin.encode(errors="replace")) as given:
-                return Guest(launch, passed=list(numbers.values()), stdin=given, capture=mode == "script")
+                return Guest(launch, passed=list(numbers.values()), stdin=given, go=go, capture=mode == "script")
         finally:
             for file in files.values():
                 file.close()

@@ -32,12 +32,11 @@ END_SECONDS = 30.0
 @dataclass
 class Launch:
     """A command and what goes with it: files that it inherits, its working `folder`, which is removed at its end, and
-    the uid to start it with (None: ours). A tier with namespaces has two `pipes`: from the first the process id of
-    the first process in them can be read, and that one waits until something is written to the second."""
+    the uid to start it with (None: ours). A tier with namespaces tells the first process in them through `info`."""
 
     command: list[str]
     inherited: list[FileIO] = field(default_factory=list)
-    pipes: tuple[FileIO, ...] = ()
+    info: FileIO | None = None
     folder: Path | None = None
     user: int | None = None
 
@@ -73,7 +72,8 @@ def pipe() -> tuple[FileIO, FileIO]:
 
 
 class Guest:
-    """A started guest; on leaving its context all of it is gone. `passed` descriptors keep their numbers in it.
+    """A started guest; on leaving its context all of it is gone. `passed` descriptors keep their numbers in it; it
+    begins when something is written to `go`, which is kept open as long as it may run.
 
     `output` and `errors` are descriptors of what it writes (`output` only where it is captured), `exited` becomes
     readable at its end, `root` is the process from which all others of it descend, and `first` (of tiers with
@@ -83,12 +83,13 @@ class Guest:
         SandboxError: it does not start.
     """
 
-    def __init__(self, launch: Launch, *, passed: Sequence[int], stdin: FileIO, capture: bool) -> None:
+    def __init__(self, launch: Launch, *, passed: Sequence[int], stdin: FileIO, go: FileIO, capture: bool) -> None:
         self.folder = launch.folder
+        self.go = go
         self.first: int | None = None
         self.status: int | None = None
         with ExitStack() as ours:
-            for file in (*launch.inherited, *launch.pipes):
+            for file in (*launch.inherited, *([launch.info] if launch.info else [])):
                 ours.enter_context(file)
             try:
                 self.process = subprocess.Popen(
@@ -105,6 +106,7 @@ class Guest:
                     extra_groups=None if launch.user is None else [],
                 )
             except OSError as error:
+                go.close()
                 self._remove_folder()
                 raise SandboxError(f"the sandbox does not start: {error}") from error
             for file in launch.inherited:
@@ -114,15 +116,18 @@ class Guest:
             self.output = self.process.stdout.fileno() if self.process.stdout is not None else -1
             self.exited = os.pidfd_open(self.process.pid)
             self.root = self.process.pid
-            if launch.pipes:
-                info, block = launch.pipes
-                try:
-                    self.root = self._first_process(info)
+            try:
+                if launch.info is not None:
+                    self.root = self._first_process(launch.info)
                     self.first = os.pidfd_open(self.root)
-                    block.write(b".")
-                except BaseException:
-                    self.close()
-                    raise
+                # The guest waits for this, so its first process is still there.
+                go.write(b".")
+            except OSError as error:
+                self.close()
+                raise SandboxError(f"the sandbox does not start: {error}") from error
+            except BaseException:
+                self.close()
+                raise
 
     def __enter__(self) -> Guest:
         return self
@@ -162,13 +167,14 @@ class Guest:
             for pipe in (self.process.stdout, self.process.stderr):
                 if pipe is not None:
                     pipe.close()
+            self.go.close()
             os.close(self.exited)
             if self.first is not None:
                 os.close(self.first)
             self._remove_folder()
 
     def _first_process(self, info: FileIO) -> int:
-        """Waits until the namespaces are made. Its process waits for us in turn, so it cannot have ended before."""
+        """Waits until the namespaces are made."""
         text = b""
         deadline = time.monotonic() + START_SECONDS
         while b"}" not in text:

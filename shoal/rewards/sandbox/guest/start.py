@@ -1,7 +1,7 @@
 """The first code inside the sandbox: takes the limits on itself, then becomes the program or its judge.
 
-One argument, a JSON object: `limits` (names of RLIMIT_* and values), `mode`, `source` (descriptor of the program or of
-the tests), `read`, `write`, `results` (descriptors of pipes, where the mode has them), `seconds` (of one test), and
+One argument, a JSON object: `limits` (names of RLIMIT_* and values), `mode`, `go` (descriptor to wait on), `source` (of
+the program or the tests), `read`, `write`, `results` (of pipes, where the mode has them), `seconds` (of one test), and
 `exposed` (no PID namespace keeps other processes of this user away).
 """
 
@@ -22,6 +22,8 @@ def main() -> None:
         resource.setrlimit(getattr(resource, name), (value, value))
     if order["exposed"]:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a tier with namespaces sees to it itself
+    if not parent_is_there(order["go"]):
+        return
     with os.fdopen(order["source"], encoding="utf-8", errors="surrogateescape") as file:
         source = file.read()
     kept = {order[name] for name in ("read", "write", "results") if name in order}
@@ -48,6 +50,18 @@ def main() -> None:
             prctl(PR_SET_DUMPABLE, 0)  # keeps other processes of this user from writing to this one's descriptors
 
         judge(json.loads(source), order["read"], order["write"], order["results"], order["seconds"])
+
+
+def parent_is_there(go: int) -> bool:
+    """Waits for the word to go. From here on the kernel ends this process with its parent; one that ended before, while
+    all this was set up, is told by the closed pipe."""
+    if not os.read(go, 1):
+        return False
+    os.set_blocking(go, False)
+    try:
+        return bool(os.read(go, 1))
+    except BlockingIOError:
+        return True
 
 
 def prctl(option: int, value: int) -> None:
