@@ -33,13 +33,12 @@ class Bubblewrap:
         rules = sealed_memory(self.filter)
         outer, sources = ([], list(interpreter.folders)) if self.setpriv is None else self._drop(interpreter.folders)
         command = [
-            *outer,
             self.bwrap,
+            *("--info-fd", str(info_write.fileno())),
+            *outer,
             *("--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session"),
             *("--uid", str(NOBODY), "--gid", str(NOBODY), "--hostname", "sandbox", "--cap-drop", "ALL"),
             *(
-                "--info-fd",
-                str(info_write.fileno()),
                 "--seccomp",
                 str(rules.fileno()),
             ),
@@ -63,10 +62,22 @@ class Bubblewrap:
         """
         assert self.setpriv is not None
         sources = [BORROWED / str(number) for number in range(len(folders))]
-        command = [self.bwrap, "--die-with-parent", "--dev-bind", "/", "/", "--tmpfs", str(BORROWED)]
+        # A PID namespace of its own, because its monitor gives up the right to signal the other uid when it is killed.
+        command = ["--die-with-parent", "--unshare-pid", "--dev-bind", "/", "/"]
+        command += ["--tmpfs", str(BORROWED)]
         for folder, source in zip(folders, sources, strict=True):
             command += ["--ro-bind", str(folder), str(source)]
-        command += ["--", self.setpriv, "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups", "--"]
+        command += [
+            "--",
+            self.setpriv,
+            "--reuid",
+            str(NOBODY),
+            "--regid",
+            str(NOBODY),
+            "--clear-groups",
+            "--",
+            self.bwrap,
+        ]
         return command, sources
 
 

@@ -38,10 +38,18 @@ def usage_of(root: int, *, private_tmp: bool) -> Usage:
             continue
         usage.seconds += sum(map(int, fields[TIMES])) / TICK
         usage.resident += int(fields[RESIDENT]) * PAGE
-    if private_tmp:
-        try:
-            space = os.statvfs(f"/proc/{root}/root/tmp")
-            usage.files = space.f_files - space.f_ffree
-        except OSError:
-            usage.files = 0  # it has ended
+        if private_tmp:
+            usage.files = max(usage.files, _files_in_tmp(pid))
     return usage
+
+
+def _files_in_tmp(pid: int) -> int:
+    """0 for a process that still has, or keeps, our own /tmp, and for one that has ended."""
+    path = f"/proc/{pid}/root/tmp"
+    try:
+        if os.stat(path).st_dev == os.stat("/tmp").st_dev:
+            return 0
+        space = os.statvfs(path)
+    except OSError:
+        return 0
+    return space.f_files - space.f_ffree

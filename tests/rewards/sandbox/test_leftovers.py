@@ -20,13 +20,14 @@ from shoal.rewards.sandbox.outcome import SandboxError, Tests
 LONG_RUN = Path(__file__).parent / "long_run.py"
 
 
-def running(memory_mib: int) -> list[str]:
-    """Processes whose command holds this memory limit, which only one test uses."""
+def running(memory_mib: int, program: bytes = b"") -> list[str]:
+    """Processes of the program whose command holds this memory limit, which only one test uses."""
     mark = f'"RLIMIT_AS": {memory_mib * MIB}'.encode()
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if mark in path.read_bytes():
+            command = path.read_bytes()
+            if mark in command and program in command.split(b"\0")[0]:
                 found.append(path.parent.name)
         except OSError:
             continue
@@ -77,7 +78,8 @@ def test_a_program_ends_with_the_process_that_runs_it(bubblewrap, tier, python, 
     command = [sys.executable, str(LONG_RUN), tier, python, str(memory)]
     with subprocess.Popen(command, env=environment, start_new_session=True) as process:
         try:
-            assert wait_until(lambda: running(memory))
+            assert wait_until(lambda: running(memory, b"python"))
+            time.sleep(1)  # bubblewrap killed while it sets itself up leaves an idle process of its own
         finally:
             os.killpg(process.pid, signal.SIGKILL)
     assert wait_until(lambda: not running(memory))
