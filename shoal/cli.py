@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -97,10 +98,12 @@ def _parser() -> ArgumentParser:
     _verb(verbs, "eval", run_eval, "Evaluate a model: shoal eval model=DIR.")
     _verb(verbs, "check", run_check, "Run the start-up check by itself: rewards, log-probs, memory, disk.")
     _serve(verbs)
+    score = _verb(verbs, "score", run_score, "Score the rows of a JSONL file (completion, ground_truth).", "file")
+    score.add_argument("--verifier", metavar="NAME", required=True, help="registered name, or package.module:function")
     return parser
 
 
-def _verb(verbs: Any, name: str, run: Any, text: str) -> ArgumentParser:
+def _verb(verbs: Any, name: str, run: Any, text: str, *arguments: str) -> ArgumentParser:
     groups = "\n".join(f"  {group}={'|'.join(preset_names(search_folder(None), group))}" for group in GROUPS)
     presets = ", ".join(preset_names(search_folder(None)))
     verb: ArgumentParser = verbs.add_parser(
@@ -115,6 +118,8 @@ def _verb(verbs: Any, name: str, run: Any, text: str) -> ArgumentParser:
     verb.add_argument("--config-name", metavar="NAME", help="preset, or NAME.yaml in --config-dir (default: story)")
     verb.add_argument("--config-dir", metavar="DIR", help="folder with presets and groups of your own")
     verb.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    for argument in arguments:
+        verb.add_argument(argument, metavar=argument.upper())
     verb.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", default=SUPPRESS, help="overrides, in Hydra's syntax"
     )
@@ -195,6 +200,19 @@ def run_serve_code(options: Namespace) -> int:
     if options.workers < 1:
         raise ConfigError(f"--workers {options.workers}: at least 1")
     return serve_code(options.host, options.port, tier=options.tier, python=options.python, workers=options.workers)
+
+
+def run_score(options: Namespace) -> int:
+    """`shoal score`: each row with its `score`, as one line of JSON; what is missing says why. Sums go to stderr."""
+    config = _configured(options, options.overrides)
+    from shoal.rewards.try_out import read_rows, score_rows  # noqa: PLC0415 imports numpy, which --help must not wait for
+
+    rows, report = score_rows(read_rows(Path(options.file)), options.verifier, config.reward)
+    for row in rows:
+        print(json.dumps(row, ensure_ascii=False))
+    for name, value in report.metrics().items():
+        logger.info("%s: %.6g", name, value)
+    return 0
 
 
 def _configured(options: Namespace, overrides: Sequence[str], near_model: bool = False) -> ShoalConfig:

@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+FORMAT_PART = "format"
+"""The part of a reward that judges a completion's form; it does not say whether the answer is right."""
+
 
 class StopReason(StrEnum):
     """Why a completion ended."""

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
+from shoal.config.code import CodeConfig
 from shoal.config.options import option
+from shoal.config.reward import FormatConfig, LengthPenaltyConfig
 
 
 @dataclass
@@ -28,6 +30,18 @@ class RewardConfig:
     verifiers: dict[str, float] = option(
         dict, "Weight of each verifier, by name or import path (package.module:function). Empty: the task's own"
     )
+    options: dict[str, Any] = option(dict, "Options of verifiers by name: reward.options.max_length.scale=1024")
+    verify: bool = option(True, "Ask the verifiers. false: format, length and stopping alone make the reward")
+    scale: float = option(1.0, "Factor on the verifiers' weighted sum")
+    format: FormatConfig = option(FormatConfig, "Reward for the form of a completion")
+    length: LengthPenaltyConfig = option(LengthPenaltyConfig, "Penalty for completions that are too long or too short")
+    non_stop: float | None = option(
+        None, "Reward of completions cut off at the token limit, in place of their own. None: their own"
+    )
+    only_good_outputs: bool = option(
+        False, "Reward 0 where no tool was called, a call failed or timed out, or none gave any output"
+    )
+    code: CodeConfig = option(CodeConfig, "The verifier `code`")
     timeout: float = option(10.0, "Seconds that one verdict may take; later it is missing", least=0)
     workers: int = option(1, "Processes for verifiers that need one", least=1)
     memory_gib: float = option(

@@ -51,7 +51,8 @@ def _complete(override: Override, sweep: bool) -> str:
     name = override.key_or_group
     if override.is_sweep_override() and not sweep:
         raise ConfigError(
-            f"{text!r} lists several values: add --multirun to sweep over them, or write [a,b] for a list"
+            f"{text!r} lists several values: add --multirun to sweep over them, write [a,b] for a list, or quote one "
+            f"text with a comma twice, as in 'data.system_prompt=\"Think, then answer.\"'"
         )
     if name.startswith("hydra"):
         return _hydras_own(name, text, sweep)

@@ -46,7 +46,9 @@ class WeightSyncConfig:
 
     kind: str = option("in_place", "in_place: engine and learner share one module", choices=("in_place",))
     self_check_every: int = option(
-        0, "Syncs between checks of the engine's log-probs against the learner's. The first is always checked", least=0
+        10,
+        "Syncs between checks of the engine's log-probs against the learner's. The first always is. 0: no other",
+        least=0,
     )
     self_check_tolerance: float = option(
         0.0, "Largest difference allowed. 0: by dtype (1e-4 in float32, 0.2 in 16 bits)", least=0

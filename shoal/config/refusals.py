@@ -88,8 +88,37 @@ DATA = (
         "model.name=Qwen/Qwen3-0.6B",
     ),
     Refusal(
+        lambda c: c.reward.format.pattern is None and (c.reward.format.gate or c.reward.format.scale != 0),
+        "reward.format.gate and reward.format.scale do nothing without reward.format.pattern: set it to think_answer",
+    ),
+    Refusal(
+        lambda c: c.reward.length.coef > 0 and c.reward.length.above is None and c.reward.length.below == 0,
+        "reward.length.coef={c.reward.length.coef} has no limit to go by: set reward.length.above or .below",
+    ),
+    Refusal(
+        lambda c: c.reward.length.coef == 0 and (c.reward.length.above is not None or c.reward.length.below > 0),
+        "reward.length.above and reward.length.below do nothing at reward.length.coef=0: set an amount, such as 0.001",
+    ),
+    Refusal(
+        lambda c: not c.reward.verify and c.reward.format.scale == 0 and c.reward.length.coef == 0,
+        "reward.verify=false leaves nothing to reward: set reward.format.scale with a pattern, or reward.length.coef",
+    ),
+    Refusal(
         lambda c: c.reward.timeout == 0,
         "reward.timeout=0 leaves no time for a verdict: set seconds, such as 10",
+    ),
+    Refusal(
+        lambda c: (
+            "code" in c.reward.verifiers
+            and c.reward.code.url is None
+            and c.reward.code.total_seconds + 2 > c.reward.timeout
+        ),
+        "reward.code.total_seconds={c.reward.code.total_seconds} leaves no time within reward.timeout={c.reward.timeout}, "
+        "so slow programs would be missing, not wrong: raise reward.timeout to 2 s more",
+    ),
+    Refusal(
+        lambda c: 0 in (c.reward.code.seconds, c.reward.code.cpu_seconds, c.reward.code.total_seconds),
+        "reward.code.seconds, .cpu_seconds and .total_seconds must leave some time: set seconds, such as 4",
     ),
     Refusal(
         lambda c: c.reward.max_missing > 1,
@@ -184,6 +213,10 @@ OPTIMIZER = (
         lambda c: c.optimizer.warmup_ratio > 1,
         "optimizer.warmup_ratio={c.optimizer.warmup_ratio} is a share of the run: at most 1; for steps there is "
         "optimizer.warmup_steps",
+    ),
+    Refusal(
+        lambda c: c.optimizer.scheduler == "constant" and bool(c.optimizer.scheduler_kwargs),
+        "optimizer.scheduler=constant takes no optimizer.scheduler_kwargs: leave them out, or choose another schedule",
     ),
     Refusal(
         lambda c: c.model.lora.dropout >= 1,

@@ -17,13 +17,16 @@ class KVCache(Cache):
     column that any row uses. Hugging Face modules take it as their cache; the fast decoder reads the layers' tensors.
     """
 
-    def __init__(self, layers: int, capacity: int, columns: int, device: torch.device, *, fast: bool = False) -> None:
+    def __init__(
+        self, layers: int, capacity: int, columns: int, device: torch.device, *, fast: bool = False, share: bool = False
+    ) -> None:
         self.buffers = [ColumnLayer(self) for _ in range(layers)]
         super().__init__(layers=list(self.buffers))
         self.capacity = capacity
         self.columns = columns
         self.device = device
         self.fast = fast
+        self.share = share
         self.shared: SharedPrompts | None = None
         self.rows = 0
         self.low = 0
@@ -56,11 +59,16 @@ class KVCache(Cache):
 
     def append(self, prompts: KVCache, index: Tensor) -> None:
         """Adds rows after the last: row i gets the tokens of row index[i] of `prompts`, up to this cache's end."""
+        if self.share and self.rows == 0 and len(index) > prompts.rows:
+            self.shared = SharedPrompts(prompts, index.clone(), self.end)
+            return
+        if self.shared is not None:
+            # The new rows' prompts end at another column than the old ones'.
+            for mine in self.buffers:
+                mine.unshare(self.shared)
+            self.shared = None
         for mine, theirs in zip(self.buffers, prompts.buffers, strict=True):
             mine.append(theirs, index)
-        # Only rows that came together have their prompts end at one column.
-        together = self.fast and self.rows == 0 and len(index) > prompts.rows
-        self.shared = SharedPrompts(prompts, index.clone(), self.end) if together else None
 
     def row(self, index: int) -> KVCache:
         """A cache of one row, a copy of row `index`."""
@@ -122,15 +130,16 @@ class ColumnLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         # Zeros: what lies left of a row is masked, but not-a-number times zero would show.
-        self.keys = self._empty(key_states, self.cache.fast)
-        self.values = self._empty(value_states, False)
+        self.keys = self._allocate(key_states, self.cache.fast)
+        self.values = self._allocate(value_states, False)
         self.is_initialized = True
 
-    def _empty(self, like: Tensor, transposed: bool) -> Tensor:
+    def _allocate(self, like: Tensor, transposed: bool) -> Tensor:
+        make = like.new_zeros if self.cache.shared is None else like.new_empty  # `unshare` clears it
         size = self.cache.capacity, like.shape[1], self.cache.columns, like.shape[3]
         if transposed:
-            return like.new_zeros((*size[:2], size[3], size[2])).transpose(2, 3)
-        return like.new_zeros(size)
+            return make((*size[:2], size[3], size[2])).transpose(2, 3)
+        return make(size)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Writes [R, KV heads, L, D] after the rows' ends; returns all columns in use."""
@@ -145,9 +154,21 @@ class ColumnLayer(CacheLayerMixin):
     def move(self, sources: Tensor, targets: Tensor) -> None:
         if not self.is_initialized:
             return
-        used = slice(self.cache.low, self.cache.end)
+        shared = self.cache.shared
+        used = slice(self.cache.low if shared is None else shared.column, self.cache.end)
         for buffer in (self.keys, self.values):
             buffer[targets, :, used] = buffer[sources, :, used]
+
+    def unshare(self, shared: SharedPrompts) -> None:
+        """Copies the prompts into the rows and clears what no row has written."""
+        prompts = shared.prompts.buffers[self.cache.buffers.index(self)]
+        if not self.is_initialized:
+            self.lazy_initialization(prompts.keys, prompts.values)
+        rows, first, width = self.cache.rows, shared.column, prompts.cache.end
+        for mine, theirs in ((self.keys, prompts.keys), (self.values, prompts.values)):
+            mine[:, :, :first] = 0
+            mine[rows:, :, first:] = 0
+            mine[:rows, :, first - width : first] = theirs[shared.index, :, :width]
 
     def append(self, prompts: ColumnLayer, index: Tensor) -> None:
         if not self.is_initialized:
@@ -166,7 +187,7 @@ class ColumnLayer(CacheLayerMixin):
         if in_place:
             keys, values = keys.clone(), values.clone()  # the two places may overlap
         else:
-            self.keys, self.values = self._empty(self.keys, cache.fast), self._empty(self.values, False)
+            self.keys, self.values = self._allocate(self.keys, cache.fast), self._allocate(self.values, False)
         self.keys[: cache.rows, :, end - keys.shape[2] : end] = keys
         self.values[: cache.rows, :, end - keys.shape[2] : end] = values
 

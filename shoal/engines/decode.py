@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from inspect import signature
 from typing import Any
 
 import torch
@@ -57,7 +57,7 @@ class ModuleDecoder(Decoder):
         self.compute_dtype = compute_dtype
         # On a CPU the learner's linear layers multiply in 16 bits by themselves; autocast would do so in attention too.
         self.autocast = compute_dtype if self.device.type != "cpu" else None
-        accepted = inspect.signature(causal_lm.forward).parameters
+        accepted = signature(causal_lm.forward).parameters
         self.takes_positions = "position_ids" in accepted
         self.takes_keep = "logits_to_keep" in accepted
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from shoal.engines.cache import KVCache, SharedPrompts
 from shoal.engines.decode import Decoder
-from shoal.engines.weights import ACTIVATIONS, Layer, Weights, collect
+from shoal.engines.weights import ACTIVATIONS, Layer, Weights, collect, windows
 
 
 class FastDecoder(Decoder):
@@ -39,6 +39,7 @@ class FastDecoder(Decoder):
         self.dtype = self.inner.embed_tokens.weight.dtype
         self.compute_dtype = compute_dtype or self.dtype
         self.attention_dtype = self.dtype if self.device.type == "cpu" else self.compute_dtype
+        self.windows = windows(self.causal_lm)
         self.weights: Weights | None = None
         self.rotary: tuple[Tensor, Tensor] | None = None
         self.biases: dict[int, tuple[Tensor, Tensor | None]] = {}
@@ -53,7 +54,7 @@ class FastDecoder(Decoder):
         self.weights = None
 
     def new_cache(self, capacity: int, columns: int) -> KVCache:
-        return KVCache(self.layers, capacity, columns, self.device, fast=True)
+        return KVCache(self.layers, capacity, columns, self.device, fast=True, share=not any(self.windows))
 
     def forward(self, ids: Tensor, cache: KVCache, keep: int = 1) -> Tensor:
         if self.weights is None:
@@ -71,10 +72,10 @@ class FastDecoder(Decoder):
             query, key, value = self._project(layer, x, rows, cos, sin)
             keys, values = cache.buffers[index].update(key, value)
             mixed = attend(query, keys, values, cache, index)
-            hidden = hidden + layer.out(mixed.reshape(rows * length, -1).to(self.dtype))
+            hidden += layer.out(mixed.reshape(rows * length, -1).to(self.dtype))
             x = F.rms_norm(hidden, size, layer.mlp_norm, self.eps)
             gate, up = layer.gate_up(x).chunk(2, dim=-1)
-            hidden = hidden + layer.down(self.activation(gate).mul_(up))
+            hidden += layer.down(self.activation(gate).mul_(up))
         cache.end += length
         last = hidden.view(rows, length, -1)[:, -keep:]
         return weights.logits(F.rms_norm(last, size, weights.norm, self.eps))
@@ -93,10 +94,9 @@ class FastDecoder(Decoder):
 
     def _attend_one(self, query: Tensor, keys: Tensor, values: Tensor, cache: KVCache, layer: int) -> Tensor:
         """Attention of one new token a row, [R, 1, heads, D] over [R, KV heads, T, D], as two batched products."""
-        assert self.weights is not None
-        window = self.weights.layers[layer].window
+        window = self.windows[layer]
         query = query.reshape(len(query) * self.kv_heads, -1, self.head_dim)
-        if cache.shared is not None and (window is None or window >= cache.columns):
+        if cache.shared is not None:
             return self._attend_shared(query, keys, values, cache, cache.shared, layer)
         columns = keys.shape[2]
         if window is not None and columns > window:
@@ -159,8 +159,7 @@ class FastDecoder(Decoder):
 
     def _attend(self, query: Tensor, keys: Tensor, values: Tensor, cache: KVCache, layer: int) -> Tensor:
         """Attention of several new tokens a row, [R, L, heads, D] -> [R, L, heads, D]."""
-        assert self.weights is not None
-        window = self.weights.layers[layer].window
+        window = self.windows[layer]
         length = query.shape[1]
         columns = torch.arange(cache.low, cache.end + length, device=self.device)
         distance = columns[-length:, None] - columns

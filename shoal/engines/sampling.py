@@ -27,6 +27,8 @@ class RowSampling:
 
     @classmethod
     def of(cls, params: Sequence[SamplingParams], device: torch.device) -> RowSampling:
+        if params and all(p is params[0] for p in params) and params[0] == SamplingParams(params[0].max_new_tokens):
+            return cls(None, None, None, None, None)
         temperatures = [p.temperature or 1.0 for p in params]
         greedy = [p.temperature == 0 for p in params]
         filtered = [row for row, p in enumerate(params) if (p.top_k or p.top_p < 1) and p.temperature]
@@ -72,7 +74,8 @@ def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
         # 24 bits, so that rounding to float32 cannot give 1.
         uniform = (uniform * 2**24).floor() / 2**24
     target = uniform.to(wide)[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+    # Not a number anywhere: past the end, so the last id, whose log-prob then tells.
+    return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp_(max=probabilities.shape[-1] - 1)
 
 
 def truncate(probabilities: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from logging import getLogger
 from typing import Any
 
@@ -15,6 +16,7 @@ from shoal.errors import ConfigError
 
 logger = getLogger(__name__)
 
+KV_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 PROBE_LENGTHS = (5, 9)
 PROBE_STEPS = 2
 
@@ -25,10 +27,9 @@ def choose_decoder(model: Any, compute_dtype: torch.dtype | None) -> Decoder:
     Raises:
         ConfigError: no decoder agrees with the module.
     """
-    if model.config.is_encoder_decoder:
-        raise ConfigError(f"{type(model).__name__} is an encoder-decoder; engine=torch takes causal language models")
-    decoder = ModuleDecoder(model, compute_dtype)
     causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
+    _check_cache(causal_lm)
+    decoder = ModuleDecoder(model, compute_dtype)
     reason = unsupported(causal_lm)
     if not reason:
         fast = FastDecoder(model, compute_dtype)
@@ -40,10 +41,20 @@ def choose_decoder(model: Any, compute_dtype: torch.dtype | None) -> Decoder:
     difference, allowed = probe(decoder, decoder)
     if not difference <= allowed:
         raise ConfigError(
-            f"{type(model).__name__} cannot be decoded with a KV cache: its logits differ by {difference:.2g} from a "
-            f"plain forward pass ({allowed:.2g} allowed); models with a recurrent state need another engine"
+            f"engine=torch cannot decode {type(causal_lm).__name__}: with a KV cache its logits differ by "
+            f"{difference:.2g} from a plain forward pass ({allowed:.2g} allowed); use another model or engine"
         )
     return decoder
+
+
+def _check_cache(causal_lm: Any) -> None:
+    """Refuses models whose state is not a KV cache, whose rows could not be aligned at their ends."""
+    name = type(causal_lm).__name__
+    others = set(getattr(causal_lm.config.get_text_config(), "layer_types", None) or ()) - KV_LAYERS
+    if others:
+        raise ConfigError(f"engine=torch cannot decode {name}: layers of kind {', '.join(sorted(others))}; use another")
+    if causal_lm.config.is_encoder_decoder or "past_key_values" not in signature(causal_lm.forward).parameters:
+        raise ConfigError(f"engine=torch cannot decode {name}: it is no causal model with a KV cache; use another")
 
 
 def probe(decoder: Decoder, module: ModuleDecoder) -> tuple[float, float]:

@@ -345,4 +345,4 @@ class TorchEngine(Engine):
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
     """Metal has no float64."""
-    return values.to(device, dtype=torch.float32 if device.type == "mps" else None)
+    return (values.float() if device.type == "mps" else values).to(device)

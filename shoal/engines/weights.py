@@ -54,7 +54,6 @@ class Layer:
     mlp_norm: Tensor
     gate_up: Linear
     down: Linear
-    window: int | None
 
 
 @dataclass
@@ -141,7 +140,6 @@ def collect(causal_lm: Any, dtype: torch.dtype) -> Weights:
                 mlp_norm=norm(layer.post_attention_layernorm),
                 gate_up=_joined([gate, up], small),
                 down=Linear([down]),
-                window=getattr(attention, "sliding_window", _mistral_window(causal_lm)),
             )
         )
     on_cpu = inner.embed_tokens.weight.device.type == "cpu"
@@ -156,9 +154,10 @@ def collect(causal_lm: Any, dtype: torch.dtype) -> Weights:
     )
 
 
-def _mistral_window(causal_lm: Any) -> int | None:
-    """Mistral's layers read the window from the configuration, the others hold their own."""
-    return causal_lm.config.sliding_window if type(causal_lm).__name__ == "MistralForCausalLM" else None
+def windows(causal_lm: Any) -> list[int | None]:
+    """Each layer's sliding window. Mistral's layers read it from the configuration, the others hold their own."""
+    common = causal_lm.config.sliding_window if type(causal_lm).__name__ == "MistralForCausalLM" else None
+    return [getattr(layer.self_attn, "sliding_window", common) for layer in causal_lm.model.layers]
 
 
 def _embedding_scale(embedding: Any) -> Tensor | None:

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from shoal.algorithms.logprobs import WORKING_COPY
 from shoal.config import ShoalConfig
 from shoal.errors import ConfigError
+from shoal.learners.lora import adapter_base
 from shoal.runtime import Runtime
 
-# Float32 copies of one chunk of logits that exist at a time in the backward pass: logits, probabilities, gradient.
-LOGIT_COPIES = 3
 # Vectors of the hidden size that one layer keeps per token for its backward pass: two norms' inputs and outputs,
 # the attention's and the MLP's result, their residual sums.
 HIDDEN_VECTORS = 8
@@ -43,7 +43,7 @@ def estimate(cfg: ShoalConfig, runtime: Runtime, model_config: Any) -> dict[str,
         "reference": total * item if cfg.algorithm.kl_coef and not borrowed else 0,
         "kv_cache": cache_tokens(cfg) * cache_bytes_per_token(text, item),
         "activations": activation_bytes(cfg, runtime, text),
-        "logits": LOGIT_COPIES * chunk * text.vocab_size * 4,
+        "logits": (chunk * text.vocab_size + WORKING_COPY) * 4,
     }
 
 
@@ -54,8 +54,10 @@ def read_model_config(cfg: ShoalConfig) -> Any:
         ConfigError: it cannot be read.
     """
     try:
+        base = adapter_base(cfg.model.name)
+        revision = None if base else cfg.model.revision
         return AutoConfig.from_pretrained(
-            cfg.model.name, revision=cfg.model.revision, trust_remote_code=cfg.model.trust_remote_code
+            base or cfg.model.name, revision=revision, trust_remote_code=cfg.model.trust_remote_code
         )
     except (OSError, ValueError) as error:
         raise ConfigError(f"model.name={cfg.model.name}: {' '.join(str(error).split())[:200]}") from error

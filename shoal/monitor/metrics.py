@@ -8,15 +8,15 @@ from statistics import fmean
 
 import numpy as np
 
-from shoal.types import Completion, Group, StopReason
+from shoal.types import FORMAT_PART, Completion, Group, StopReason
 
 
 def is_right(completion: Completion) -> bool:
-    """Right: every part of the reward is known and at its full score of 1; partial credit is not right.
+    """Right: every part of the reward but its form is known and at its full score of 1; partial credit is not right.
 
-    A completion without parts (a foreign environment's) is right where its reward is at least 1.
+    A completion without such parts (a foreign environment's) is right where its reward is at least 1.
     """
-    parts = completion.reward_parts.values()
+    parts = [part for name, part in completion.reward_parts.items() if name != FORMAT_PART]
     if not parts:
         return completion.reward is not None and completion.reward >= 1
     return all(part is not None and part >= 1 for part in parts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,32 +19,38 @@ class Submission:
     stop_reason: StopReason = StopReason.STOP
     num_tokens: int = 0
     info: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
 
-Verifier = Callable[[Submission], float]
-"""Gives a finite score, by convention between 0 and 1, 1 for exactly right. Raising makes the reward missing."""
+Verifier = Callable[..., float]
+"""Takes a Submission, and `reward.options` of its name as keyword arguments. Gives a finite score, by convention
+between 0 and 1, 1 for exactly right. Raising makes the reward missing."""
 
 
 @dataclass(frozen=True)
 class VerifierEntry:
     """A registered verifier. `bounded` ones (a few string operations) run in this process; all others run in
-    a killable worker process under `reward.timeout`."""
+    a killable worker process under `reward.timeout`. `needs` are the optional packages that it imports when it is
+    called: import name, and the extra of Shoal that installs it."""
 
     name: str
     function: Verifier
     bounded: bool
+    needs: Mapping[str, str] = field(default_factory=dict)
 
 
 REGISTRY: dict[str, VerifierEntry] = {}
 
 
-def verifier(name: str, *, bounded: bool = False) -> Callable[[Verifier], Verifier]:
+def verifier(
+    name: str, *, bounded: bool = False, needs: Mapping[str, str] | None = None
+) -> Callable[[Verifier], Verifier]:
     """Decorator that registers a verifier under a name. Raises ValueError where the name is taken."""
 
     def register(function: Verifier) -> Verifier:
         if name in REGISTRY:
             raise ValueError(f"two verifiers are named {name!r}: {REGISTRY[name].function} and {function}")
-        REGISTRY[name] = VerifierEntry(name, function, bounded)
+        REGISTRY[name] = VerifierEntry(name, function, bounded, needs or {})
         return function
 
     return register

@@ -8,12 +8,12 @@ from functools import cache
 from typing import Any
 
 from shoal.config.code import CodeConfig
-from shoal.errors import DataError
+from shoal.errors import ConfigError, DataError
 from shoal.rewards.base import Submission, verifier
 from shoal.rewards.sandbox.client import run_there
 from shoal.rewards.sandbox.core import Sandbox
 from shoal.rewards.sandbox.limits import Limits
-from shoal.rewards.sandbox.outcome import TestResult, Tests
+from shoal.rewards.sandbox.outcome import SandboxError, StdioTest, TestResult, Tests
 from shoal.rewards.strings import tagged_answer
 
 FENCE = re.compile(
@@ -47,6 +47,21 @@ def code(submission: Submission, **options: Any) -> float:
     else:
         results = run_there(config.url, program, tests, limits, total_seconds=config.total_seconds)
     return score_of(results, config)
+
+
+def check_code(config: CodeConfig) -> None:
+    """Tries once whether programs can be run, so that a run does not begin without.
+
+    Raises:
+        ConfigError: the tier is missing or does not work here, or the server does not answer.
+    """
+    if config.url is None:
+        _sandbox(config.tier, config.python)
+        return
+    try:
+        run_there(config.url, "", Tests(stdio=(StdioTest("", ""),)), Limits(), total_seconds=config.total_seconds)
+    except SandboxError as error:
+        raise ConfigError(f"reward.code.url: {error}; start one with `shoal serve code --port PORT`") from error
 
 
 def score_of(results: list[TestResult], config: CodeConfig) -> float:

@@ -6,10 +6,19 @@ import os
 import sys
 from difflib import get_close_matches
 from importlib import import_module
+from importlib.util import find_spec
 
 import shoal.rewards.code
+import shoal.rewards.format
 import shoal.rewards.gsm8k
-import shoal.rewards.strings  # noqa: F401 - importing a module of verifiers registers them
+import shoal.rewards.gsm8k_torchrl
+import shoal.rewards.ifeval
+import shoal.rewards.json_schema
+import shoal.rewards.length
+import shoal.rewards.math
+import shoal.rewards.regex
+import shoal.rewards.strings
+import shoal.rewards.text_match  # noqa: F401 - importing a module of verifiers registers them
 from shoal.errors import ConfigError
 from shoal.rewards.base import REGISTRY, VerifierEntry
 
@@ -20,10 +29,18 @@ def find_verifier(name: str) -> VerifierEntry:
     Modules are also looked for in the working folder, after all other places, so that it hides none of them.
 
     Raises:
-        ConfigError: there is none; the line names the nearest registered one.
+        ConfigError: there is none; the line names the nearest registered one. Or an optional package is missing.
     """
-    if name in REGISTRY:
-        return REGISTRY[name]
+    entry = REGISTRY[name] if name in REGISTRY else _imported(name)
+    for package, extra in entry.needs.items():
+        if find_spec(package) is None:
+            raise ConfigError(
+                f"verifier {name!r} needs {package}, which is not installed: pip install 'shoal-rl[{extra}]'"
+            )
+    return entry
+
+
+def _imported(name: str) -> VerifierEntry:
     if ":" not in name:
         nearest = get_close_matches(name, REGISTRY, n=1, cutoff=0)
         raise ConfigError(

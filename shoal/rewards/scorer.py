@@ -4,19 +4,26 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from inspect import Parameter, signature
 from logging import getLogger
+from types import TracebackType
+from typing import Any
 
 from shoal.config.data import RewardConfig
 from shoal.errors import ConfigError, TrainingError
 from shoal.rewards.base import Submission, Verifier, VerifierEntry
+from shoal.rewards.code import check_code
 from shoal.rewards.deadline import DeadlinePool
 from shoal.rewards.lookup import find_verifier
+from shoal.rewards.shaping import LENGTH_PENALTY, length_penalty, shaped_reward, verified_sum
 from shoal.rewards.verdict import Verdict, judge
-from shoal.types import Completion, Group, StopReason
+from shoal.types import FORMAT_PART, Completion, Group, Prompt, StopReason
 
 logger = getLogger(__name__)
 
+MISSING = "missing"
+"""Where a completion's `info` says why parts of its reward are missing: reasons by verifier."""
 UNFINISHED = (StopReason.ABORT, StopReason.ERROR)
 
 
@@ -99,59 +106,94 @@ class Scorer:
         self.weights = dict(reward.verifiers or dict.fromkeys(own or {}, 1.0) or defaults)
         self.entries = {name: VerifierEntry(name, function, bounded=True) for name, function in (own or {}).items()}
         self.pool: DeadlinePool | None = None
-        for name in self.weights:
+        self.always = [FORMAT_PART] if reward.format.pattern else []
+        if self.always and FORMAT_PART in self.weights:
+            raise ConfigError(
+                "the format is rewarded twice: leave out reward.format.pattern or reward.verifiers.format"
+            )
+        for name in [*self.weights, *self.always]:
             self._entry(name)
+        check_options(reward.options, self.entries)
 
     def score(self, groups: Sequence[Group]) -> ScoreReport:
-        """Sets `reward` and `reward_parts` of every completion, and reports.
+        """Sets `reward`, `reward_parts` and the length penalty of every completion, and reports.
 
-        The reward is the weighted sum of the parts, and None where a part is missing. Completions that the engine
-        did not finish get none. `ScoreReport.check` stops a run in which too many are missing.
+        The reward is made of the parts by `shaped_reward`, and None where a part is missing. Completions that the
+        engine did not finish get none. `ScoreReport.check` stops a run in which too many are missing.
         """
         report = ScoreReport(max_missing=self.reward.max_missing)
         asked: list[tuple[Completion, VerifierEntry, str, Submission]] = []
         for group in groups:
-            names = (group.prompt.verifiers if group.prompt else []) or list(self.weights)
-            entries = [(name, self._entry(name)) for name in names]
+            verifiers = (group.prompt.verifiers if group.prompt else []) or list(self.weights)
+            names = [*(verifiers if self.reward.verify else []), *self.always]
             for completion in group.completions:
                 report.completions += 1
                 completion.reward_parts = {}
                 completion.reward = None
+                completion.info.pop(MISSING, None)
                 if completion.stop_reason in UNFINISHED:
                     report.unfinished += 1
-                    report.missing += 1
                     continue
-                submission = _submission(group, completion)
-                asked += [(completion, entry, name, submission) for name, entry in entries]
+                asked += [
+                    (completion, self._entry(name), name, self._submission(group, completion, name)) for name in names
+                ]
         for (completion, _, name, _), verdict in zip(asked, self._verdicts(asked), strict=True):
             completion.reward_parts[name] = verdict.score
+            if verdict.score is None:
+                completion.info.setdefault(MISSING, {})[name] = verdict.reason
             _count(report.verifiers[name], verdict)
         for group in groups:
             for completion in group.completions:
-                if completion.reward_parts:
-                    completion.reward = self._total(completion.reward_parts)
-                    report.missing += completion.reward is None
+                if completion.stop_reason not in UNFINISHED:
+                    completion.reward = shaped_reward(completion, self.weights, self.reward)
+                    penalty = length_penalty(completion, group.prompt.source if group.prompt else "", self.reward)
+                    if self.reward.length.coef:
+                        completion.penalties[LENGTH_PENALTY] = penalty
+                report.missing += completion.reward is None
         if report.missing:
             logger.warning("%d of %d rewards missing: %s", report.missing, report.completions, report.explanation())
         return report
+
+    def verified(self, completion: Completion) -> float | None:
+        """The verifiers' weighted sum for a scored completion, before scale, format and length."""
+        return verified_sum(completion, self.weights, self.reward)
 
     def close(self) -> None:
         """Ends the worker processes."""
         if self.pool is not None:
             self.pool.close()
 
-    def _total(self, parts: Mapping[str, float | None]) -> float | None:
-        total = 0.0
-        for name, part in parts.items():
-            if part is None:
-                return None
-            total += self.weights.get(name, 1.0) * part
-        return total
-
     def _entry(self, name: str) -> VerifierEntry:
         if name not in self.entries:
             self.entries[name] = find_verifier(name)
+            if name == "code":
+                check_code(self.reward.code)
         return self.entries[name]
+
+    def __enter__(self) -> Scorer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _submission(self, group: Group, completion: Completion, name: str) -> Submission:
+        prompt = group.prompt
+        options = self.reward.options.get(name, {})
+        if name in self.always:
+            options = {"pattern": self.reward.format.pattern}
+        if name == "code":
+            options = asdict(self.reward.code)
+        return Submission(
+            text=completion.text,
+            ground_truth=own_ground_truth(prompt, name) if prompt else None,
+            messages=prompt.messages if prompt else [],
+            stop_reason=completion.stop_reason,
+            num_tokens=completion.num_sampled,
+            info=completion.info,
+            options=dict(options),
+        )
 
     def _verdicts(self, asked: Sequence[tuple[Completion, VerifierEntry, str, Submission]]) -> list[Verdict]:
         """Bounded verifiers are called here, the others in worker processes."""
@@ -163,7 +205,7 @@ class Scorer:
 
     def _pool_for(self, jobs: Sequence[tuple[str, Submission]]) -> DeadlinePool:
         """The pool, made anew where a row names a verifier that it has not imported."""
-        paths = {path for path, _ in jobs}
+        paths = {path for path, _ in jobs}.union(*(entry.needs for entry in self.entries.values()))
         if self.pool is None or not paths <= set(self.pool.paths):
             known = self.pool.paths if self.pool else []
             self.close()
@@ -174,6 +216,34 @@ class Scorer:
                 memory_gib=self.reward.memory_gib,
             )
         return self.pool
+
+
+def check_options(options: Mapping[str, Any], entries: Mapping[str, VerifierEntry]) -> None:
+    """Accepts `reward.options` that the verifiers take.
+
+    Raises:
+        ConfigError: options of a verifier that is not asked, or that it does not know.
+    """
+    for name, given in options.items():
+        if name not in entries:
+            entries = {**entries, name: find_verifier(name)}
+        known = [
+            key
+            for key, value in signature(entries[name].function).parameters.items()
+            if value.kind is Parameter.KEYWORD_ONLY
+        ]
+        for key in given:
+            if key not in known:
+                there = f"it has {', '.join(known)}" if known else "it has none"
+                raise ConfigError(f"reward.options.{name}.{key}: verifier {name!r} has no such option; {there}")
+
+
+def own_ground_truth(prompt: Prompt, name: str) -> Any:
+    """The ground truth for one verifier: its own where the prompt's is a dict with exactly its verifiers as keys."""
+    truth = prompt.ground_truth
+    if isinstance(truth, dict) and prompt.verifiers and set(truth) == set(prompt.verifiers):
+        return truth.get(name)
+    return truth
 
 
 def import_path(entry: VerifierEntry) -> str:
@@ -189,17 +259,6 @@ def import_path(entry: VerifierEntry) -> str:
             "make it a function of a module"
         )
     return f"{module}:{name}"
-
-
-def _submission(group: Group, completion: Completion) -> Submission:
-    return Submission(
-        text=completion.text,
-        ground_truth=group.prompt.ground_truth if group.prompt else None,
-        messages=group.prompt.messages if group.prompt else [],
-        stop_reason=completion.stop_reason,
-        num_tokens=completion.num_sampled,
-        info=completion.info,
-    )
 
 
 def _count(report: VerifierReport, verdict: Verdict) -> None:

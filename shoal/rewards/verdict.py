@@ -25,7 +25,7 @@ def judge(function: Verifier, submission: Submission) -> Verdict:
     """Calls a verifier in this thread. Whatever it raises makes the score missing."""
     start = time.perf_counter()
     try:
-        score = function(submission)
+        score = function(submission, **submission.options)
     except Exception as error:  # noqa: BLE001 - foreign code; what it raised is kept and reported
         reason = f"{type(error).__name__}: {error}"[:LONGEST_REASON]
         return Verdict(None, time.perf_counter() - start, reason)

@@ -1,6 +1,7 @@
 """The process in which a verifier runs that might hang, crash or eat memory. Started by `deadline`.
 
-Arguments: the deadline of one verdict in seconds, the memory limit in GiB (0: none), the verifiers' import paths.
+Arguments: the deadline of one verdict in seconds, the memory limit in GiB (0: none), the verifiers' import
+paths and the packages that they will import.
 Reads one JSON line a submission from stdin, answers each with one JSON line on stdout, ends at the end of stdin.
 """
 
@@ -32,7 +33,9 @@ def main(timeout: float, memory_gib: float, paths: list[str]) -> None:
     functions = {}
     for path in paths:
         module, _, name = path.partition(":")
-        functions[path] = getattr(import_module(module), name)
+        imported = import_module(module)
+        if name:
+            functions[path] = getattr(imported, name)
     if memory_gib:
         # RLIMIT_DATA counts what is allocated; RLIMIT_AS would count reservations, of which torch makes many.
         limit = int(memory_gib * 2**30)

@@ -40,10 +40,13 @@ def check_rewards(task: Task, scorer: Scorer) -> CheckResult:
     if task.demonstrate is None:
         return CheckResult(name, None, "the task gives no known-right answer to try")
     right, wrong = (_answer(prompt, text) for text in (task.demonstrate(prompt), WRONG_ANSWER))
+    if not scorer.reward.verify:
+        return CheckResult(name, None, "reward.verify=false: no verifier is asked")
     scorer.score([Group(id="start-up check", completions=[right, wrong], prompt=prompt)])
-    detail = f"a right answer scores {right.reward}, a wrong one {wrong.reward} ({right.text!r} against {wrong.text!r})"
-    known = right.reward is not None and wrong.reward is not None
-    return CheckResult(name, known and right.reward > wrong.reward, detail)  # type: ignore[operator]
+    # The verifiers' part only: the known-right answer need not have the format or the length that is rewarded.
+    high, low = scorer.verified(right), scorer.verified(wrong)
+    detail = f"a right answer scores {high}, a wrong one {low} ({right.text!r} against {wrong.text!r})"
+    return CheckResult(name, high is not None and low is not None and high > low, detail)
 
 
 def _answer(prompt: Prompt, text: str) -> Completion:

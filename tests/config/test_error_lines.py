@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from shoal.config import load_config
 from shoal.config.compose import PRESETS
 from shoal.config.sweep import check_sweep
 from shoal.errors import ConfigError
@@ -87,6 +88,13 @@ def test_a_node_set_to_a_value_names_one_of_its_keys(refusal_of: Refusal):
 
 def test_a_sweep_outside_a_sweep_says_which_option_is_missing(refusal_of: Refusal):
     assert "add --multirun" in refusal_of("run.steps=1,2")
+
+
+def test_a_text_with_a_comma_is_told_how_to_quote_it(refusal_of: Refusal):
+    assert "quote one text with a comma twice" in refusal_of("data.system_prompt=Think, then answer.")
+    assert (
+        load_config("story", ['data.system_prompt="Think, then answer."']).data.system_prompt == "Think, then answer."
+    )
 
 
 def test_hydras_own_settings_are_for_sweeps_and_not_for_folders(refusal_of: Refusal):

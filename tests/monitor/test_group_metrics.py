@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from made_groups import completion, group
 
 from shoal.monitor.metrics import describe, group_metrics, is_right
-from shoal.types import Group, Prompt, Segment, StopReason
+from shoal.types import FORMAT_PART, Group, Prompt, Segment, StopReason
 
 
 def example() -> list[Group]:
@@ -56,12 +56,15 @@ def test_equal_partial_credit_is_neither_right_nor_wrong():
 
 
 def test_a_weighted_reward_is_right_by_its_parts():
-    # Weights .9 and .1: the reward of a right answer in the wrong format is .9, of a right one in the right format 1.
-    assert is_right(completion(1.0, parts={"answer": 1.0, "format": 1.0}))
-    assert not is_right(completion(0.9, parts={"answer": 1.0, "format": 0.0}))
+    # Weights .9 and .1: the reward of a right answer that is too long is .9, of a right and short one 1.
+    assert is_right(completion(1.0, parts={"answer": 1.0, "brevity": 1.0}))
+    assert not is_right(completion(0.9, parts={"answer": 1.0, "brevity": 0.0}))
     # Weight 10: reward 5 is half right.
     assert not is_right(completion(5.0, parts={"answer": 0.5}))
-    assert not is_right(completion(None, parts={"answer": 1.0, "format": None}))
+    assert not is_right(completion(None, parts={"answer": 1.0, "brevity": None}))
+    # The form says nothing of the answer.
+    assert is_right(completion(1.0, parts={"answer": 1.0, FORMAT_PART: 0.0}))
+    assert not is_right(completion(1.0, parts={"answer": 0.0, FORMAT_PART: 1.0}))
 
 
 def test_a_completion_without_parts_is_right_by_its_reward():

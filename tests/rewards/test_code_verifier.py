@@ -6,13 +6,17 @@ import json
 
 import pytest
 
+from shoal.config import load_config
 from shoal.config.code import CodeConfig
+from shoal.config.data import RewardConfig
 from shoal.errors import ConfigError, DataError
 from shoal.rewards.base import REGISTRY, Submission
 from shoal.rewards.code import code, find_program, read_tests, score_of
 from shoal.rewards.sandbox.core import Sandbox
 from shoal.rewards.sandbox.outcome import SandboxError, Status, TestResult
+from shoal.rewards.scorer import Scorer
 from shoal.rewards.verdict import judge
+from shoal.types import Completion, Group, Prompt, Segment, StopReason
 
 ADD = "```python\ndef add(a, b):\n    return a + b\n```"
 TESTS = ["assert add(1, 2) == 3", "assert add(1, 1) == 2", "assert add(0, 0) == 1", "assert add('a', 'b') == 'ab'"]
@@ -136,3 +140,38 @@ def test_the_total_time_is_that_of_all_tests(sandbox):
 def test_the_verifier_is_registered_to_run_in_a_process_of_its_own():
     assert REGISTRY["code"].function is code
     assert not REGISTRY["code"].bounded
+
+
+def group_of(texts: list[str], truth: list[str]) -> Group:
+    completions = [Completion([Segment([1], [2], [0], [True])], StopReason.STOP, text=text) for text in texts]
+    return Group(id="p", completions=completions, prompt=Prompt(id="p", token_ids=[1], ground_truth=truth))
+
+
+def test_training_scores_programs_with_the_options_of_the_configuration(sandbox):
+    reward = RewardConfig(timeout=60.0, workers=2, code=CodeConfig(**WIDE, threshold=0.6))
+    group = group_of([ADD, ADD.replace("+", "-"), "none", "```python\nwhile True: pass\n```"], TESTS)
+    reward.code.seconds = 3.0
+    with Scorer(reward, {"code": 1.0}) as scorer:
+        report = scorer.score([group])
+    assert group.rewards == [0.75, 0.0, 0.0, 0.0]  # three of four, one of four (0 - 0 is 0, not 1), none, too slow
+    assert report.missing == 0
+
+
+def test_a_run_does_not_begin_without_its_sandbox(monkeypatch):
+    with pytest.raises(ConfigError, match="does not run"):
+        Scorer(RewardConfig(code=CodeConfig(python="/no/such/python")), {"code": 1.0})
+    with pytest.raises(ConfigError, match="shoal serve code"):
+        Scorer(RewardConfig(code=CodeConfig(url="http://127.0.0.1:9")), {"code": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"total_seconds": 9.0}, "reward.timeout"),
+        ({"seconds": 0.0}, "some time"),
+    ],
+)
+def test_times_that_cannot_work_are_refused(options, line):
+    overrides = ["reward.verifiers={code: 1}", *(f"reward.code.{key}={value}" for key, value in options.items())]
+    with pytest.raises(ConfigError, match=line):
+        load_config("story", overrides)

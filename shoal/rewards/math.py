@@ -1,0 +1,182 @@
+"""Verifiers for mathematical answers: numbers and text compared here, expressions by math-verify and sympy."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from typing import Any
+
+from shoal.rewards.answers import last_answer, last_boxed, minerva_answer
+from shoal.rewards.base import Submission, verifier
+from shoal.rewards.quick_equality import quickly_equal
+
+LONGEST_ANSWER = 2000  # characters; anything longer is no answer, and is not given to sympy
+LARGEST_EXPONENT = 400  # of ten, in scientific notation
+
+SPACES = re.compile(r"(?<!\\)\\[,;:! ]|\\q?quad\b|~|\\(?:left|right|displaystyle|bigl?|bigr?|Bigl?|Bigr?)(?![A-Za-z])")
+WRAPPERS = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
+DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\degree|°")
+THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?")
+ASSIGNMENT = re.compile(r"(?:[A-Za-z]|\\[a-z]+)(?:_\{?\w+\}?)?(?:\([a-z](?:,[a-z])*\))?(?:=|\\in(?![a-z]))([^=]+)")
+JOINED = re.compile(r"\s*,?\s*\b(?:and|or)\b\s*", re.IGNORECASE)
+CHOICE = re.compile(r"\(?([A-Za-z])\)?[.:]?")
+PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}\s+[A-Za-z]{2,}")  # two words in a row: no expression
+WORDS = re.compile(r"[A-Za-z][A-Za-z'\- ]*")
+NUMBER = re.compile(
+    r"""
+    (?P<sign>[+-]*)
+    (?:
+        (?P<decimal>\d+\.?\d*|\.\d+)(?:\\(?:overline|bar)\{(?P<repeated>\d+)\})?
+        (?:(?:\\times|\\cdot|[*×·])10(?:\^|\*\*)\{?(?P<power>[+-]?\d+)\}? | [eE](?P<short>[+-]?\d+))?
+      | (?:(?P<whole>\d+)\+?)? \\frac\{(?P<frac_sign>-?)(?P<over>\d+)\}\{(?P<under>\d+)\}
+      | (?:(?P<spaced>\d+)\ +)? (?P<plain_over>\d+)\s*/\s*(?P<plain_under>\d+)
+    )
+    (?P<percent>%)?
+    """,
+    re.VERBOSE,
+)
+# Words that stand after a number are its unit, unless they are mathematics.
+UNIT = re.compile(
+    r"(?P<number>.*?[\d})%])(?:\s+|(?=[a-z]{2}))(?!(?:pi|e|i|sqrt|sin|cos|tan|log|ln|exp|and|or|to|x|y|z)\b)"
+    r"(?:[a-zA-Z]{2,}|[a-zA-Z]+(?=/)|(?<=/)[a-zA-Z]+)(?:\^\{?[23]\}?)?(?:[\s./]+(?:[a-zA-Z]+)(?:\^\{?[23]\}?)?)*[.\s]*"
+)
+LATEX_UNIT = re.compile(
+    r"(?P<number>.*[\d})%])\s*\\(?:text|mathrm|mbox|textrm)\s*\{\s*([A-Za-z.$/ ]+)\s*\}(?:\^\{?\d\}?)?"
+)
+
+
+@verifier("math", needs={"math_verify": "math"})
+def math(submission: Submission) -> float:
+    r"""1 where the last `\boxed`, or else the last answer, equals the ground truth as mathematics, and 0 otherwise.
+
+    The ground truth is an answer, a solution with a `\boxed`, or a list of answers of which any will do.
+    """
+    answer = last_answer(submission.text)
+    return float(any(same_answer(truth, answer) for truth in ground_truths(submission.ground_truth)))
+
+
+@verifier("strict_math", needs={"math_verify": "math"})
+def strict_math(submission: Submission) -> float:
+    """As `math`, but the answer must stand in "Final Answer: The final answer is X. I hope it is correct.", or be the
+    whole completion (open-instruct's rule)."""
+    answer = minerva_answer(submission.text)
+    if answer is None:
+        answer = submission.text
+    return float(any(same_answer(truth, answer) for truth in ground_truths(submission.ground_truth)))
+
+
+def ground_truths(given: Any) -> list[str]:
+    r"""The right answers as text, out of their `\boxed` where they have one."""
+    answers = [str(answer) for answer in (given if isinstance(given, list) else [given])]
+    return [boxed if (boxed := last_boxed(answer)) is not None else answer for answer in answers]
+
+
+def same_answer(truth: str, answer: str) -> bool:
+    """Whether two answers are equal: as text, as numbers (exactly), else as expressions."""
+    if not answer.strip() or len(answer) > LONGEST_ANSWER:
+        return False
+    truth, answer = clean(truth), clean(answer)
+    if _squeezed(truth) == _squeezed(answer):
+        return True
+    wanted = number(truth)
+    if wanted is not None:
+        got = number(_value_part(answer))
+        if got is not None:
+            return _equal_numbers(wanted, got)
+    if (letter := CHOICE.fullmatch(truth)) and truth.isupper():
+        return bool((chosen := CHOICE.match(answer)) and _is_choice(answer) and chosen[1] == letter[1])
+    if WORDS.fullmatch(truth) and len(truth) > 1:
+        return _folded(truth) == _folded(answer)
+    answer = _value_part(answer) if wanted is not None else answer
+    if PROSE.search(answer):
+        return False
+    quick = quickly_equal(truth, answer)
+    if quick is not None:
+        return quick
+    from shoal.rewards.symbolic import same_expression  # noqa: PLC0415 - math-verify is an optional package
+
+    return same_expression(truth, answer)
+
+
+def clean(text: str) -> str:
+    """An answer without what has no meaning: delimiters, spacing commands, fonts, currency, degrees, a final stop."""
+    text = text.strip().replace("\u2212", "-").replace("\u00a0", " ").replace("{,}", ",")
+    boxed = last_boxed(text)
+    if boxed is not None:
+        text = boxed
+    for opening, closing in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("`", "`")):
+        if len(text) > len(opening) + len(closing) and text.startswith(opening) and text.endswith(closing):
+            text = text[len(opening) : -len(closing)].strip()
+    text = text.replace("\\$", "").replace("$", "").replace("\\%", "%").replace("\\{,\\}", ",")
+    text = re.sub(r"(?<=\d)\\[,!](?=\d{3}(?!\d))", "", text)
+    text = DEGREES.sub("", SPACES.sub(" ", text))
+    text = re.sub(r"\\[dtc]frac", r"\\frac", text)
+    text = re.sub(r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}", text)
+    text = re.sub(r"\\frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}", r"\\frac{\1}{\2}", text)
+    if unit := LATEX_UNIT.fullmatch(text.strip().rstrip(".")):
+        text = unit["number"]
+    text = WRAPPERS.sub(r" \1 ", text).strip()
+    text = text.rstrip(".").strip() if not re.fullmatch(r"\d+\.", text) else text
+    if THOUSANDS.fullmatch(text):
+        text = text.replace(",", "")
+    return re.sub(r"\s+", " ", text)
+
+
+Number = tuple[Fraction, bool]
+"""A value, and whether it was written as a percentage."""
+
+
+def number(text: str) -> Number | None:
+    """The number that the whole text is, exactly; None where it is something else."""
+    match = NUMBER.fullmatch(re.sub(r"\s+(?!\d)|(?<=[-+*^{])\s+", "", text))
+    if match is None:
+        return None
+    if match["decimal"]:
+        power = int(match["power"] or match["short"] or 0)
+        if abs(power) > LARGEST_EXPONENT:
+            return None
+        value = Fraction(match["decimal"].rstrip("."))
+        if match["repeated"]:
+            places = len(match["decimal"].partition(".")[2])
+            value += Fraction(int(match["repeated"]), (10 ** len(match["repeated"]) - 1) * 10**places)
+        value *= Fraction(10) ** power
+    else:
+        whole, over = match["whole"] or match["spaced"] or 0, match["over"] or match["plain_over"]
+        under = int(match["under"] or match["plain_under"])
+        if under == 0:
+            return None
+        value = int(whole) + Fraction(int(over), under) * (-1 if match["frac_sign"] else 1)
+    negative = match["sign"].count("-") % 2 == 1
+    return (-value if negative else value), match["percent"] is not None
+
+
+def _equal_numbers(wanted: Number, got: Number) -> bool:
+    """Equal values; 50 % is 50, and is 0.5 too."""
+    (value, percent), (answer, answer_percent) = wanted, got
+    if value == answer:
+        return True
+    if percent == answer_percent:
+        return False
+    return value == answer * 100 if percent else value * 100 == answer
+
+
+def _value_part(answer: str) -> str:
+    """An answer without the variable that it is given to and without its unit: "x = 5 cm" is 5."""
+    assigned = ASSIGNMENT.fullmatch(answer.replace(" ", "")) and answer.partition("=")[2].strip()
+    answer = assigned or answer
+    unit = UNIT.fullmatch(answer)
+    answer = unit["number"] if unit else answer
+    return answer.replace(",", "") if THOUSANDS.fullmatch(answer) else answer
+
+
+def _is_choice(answer: str) -> bool:
+    """Whether an answer names one of several choices: "(B)", "B." or "B) 12", not "Both"."""
+    return re.match(r"\(?[A-Za-z](?:\)|[.:]|\s|$)", answer) is not None
+
+
+def _squeezed(text: str) -> str:
+    return text.replace(" ", "")
+
+
+def _folded(text: str) -> str:
+    return " ".join(JOINED.sub(" ", text).lower().split())

@@ -1,0 +1,43 @@
+"""Equality of expressions, by math-verify. May take for ever: only for worker processes that can be killed."""
+
+from __future__ import annotations
+
+import logging
+import re
+from functools import lru_cache
+
+from math_verify import LatexExtractionConfig, parse, verify
+
+# Says on every call that its timeout is off. It is: its alarm works in a main thread only, and our deadline holds.
+logging.getLogger("math_verify").setLevel(logging.CRITICAL)
+
+DECIMAL = re.compile(r"(?<![\d.])(\d{0,15})\.(\d{1,15})(?![\d.])")
+AND_OR = re.compile(r"(?:\s+|\s*,\s*)(?:and|or)\s+", re.IGNORECASE)
+
+
+def same_expression(truth: str, answer: str) -> bool:
+    """Whether two LaTeX expressions, sets, intervals, equations or matrices are equal."""
+    wanted, got = _parsed(truth), _parsed(answer)
+    if not wanted or not got:
+        return False
+    return bool(verify(wanted, got, timeout_seconds=None))
+
+
+@lru_cache(maxsize=4096)  # a group's completions share their truth, and often their answer
+def _parsed(text: str) -> list[object]:
+    """What math-verify reads in `text`; empty where it is not an expression."""
+    latex = AND_OR.sub(", ", text).replace("%", "\\%").replace("\\varnothing", "\\emptyset")
+    latex = DECIMAL.sub(_exactly, latex)
+    found = parse(
+        f"${latex}$",
+        extraction_config=[LatexExtractionConfig()],
+        fallback_mode="no_fallback",
+        parsing_timeout=None,
+    )
+    return list(found)
+
+
+def _exactly(decimal: re.Match[str]) -> str:
+    """A decimal as a fraction: 0.5 is equal to 1/2 and 1.414 is not equal to the root of 2, with no rounding."""
+    whole, places = decimal[1], decimal[2]
+    return f"{{\\frac{{{int(whole + places)}}}{{{10 ** len(places)}}}}}"
