@@ -113,8 +113,8 @@ DATA = (
             and c.reward.code.url is None
             and c.reward.code.total_seconds + 2 > c.reward.timeout
         ),
-        "reward.code.total_seconds={c.reward.code.total_seconds} leaves no time within reward.timeout={c.reward.timeout}, "
-        "so slow programs would be missing, not wrong: raise reward.timeout to 2 s more",
+        "reward.code.total_seconds={c.reward.code.total_seconds} leaves no time within reward.timeout="
+        "{c.reward.timeout}, so slow programs would be missing, not wrong: raise reward.timeout to 2 s more",
     ),
     Refusal(
         lambda c: 0 in (c.reward.code.seconds, c.reward.code.cpu_seconds, c.reward.code.total_seconds),

@@ -32,12 +32,13 @@ def score(config, program: str, tests: list[dict[str, str]]) -> float:
     return code(Submission(f"```python\n{program}\n```", tests), **asdict(config.reward.code))
 
 
+def scores_of(settings, key: str, values: tuple[int, int], program: str) -> list[float]:
+    return [score(settings({**WIDE, key: value}), program, SILENT) for value in values]
+
+
 @effect("reward.code.seconds")
 def test_a_test_may_take_so_long(settings):
-    scores = [
-        score(settings({**WIDE, "reward.code.seconds": s}), "import time; time.sleep(1.5)", SILENT) for s in (1, 20)
-    ]
-    assert scores == [0.0, 1.0]
+    assert scores_of(settings, "reward.code.seconds", (1, 20), "import time; time.sleep(1.5)") == [0.0, 1.0]
 
 
 @effect("reward.code.cpu_seconds")
@@ -54,24 +55,27 @@ def test_all_tests_may_take_so_long(settings):
     assert scores[0] < scores[1] == 1.0
 
 
-@pytest.mark.parametrize(
-    ("key", "small", "large", "program"),
-    [
-        ("memory_mib", 100, 500, "bytearray(200 * 2**20)"),
-        (
-            "processes",
-            4,
-            16,
-            "import threading as t, time\nfor _ in range(6): t.Thread(target=time.sleep, args=(1,)).start()",
-        ),
-        ("output_kib", 1, 100, "import sys; sys.stderr.write('x' * 5000)"),
-        ("files_mib", 1, 8, "open('x', 'wb').write(bytes(3 * 2**20))"),
-    ],
-)
-@effect(*(f"reward.code.{key}" for key in ("memory_mib", "processes", "output_kib", "files_mib")))
-def test_a_program_may_use_so_much(settings, key, small, large, program):
-    values = [settings({**WIDE, f"reward.code.{key}": value}) for value in (small, large)]
-    assert [score(config, program, SILENT) for config in values] == [0.0, 1.0]
+@effect("reward.code.memory_mib")
+def test_a_program_may_have_so_much_memory(settings):
+    assert scores_of(settings, "reward.code.memory_mib", (100, 500), "bytearray(200 * 2**20)") == [0.0, 1.0]
+
+
+@effect("reward.code.processes")
+def test_a_program_may_have_so_many_processes(settings):
+    program = "import threading, time\nfor _ in range(6):\n    threading.Thread(target=time.sleep, args=(1,)).start()"
+    assert scores_of(settings, "reward.code.processes", (4, 16), program) == [0.0, 1.0]
+
+
+@effect("reward.code.output_kib")
+def test_a_program_may_write_so_much(settings):
+    program = "import sys; sys.stderr.write('x' * 5000)"
+    assert scores_of(settings, "reward.code.output_kib", (1, 100), program) == [0.0, 1.0]
+
+
+@effect("reward.code.files_mib")
+def test_a_program_may_store_so_much(settings):
+    program = "open('x', 'wb').write(bytes(3 * 2**20))"
+    assert scores_of(settings, "reward.code.files_mib", (1, 8), program) == [0.0, 1.0]
 
 
 @effect("reward.code.threshold", "reward.code.slow_penalty")
@@ -86,7 +90,7 @@ def test_the_pass_rate_is_cut_off_below_a_threshold_and_slowness_penalised(setti
 
 @effect("reward.code.tier")
 def test_a_tier_decides_what_can_be_read(settings):
-    program = "import os; os.listdir('/usr/bin')"
+    program = "open('/etc/passwd')"
     python = shutil.which("python3", path="/usr/bin:/usr/local/bin")
     values = [
         settings({**WIDE, "reward.code.tier": t, "reward.code.python": python}) for t in ("bubblewrap", "process")
