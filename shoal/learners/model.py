@@ -13,10 +13,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils.logging import disable_progress_bar
 
 from shoal.config.model import ModelConfig
+from shoal.engines.stopping import eos_ids
 from shoal.errors import ConfigError
 from shoal.learners.lora import adapter_base, add_lora, load_adapter
 from shoal.learners.mixed import use_mixed_linears
 from shoal.runtime import Runtime
+from shoal.tasks.templates import TEMPLATES
 
 logger = getLogger(__name__)
 
@@ -166,21 +168,18 @@ def load_causal_lm(
     return model.eval()
 
 
-def eos_ids(model: Any, tokenizer: Any) -> list[int]:
-    """Ids that end a completion: the tokenizer's and those of the model's generation config, sorted."""
-    generation = getattr(model, "generation_config", None)
-    named = getattr(generation, "eos_token_id", None)
-    ids = {*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id}
-    return sorted(one for one in ids if one is not None)
-
-
 def _template(text: str) -> str:
-    """A template has braces; anything else is a file name."""
+    """A template has braces; anything else is the name of a built-in one, or of a file."""
     if "{" in text:
         return text
+    if text in TEMPLATES:
+        return TEMPLATES[text]
     path = Path(text)
     if not path.is_file():
-        raise ConfigError(f"model.chat_template={text} is neither a file nor a Jinja template (which has braces)")
+        raise ConfigError(
+            f"model.chat_template={text} is neither a file nor a Jinja template (which has braces) nor one of "
+            f"{', '.join(TEMPLATES)}"
+        )
     return path.read_text(encoding="utf-8")
 
 
