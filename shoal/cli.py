@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
@@ -32,6 +33,8 @@ from shoal.config.run_folder import (
 from shoal.config.smoke import shrink
 from shoal.config.sweep import check_sweep, collect_runs, format_table, run_sweep
 from shoal.errors import ConfigError, DataError, ShoalError
+from shoal.rewards.sandbox.serve import serve_code
+from shoal.rewards.sandbox.tiers import TIERS
 
 RUN_FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
@@ -94,6 +97,7 @@ def _parser() -> ArgumentParser:
     )
     _verb(verbs, "eval", run_eval, "Evaluate a model: shoal eval model=DIR.")
     _verb(verbs, "check", run_check, "Run the start-up check by itself: rewards, log-probs, memory, disk.")
+    _serve(verbs)
     score = _verb(verbs, "score", run_score, "Score the rows of a JSONL file (completion, ground_truth).", "file")
     score.add_argument("--verifier", metavar="NAME", required=True, help="registered name, or package.module:function")
     _data(verbs)
@@ -134,6 +138,19 @@ def _steps(text: str) -> int:
     if not text.isdigit() or int(text) == 0:
         raise ArgumentTypeError(f"{text} is no number of steps")
     return int(text)
+
+
+def _serve(verbs: Any) -> None:
+    servers = verbs.add_parser("serve", help="Run a server.").add_subparsers(required=True, metavar="WHAT")
+    text = "Run a sandbox for programs: the verifier `code` uses it where reward.code.url says so."
+    code: ArgumentParser = servers.add_parser("code", help=text, description=text)
+    code.set_defaults(run=run_serve_code, overrides=[])
+    code.add_argument("--host", default="127.0.0.1", help="a public address needs SHOAL_CODE_TOKEN in the environment")
+    code.add_argument("--port", type=int, required=True, help="0: a free one, which the first line names")
+    code.add_argument("--tier", default="bubblewrap", choices=TIERS, help="isolation; never a weaker one")
+    code.add_argument("--python", metavar="FILE", help="Python that runs the programs, with its packages")
+    code.add_argument("--workers", type=int, default=os.cpu_count(), help="programs at once (default: one a core)")
+    code.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
 
 
 def _join_smoke_steps(words: list[str]) -> list[str]:
@@ -184,6 +201,13 @@ def run_check(options: Namespace) -> int:
         word = {True: "ok", False: "FAILED", None: "skipped"}[result.ok]
         print(f"{word:<8}{result.name}: {result.detail}")
     return RUN_FAILED if any(result.ok is False for result in results) else 0
+
+
+def run_serve_code(options: Namespace) -> int:
+    """`shoal serve code`: serves until Ctrl-C or SIGTERM."""
+    if options.workers < 1:
+        raise ConfigError(f"--workers {options.workers}: at least 1")
+    return serve_code(options.host, options.port, tier=options.tier, python=options.python, workers=options.workers)
 
 
 def run_data_preview(options: Namespace) -> int:

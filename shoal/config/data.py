@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from shoal.config.code import CodeConfig
 from shoal.config.options import option
 from shoal.config.reward import FormatConfig, LengthPenaltyConfig
 
@@ -58,6 +59,7 @@ class RewardConfig:
     only_good_outputs: bool = option(
         False, "Reward 0 where no tool was called, a call failed or timed out, or none gave any output"
     )
+    code: CodeConfig = option(CodeConfig, "The verifier `code`")
     timeout: float = option(10.0, "Seconds that one verdict may take; later it is missing", least=0)
     workers: int = option(1, "Processes for verifiers that need one", least=1)
     memory_gib: float = option(

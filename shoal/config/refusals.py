@@ -109,6 +109,19 @@ DATA = (
         "reward.timeout=0 leaves no time for a verdict: set seconds, such as 10",
     ),
     Refusal(
+        lambda c: (
+            "code" in c.reward.verifiers
+            and c.reward.code.url is None
+            and c.reward.code.total_seconds + 2 > c.reward.timeout
+        ),
+        "reward.code.total_seconds={c.reward.code.total_seconds} leaves no time within reward.timeout="
+        "{c.reward.timeout}, so slow programs would be missing, not wrong: raise reward.timeout to 2 s more",
+    ),
+    Refusal(
+        lambda c: 0 in (c.reward.code.seconds, c.reward.code.cpu_seconds, c.reward.code.total_seconds),
+        "reward.code.seconds, .cpu_seconds and .total_seconds must leave some time: set seconds, such as 4",
+    ),
+    Refusal(
         lambda c: c.reward.max_missing > 1,
         "reward.max_missing={c.reward.max_missing} is a share of a step's rewards: at most 1 (never stops)",
     ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from inspect import Parameter, signature
 from logging import getLogger
 from types import TracebackType
@@ -13,6 +13,7 @@ from typing import Any
 from shoal.config.data import RewardConfig
 from shoal.errors import ConfigError, TrainingError
 from shoal.rewards.base import Submission, Verifier, VerifierEntry
+from shoal.rewards.code import check_code
 from shoal.rewards.deadline import DeadlinePool
 from shoal.rewards.lookup import find_verifier
 from shoal.rewards.shaping import LENGTH_PENALTY, length_penalty, shaped_reward, verified_sum
@@ -165,6 +166,8 @@ class Scorer:
     def _entry(self, name: str) -> VerifierEntry:
         if name not in self.entries:
             self.entries[name] = find_verifier(name)
+            if name == "code":
+                check_code(self.reward.code)
         return self.entries[name]
 
     def __enter__(self) -> Scorer:
@@ -180,6 +183,8 @@ class Scorer:
         options = self.reward.options.get(name, {})
         if name in self.always:
             options = {"pattern": self.reward.format.pattern}
+        if name == "code":
+            options = asdict(self.reward.code)
         return Submission(
             text=completion.text,
             ground_truth=own_ground_truth(prompt, name) if prompt else None,

@@ -37,6 +37,11 @@ EXAMPLES: list[tuple[Values, Values]] = [
     ({"reward.verify": False}, {"reward.format.pattern": "think_answer", "reward.format.scale": 1.0}),
     ({"reward.timeout": 0.0}, {"reward.timeout": 10.0}),
     ({"reward.max_missing": 1.5}, {"reward.max_missing": 1.0}),
+    (
+        {"reward.verifiers": {"code": 1.0}, "reward.code.total_seconds": 9.0},
+        {"reward.verifiers": {"code": 1.0}, "reward.code.total_seconds": 8.0},
+    ),
+    ({"reward.code.seconds": 0.0}, {"reward.code.seconds": 4.0}),
     ({"reward.verifiers": {"a": 0.0}}, {"reward.verifiers": {"a": 1.0}}),
     ({"sampling.temperature": 0.0}, {"sampling.temperature": 1.0, "evaluation.sampling": {"temperature": 0}}),
     ({"sampling.top_p": 0.0}, {"sampling.top_p": 1.0}),

@@ -1,0 +1,82 @@
+"""The first code inside the sandbox: takes the limits on itself, then becomes the program or its judge.
+
+One argument, a JSON object: `limits` (names of RLIMIT_* and values), `mode`, `go` (descriptor to wait on), `source` (of
+the program or the tests), `read`, `write`, `results` (of pipes, where the mode has them), `seconds` (of one test), and
+`exposed` (no PID namespace keeps other processes of this user away).
+"""
+
+import json
+import os
+import resource
+import signal
+import sys
+from types import ModuleType
+
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE = 1, 4
+
+
+def main() -> None:
+    order = json.loads(sys.argv[1])
+    del sys.argv[1:]
+    for name, value in order["limits"].items():
+        resource.setrlimit(getattr(resource, name), (value, value))
+    if order["exposed"]:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a tier with namespaces sees to it itself
+    if not parent_is_there(order["go"]):
+        return
+    with os.fdopen(order["source"], encoding="utf-8", errors="surrogateescape") as file:
+        source = file.read()
+    kept = {order[name] for name in ("read", "write", "results") if name in order}
+    for descriptor in range(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0]):
+        if descriptor not in kept:
+            try:
+                os.close(descriptor)
+            except OSError:
+                continue
+    if order["mode"] == "script":
+        run_script(source)
+        return
+    here = os.path.dirname(os.path.abspath(__file__))
+    sys.path.insert(0, here)
+    if order["mode"] == "serve":
+        from serve import serve  # noqa: PLC0415 - each mode imports only its own
+
+        sys.path.remove(here)
+        serve(source, order["read"], order["write"])
+    else:
+        from judge import judge  # noqa: PLC0415 - as above
+
+        if order["exposed"]:
+            prctl(PR_SET_DUMPABLE, 0)  # keeps other processes of this user from writing to this one's descriptors
+
+        judge(json.loads(source), order["read"], order["write"], order["results"], order["seconds"])
+
+
+def parent_is_there(go: int) -> bool:
+    """Waits for the word to go. From here on the kernel ends this process with its parent; one that ended before, while
+    all this was set up, is told by the closed pipe."""
+    if not os.read(go, 1):
+        return False
+    os.set_blocking(go, False)
+    try:
+        return bool(os.read(go, 1))
+    except BlockingIOError:
+        return True
+
+
+def prctl(option: int, value: int) -> None:
+    """See prctl(2)."""
+    from ctypes import CDLL  # noqa: PLC0415 - slow to load, and not needed where there are namespaces
+
+    CDLL(None).prctl(option, value, 0, 0, 0)
+
+
+def run_script(source: str) -> None:
+    """As `python program.py` does."""
+    program = ModuleType("__main__")
+    sys.modules["__main__"] = program
+    sys.argv[0] = program.__file__ = "program.py"
+    exec(compile(source, "program.py", "exec", dont_inherit=True), vars(program))
+
+
+main()
