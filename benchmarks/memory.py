@@ -4,8 +4,8 @@
 
 A small hidden size, so that the logits are what matters. Each variant runs in a process of its own and reports how far
 its resident memory rose above what it held before the step (Linux's VmHWM, after a reset through clear_refs). The
-chunked step may grow by the gradient of the head and a few copies of one chunk of logits; the whole-logits step by
-several tensors of [tokens, vocabulary]. On CUDA the allocator's own peak is read.
+chunked step may grow by the gradient of the head and one chunk of logits; the whole-logits step by several tensors of
+[tokens, vocabulary]. On CUDA the allocator's own peak is read.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from shoal.config import ShoalConfig
 from shoal.learners.local import LocalLearner
-from shoal.learners.memory_plan import LOGIT_COPIES
 from shoal.learners.model import Policy
 from shoal.runtime import resolve_runtime
 from shoal.types import Batch, TrainSequence
@@ -44,7 +43,7 @@ def memory(field: str) -> int:
 
 
 def measure(chunk: int, packing: bool) -> dict[str, float]:
-    """Bytes that the second of two steps adds at its peak, and its loss. chunk 0: whole logits."""
+    """Bytes that the second of two steps adds at its peak, and its gradient norm. chunk 0: whole logits."""
     torch.manual_seed(0)
     cfg = ShoalConfig()
     cfg.learner.logprob_chunk = chunk or 2**30
@@ -87,12 +86,12 @@ def measure(chunk: int, packing: bool) -> dict[str, float]:
     if runtime.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        loss = learner.train(batch)["loss/total"]
-        return {"bytes": torch.cuda.max_memory_allocated() - before, "loss": loss}
+        norm = learner.train(batch)["train/grad_norm"]
+        return {"bytes": torch.cuda.max_memory_allocated() - before, "norm": norm}
     before = memory("VmRSS")
     peak_reset()
-    loss = learner.train(batch)["loss/total"]
-    return {"bytes": memory("VmHWM") - before, "loss": loss}
+    norm = learner.train(batch)["train/grad_norm"]
+    return {"bytes": memory("VmHWM") - before, "norm": norm}
 
 
 def main() -> None:
@@ -111,10 +110,10 @@ def main() -> None:
         found[chunk] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         one = chunk * VOCABULARY * 4 / MIB
         name = f"chunk {chunk:4} ({one:4.0f} MiB of logits)" if chunk else "whole logits             "
-        print(f"{name:36} step adds {found[chunk]['bytes'] / MIB:7.0f} MiB   loss {found[chunk]['loss']:.6f}")
+        print(f"{name:36} step adds {found[chunk]['bytes'] / MIB:7.0f} MiB   gradient norm {found[chunk]['norm']:.6f}")
     first, last = arguments.chunks[0], arguments.chunks[-1]
     grown = (found[last]["bytes"] - found[first]["bytes"]) / ((last - first) * VOCABULARY * 4)
-    print(f"from chunk {first} to {last}: {grown:.2f} bytes more per byte of logits (at most {LOGIT_COPIES} planned)")
+    print(f"from chunk {first} to {last}: {grown:.2f} bytes more per byte of logits")
     print(f"whole / chunk {first}: {found[0]['bytes'] / found[first]['bytes']:.1f} times the memory")
 
 

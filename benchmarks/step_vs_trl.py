@@ -2,11 +2,12 @@
 
     python benchmarks/step_vs_trl.py --steps 30 --seeds 0 1 2
 
-Each contender is a process of its own with one thread, so that malloc settings stay apart; they take turns step by step, and only one
-runs at a time. The same warm-started model, prompts, group size, learning rate, schedule, betas, clipping and loss normalisation.
-Contenders: `shoal`; `trl`, as it comes; `trl-malloc`, with the malloc settings that Shoal makes. Printed per contender: the dtype of its
-parameters and matrix products, the median seconds of a step, split into generation and the rest, and the held-out accuracy after the
-last step; then the ratios, from the medians over steps of theirs / Shoal's of the same turn.
+Each contender is a process of its own with one thread, so that malloc settings stay apart; they take turns step by
+step, and only one runs at a time. The same warm-started model, prompts, group size, learning rate, schedule, betas,
+clipping and loss normalisation. Contenders: `shoal`; `trl`, as it comes; `trl-malloc`, with the malloc settings that
+Shoal makes. Printed for each: the dtype of its parameters and matrix products, the median seconds of a step, split into
+generation and the rest, and the held-out accuracy after the last step; then the ratios, the medians over turns of
+theirs / Shoal's.
 """
 
 from __future__ import annotations
@@ -91,13 +92,13 @@ def run_trl(turns: Turns, seed: int, steps: int, tuned: bool) -> None:
     """TRL's trainer, with a callback that waits for its turn."""
     import torch  # noqa: PLC0415 - a contender imports its own libraries only
     from datasets import Dataset  # noqa: PLC0415
-    from shoal.runtime import tune_malloc  # noqa: PLC0415
-    from shoal.tasks.dataset import build_task  # noqa: PLC0415
-    from shoal.tasks.stream import PromptStream  # noqa: PLC0415
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback  # noqa: PLC0415
     from trl import GRPOConfig, GRPOTrainer  # noqa: PLC0415
 
     from shoal import load_config  # noqa: PLC0415
+    from shoal.runtime import tune_malloc  # noqa: PLC0415
+    from shoal.tasks.dataset import build_task  # noqa: PLC0415
+    from shoal.tasks.stream import PromptStream  # noqa: PLC0415
     from shoal.tasks.warm_start import warm_started_model  # noqa: PLC0415
 
     torch.set_num_threads(1)

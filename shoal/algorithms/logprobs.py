@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+# Numbers in the working copies beside a chunk's logits: 16 MiB in float32.
+WORKING_COPY = 2**22
+
 
 @dataclass(frozen=True)
 class HeadForm:
@@ -18,14 +21,21 @@ class HeadForm:
     softcap: float | None = None
 
     def apply(self, raw: Tensor) -> Tensor:
-        logits = raw * self.scale if self.scale != 1.0 else raw
+        """Logits from W h + b."""
+        logits = raw * self.scale
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+
+    def apply_(self, raw: Tensor) -> Tensor:
+        """The same, in place."""
+        if self.softcap is not None:
+            return raw.mul_(self.scale / self.softcap).tanh_().mul_(self.softcap)
+        return raw if self.scale == 1.0 else raw.mul_(self.scale)
 
     def derivative(self, logits: Tensor) -> Tensor | float:
         """d logits / d raw, as a function of the logits."""
         if self.softcap is None:
             return self.scale
-        return (1 - (logits / self.softcap).square()) * self.scale
+        return (1 - (logits / self.softcap).square_()).mul_(self.scale)
 
 
 class TokenLogprobs(NamedTuple):
@@ -71,14 +81,52 @@ def chunked_logprobs(
     return TokenLogprobs(logprobs, unit if temperature != 1.0 else logprobs, entropies if entropy else None)
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, form: HeadForm) -> Tensor:
-    """[n, V], float32 or float64."""
-    if hidden.is_cuda and hidden.dtype.itemsize == 2:
-        raw = torch.mm(hidden, weight.to(hidden.dtype).t(), out_dtype=torch.float32)
-    else:
-        raw = hidden @ weight.to(hidden.dtype).t()
-        raw = raw.float() if raw.dtype.itemsize == 2 else raw
-    return form.apply(raw if bias is None else raw + bias)
+class _Head:
+    """The head's logits of one chunk after another, in one buffer."""
+
+    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, form: HeadForm, chunk: int) -> None:
+        self.hidden, self.bias, self.form = hidden, bias, form
+        self.weight = weight.to(hidden.dtype)
+        self.parts = [slice(start, min(start + chunk, len(hidden))) for start in range(0, len(hidden), chunk)]
+        # On a GPU 16-bit products are summed and kept in float32; a CPU rounds them to 16 bits.
+        self.wide = hidden.is_cuda and hidden.dtype.itemsize == 2
+        self.dtype = torch.float32 if hidden.dtype.itemsize == 2 else hidden.dtype
+        self.buffer = hidden.new_empty((min(chunk, len(hidden)), len(weight)), dtype=self.dtype)
+
+    def logits(self, part: slice) -> Tensor:
+        """[n, V] in float32 or float64; overwritten by the next call."""
+        rows = self.hidden[part]
+        out = self.buffer[: len(rows)]
+        if self.wide:
+            torch.mm(rows, self.weight.t(), out_dtype=torch.float32, out=out)
+        elif self.hidden.dtype == self.dtype:
+            torch.mm(rows, self.weight.t(), out=out)
+        else:
+            out.copy_(rows @ self.weight.t())
+        if self.bias is not None:
+            out += self.bias
+        return self.form.apply_(out)
+
+
+def _log_softmax(logits: Tensor, targets: Tensor, *, entropy: bool) -> tuple[Tensor, Tensor | None]:
+    """Log-probs of `targets` and entropies, [n] each. Shifts the logits [n, V] by a number per row."""
+    logits.sub_(logits.amax(-1, keepdim=True))
+    sums, moments = logits.new_empty((2, len(logits)))
+    for rows in _blocks(logits):
+        powers = logits[rows].exp()
+        sums[rows] = powers.sum(-1)
+        if entropy:
+            moments[rows] = powers.mul_(logits[rows]).sum(-1)
+        del powers  # or two of them would exist at a time
+    chosen = logits.gather(1, targets[:, None])[:, 0]
+    # H = log(sum of e^z) - sum of z e^z / sum of e^z
+    return chosen - sums.log(), sums.log() - moments / sums if entropy else None
+
+
+def _blocks(logits: Tensor) -> list[slice]:
+    """Runs of rows whose working copy stays small."""
+    rows = max(1, WORKING_COPY // logits.shape[1])
+    return [slice(start, start + rows) for start in range(0, len(logits), rows)]
 
 
 class _Chunked(torch.autograd.Function):
@@ -94,60 +142,54 @@ class _Chunked(torch.autograd.Function):
         form: HeadForm,
         entropy: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        dtype = torch.float32 if hidden.dtype.itemsize == 2 else hidden.dtype
-        logprobs, log_sums, unit, unit_sums, entropies = hidden.new_empty((5, len(hidden)), dtype=dtype)
-        for part in _parts(len(hidden), chunk):
-            logits = _logits(hidden[part], weight, bias, form)
-            chosen = logits.gather(1, targets[part, None])[:, 0]
+        head = _Head(hidden, weight, bias, form, chunk)
+        logprobs, unit, entropies = hidden.new_zeros((3, len(hidden)), dtype=head.dtype)
+        for part in head.parts:
+            logits = head.logits(part)
             if temperature != 1.0:
-                unit_sums[part] = logits.logsumexp(-1)
-                unit[part] = chosen - unit_sums[part]
-                logits = logits / temperature
-                chosen = chosen / temperature
-            log_sums[part] = logits.logsumexp(-1)
-            logprobs[part] = chosen - log_sums[part]
-            if entropy:
-                logits = logits.sub_(log_sums[part, None])
-                entropies[part] = -(logits.exp() * logits).sum(-1)
-        ctx.save_for_backward(hidden, weight, bias, targets, log_sums, unit_sums, entropies)
-        ctx.temperature, ctx.chunk, ctx.form, ctx.entropy = temperature, chunk, form, entropy
+                unit[part], _ = _log_softmax(logits, targets[part], entropy=False)
+                logits.div_(temperature)
+            logprobs[part], found = _log_softmax(logits, targets[part], entropy=entropy)
+            if found is not None:
+                entropies[part] = found
+        ctx.save_for_backward(hidden, weight, bias, targets, logprobs, unit, entropies)
+        ctx.set_materialize_grads(False)
+        ctx.temperature, ctx.chunk, ctx.form = temperature, chunk, form
         return logprobs, unit, entropies
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, grad_unit: Tensor, grad_entropy: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, log_sums, unit_sums, entropies = ctx.saved_tensors
-        temperature, form = ctx.temperature, ctx.form
+    def backward(
+        ctx: Any, grad: Tensor | None, grad_unit: Tensor | None, grad_entropy: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, targets, logprobs, unit, entropies = ctx.saved_tensors
+        head = _Head(hidden, weight, bias, ctx.form, ctx.chunk)
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         d_hidden = torch.empty_like(hidden) if need_hidden else None
         # Sums over tokens stay in float32 where the products have 16 bits.
-        d_weight = torch.zeros_like(weight, dtype=log_sums.dtype) if need_weight else None
-        d_bias = torch.zeros_like(bias, dtype=log_sums.dtype) if need_bias and bias is not None else None
-        for part in _parts(len(hidden), ctx.chunk):
-            logits = _logits(hidden[part], weight, bias, form)
-            slope = form.derivative(logits)
-            scaled = (
-                logits / temperature - log_sums[part, None] if temperature != 1.0 else logits - log_sums[part, None]
-            )
-            own = grad[part, None]
-            if ctx.entropy:
-                logp = scaled
-                factor = own + grad_entropy[part, None] * (logp + entropies[part, None])
-                d_logits = (logp.exp() * factor).neg_().div_(temperature)
-            else:
-                d_logits = scaled.exp_().mul_(own).neg_().div_(temperature)
-            chosen = own / temperature
-            if temperature != 1.0:
-                d_logits -= (logits - unit_sums[part, None]).exp_().mul_(grad_unit[part, None])
-                chosen = chosen + grad_unit[part, None]
-            d_logits.scatter_add_(1, targets[part, None], chosen)
-            d_raw = d_logits if isinstance(slope, float) and slope == 1.0 else d_logits * slope
+        d_weight = torch.zeros_like(weight, dtype=head.dtype) if need_weight else None
+        d_bias = torch.zeros_like(bias, dtype=head.dtype) if need_bias and bias is not None else None
+        for part in head.parts:
+            logits = head.logits(part)
+            slope = ctx.form.derivative(logits)
+            grads = [None if one is None else one[part, None] for one in (grad, grad_unit, grad_entropy)]
+            values = [one[part, None] for one in (targets, logprobs, unit, entropies)]
+            for rows in _blocks(logits):
+                _to_gradient(
+                    logits[rows],
+                    *(one[rows] for one in values),
+                    *(None if one is None else one[rows] for one in grads),
+                    temperature=ctx.temperature,
+                )
+            d_raw = logits if isinstance(slope, float) and slope == 1.0 else logits.mul_(slope)
             if d_bias is not None:
                 d_bias += d_raw.sum(0)
             d_raw = d_raw.to(hidden.dtype)
             if d_hidden is not None:
-                torch.mm(d_raw, weight.to(hidden.dtype), out=d_hidden[part])
-            if d_weight is not None:
+                torch.mm(d_raw, head.weight, out=d_hidden[part])
+            if d_weight is not None and d_weight.dtype == d_raw.dtype:
+                d_weight.addmm_(d_raw.t(), hidden[part])
+            elif d_weight is not None:
                 d_weight += d_raw.t() @ hidden[part]
         return (
             d_hidden,
@@ -161,5 +203,37 @@ class _Chunked(torch.autograd.Function):
         )
 
 
-def _parts(count: int, chunk: int) -> list[slice]:
-    return [slice(start, min(start + chunk, count)) for start in range(0, count, chunk)]
+def _to_gradient(
+    logits: Tensor,
+    targets: Tensor,
+    logprobs: Tensor,
+    unit: Tensor,
+    entropies: Tensor,
+    grad: Tensor | None,
+    grad_unit: Tensor | None,
+    grad_entropy: Tensor | None,
+    *,
+    temperature: float,
+) -> None:
+    """Overwrites logits [n, V] with their gradient; everything else is [n, 1]. `grad`s are those of the log-prob, the
+    log-prob at temperature 1 and the entropy.
+
+    A row's log of the sum is its target's logit less its log-prob, so it need not be kept.
+    """
+    chosen = logits.gather(1, targets)
+    at_one = None
+    if grad_unit is not None and temperature != 1.0:
+        at_one = (logits - (chosen - unit)).exp_().mul_(grad_unit)
+    own = torch.zeros_like(chosen) if grad is None else grad / temperature
+    if temperature != 1.0:
+        logits.div_(temperature)
+    logits.sub_(chosen / temperature - logprobs)  # log p from here on
+    if grad_entropy is None:
+        logits.exp_().mul_(-own)
+    else:
+        powers = logits.exp()
+        logits.add_(entropies).mul_(-grad_entropy / temperature).sub_(own).mul_(powers)
+    if at_one is not None and grad_unit is not None:
+        logits.sub_(at_one)
+        own = own + grad_unit
+    logits.scatter_add_(1, targets, own)

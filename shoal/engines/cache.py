@@ -154,7 +154,8 @@ class ColumnLayer(CacheLayerMixin):
     def move(self, sources: Tensor, targets: Tensor) -> None:
         if not self.is_initialized:
             return
-        used = slice(self.cache.low, self.cache.end)
+        shared = self.cache.shared
+        used = slice(self.cache.low if shared is None else shared.column, self.cache.end)
         for buffer in (self.keys, self.values):
             buffer[targets, :, used] = buffer[sources, :, used]
 

@@ -48,7 +48,7 @@ class PolicyForward:
             if self.form is None:
                 logits = self.policy.causal_lm(input_ids=batch.input_ids, use_cache=False, **inputs).logits
                 return logprobs_of_logits(logits.flatten(0, 1)[batch.source], batch.targets, temperature, entropy)
-            hidden = self.hidden(batch.input_ids, inputs).flatten(0, 1)[batch.source]
+            hidden = self.hidden(batch.input_ids, inputs).flatten(0, 1).index_select(0, batch.source)
         return chunked_logprobs(
             self._head_input(hidden),
             self.head.weight,

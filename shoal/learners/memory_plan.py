@@ -7,12 +7,11 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from shoal.algorithms.logprobs import WORKING_COPY
 from shoal.config import ShoalConfig
 from shoal.errors import ConfigError
 from shoal.runtime import Runtime
 
-# Float32 copies of one chunk of logits that exist at a time in the backward pass: logits, probabilities, gradient.
-LOGIT_COPIES = 3
 # Vectors of the hidden size that one layer keeps per token for its backward pass: two norms' inputs and outputs,
 # the attention's and the MLP's result, their residual sums.
 HIDDEN_VECTORS = 8
@@ -43,7 +42,7 @@ def estimate(cfg: ShoalConfig, runtime: Runtime, model_config: Any) -> dict[str,
         "reference": total * item if cfg.algorithm.kl_coef and not borrowed else 0,
         "kv_cache": cache_tokens(cfg) * cache_bytes_per_token(text, item),
         "activations": activation_bytes(cfg, runtime, text),
-        "logits": LOGIT_COPIES * chunk * text.vocab_size * 4,
+        "logits": (chunk * text.vocab_size + WORKING_COPY) * 4,
     }
 
 

@@ -42,6 +42,25 @@ def test_logprobs_are_those_of_a_plain_forward_pass(name: str, tokenizer: Any) -
         assert score == pytest.approx(plain, abs=1e-4)
 
 
+@pytest.mark.parametrize("name", ["qwen2", "llama"])
+def test_a_large_models_weights_are_read_without_copies(
+    name: str, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shoal.engines.weights.SMALL_MODEL", 0)
+    model = build(name)
+    engine = engine_for(model, tokenizer)
+    requests = make_requests(3, 2)
+    for request, output in zip(requests, engine.generate(requests), strict=True):
+        plain = plain_logprobs(model, request.prompt_ids, output.token_ids)
+        assert output.logprobs == pytest.approx(plain, abs=1e-4)
+    assert isinstance(engine.decoder, FastDecoder)
+    assert engine.decoder.weights is not None
+    read = [part[0] for layer in engine.decoder.weights.layers for part in layer.qkv.parts + layer.gate_up.parts]
+    own = {parameter.data_ptr() for parameter in model.parameters()}
+    assert len(read) == 2 * 5
+    assert {weight.data_ptr() for weight in read} <= own
+
+
 @pytest.mark.parametrize("name", ["qwen3", "llama", "gemma", "gemma3", "gpt2"])
 def test_greedy_decoding_equals_generate_token_by_token(name: str, tokenizer: Any) -> None:
     model = build(name)

@@ -7,8 +7,10 @@ from copy import deepcopy
 from functools import cache
 from pathlib import Path
 
+import easy_rewards  # noqa: F401 - registers the verifiers
 import pytest
 import torch
+from small_runs import SMALL, Configure
 from transformers import Qwen3ForCausalLM
 
 from shoal.config import ShoalConfig, load_config
@@ -19,27 +21,7 @@ from shoal.tasks import story
 from shoal.tasks.story import story_tokenizer
 from shoal.tasks.warm_start import Recipe, architecture
 
-SMALL = (
-    "runtime.target=cpu",
-    "runtime.mixed_precision=none",
-    "runtime.threads=1",
-    "run.prompts_per_step=2",
-    "run.group_size=4",
-    "run.preflight=false",
-    "sampling.max_new_tokens=12",
-    "optimizer.lr=3e-3",
-    "optimizer.warmup_steps=2",
-    "evaluation.every=4",
-    "evaluation.prompts=6",
-    "checkpoint.every=2",
-    "monitor.tensorboard=false",
-    "monitor.curve=false",
-    "monitor.progress=lines",
-    "reward.verifiers.starts_with_a_digit=1",
-)
-"""Overrides of the story preset for a run whose steps take some ten milliseconds."""
-
-Configure = Callable[..., ShoalConfig]
+REWARD = "reward.verifiers.starts_with_a_digit=1"
 
 
 @pytest.fixture(scope="session")
@@ -68,7 +50,7 @@ def few_problems(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def composed(tiny_model: Path) -> Callable[..., ShoalConfig]:
     """The small configuration with some groups chosen. Composing takes longer than a run: each is made once."""
-    return cache(lambda *groups: load_config("story", [f"model.name={tiny_model}", *SMALL, *groups]))
+    return cache(lambda *groups: load_config("story", [f"model.name={tiny_model}", *SMALL, REWARD, *groups]))
 
 
 @pytest.fixture

@@ -1,14 +1,22 @@
 """Verifiers that a random model meets now and then, so that every step has a signal; and broken ones."""
 
 import hashlib
+import time
 
 from shoal.rewards.base import Submission, verifier
 
 
 @verifier("starts_with_a_digit", bounded=True)
 def starts_with_a_digit(submission: Submission) -> float:
-    """1 for about one random completion in five."""
-    return float(submission.text[:1].isdigit())
+    """1 for about one random completion in five, and for the right answer, which the start-up check tries."""
+    return float(submission.text[:1].isdigit() or f"<answer>{submission.ground_truth}</answer>" in submission.text)
+
+
+@verifier("slowly", bounded=True)
+def slowly(submission: Submission) -> float:
+    """Draws a step out, for a test that wants to hit it."""
+    time.sleep(0.004)
+    return starts_with_a_digit(submission)
 
 
 @verifier("sometimes_raises", bounded=True)

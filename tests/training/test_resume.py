@@ -12,41 +12,12 @@ from typing import Any
 import easy_rewards
 import pytest
 import torch
-from conftest import Configure
+from small_runs import Configure, Killed, kill_before, rows, trained_rows, weights
 
 from shoal import Submission, train
 from shoal.config.run_folder import load_saved
 from shoal.errors import ConfigError, DataError, TrainingError
-from shoal.monitor.rows import read_rows, without_timing
 from shoal.training.checkpoint import CheckpointStore
-from shoal.training.state import Run
-
-
-class Killed(BaseException):
-    """Stands for the end of the process."""
-
-
-def rows(folder: Path) -> list[dict[str, Any]]:
-    return [without_timing(row) for row in read_rows(folder)]
-
-
-def weights(folder: Path) -> bytes:
-    """The trained weights, as they lie on disk."""
-    [file] = (folder / "model").glob("*.safetensors")
-    return file.read_bytes()
-
-
-def kill_before(monkeypatch: pytest.MonkeyPatch, method: str, step: int) -> None:
-    """The run dies when it calls `method` of `Run` in this step."""
-    whole = getattr(Run, method)
-
-    def dying(run: Run, *arguments: Any) -> Any:
-        if run.step + (method == "train") == step:
-            monkeypatch.setattr(Run, method, whole)
-            raise Killed
-        return whole(run, *arguments)
-
-    monkeypatch.setattr(Run, method, dying)
 
 
 def resumed(configure: Configure, folder: Path, *overrides: str) -> dict[str, Any]:
@@ -87,7 +58,7 @@ def test_a_run_that_was_killed_and_resumed_repeats_the_one_that_was_not(
     resumed(configure, tmp_path / "killed", *overrides)
     assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
     assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
-    gradients = [row["train/grad_norm"] for row in rows(tmp_path / "whole") if "train/grad_norm" in row]
+    gradients = [row["train/grad_norm"] for row in trained_rows(tmp_path / "whole")]
     assert len(gradients) == 6 and sum(gradient > 0 for gradient in gradients) >= 4
 
 
@@ -145,13 +116,11 @@ def test_a_finished_run_goes_on_when_it_is_given_more_steps(configure: Configure
 def test_resume_names_one_of_several_checkpoints_and_later_ones_go(configure: Configure, tmp_path: Path):
     folder = tmp_path / "run"
     train(configure("run.steps=6"), folder)
-    before = rows(folder)
+    before = trained_rows(folder)
     assert CheckpointStore(folder, 3).steps() == [2, 4, 6]
     train(configure("run.steps=3", "checkpoint.every=0", resume=folder / "checkpoints" / "step_2"), folder)
     assert CheckpointStore(folder, 3).steps() == [2]
-    assert [row for row in rows(folder) if "eval/accuracy" not in row] == [
-        row for row in before if "eval/accuracy" not in row and row["step"] <= 3
-    ]
+    assert trained_rows(folder) == before[:3]
     with pytest.raises(TrainingError, match=r"no checkpoint of step 4; there are \[2\]"):
         train(configure("run.steps=6", resume=folder / "checkpoints" / "step_4"), folder)
 
@@ -159,7 +128,7 @@ def test_resume_names_one_of_several_checkpoints_and_later_ones_go(configure: Co
 def test_a_new_run_is_refused_in_the_folder_of_another(configure: Configure, tmp_path: Path):
     train(configure("run.steps=2"), tmp_path)
     before = rows(tmp_path)
-    with pytest.raises(ConfigError, match="holds a run with checkpoints.*resume="):
+    with pytest.raises(ConfigError, match=r"holds a run with checkpoints.*resume="):
         train(configure("run.steps=2"), tmp_path)
     assert rows(tmp_path) == before
 
