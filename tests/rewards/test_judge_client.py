@@ -242,7 +242,19 @@ def test_a_mark_is_read_from_the_last_object_that_has_one(reply: str, score: flo
     assert read_mark(reply, 0, 10) == score
 
 
-@pytest.mark.parametrize("reply", ["", "{}", "7", '{"score": null}', '{"score": true}', '{"score": NaN}', '{"score": -1}', "[" * 5000 + '{"score": ['])
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "",
+        "{}",
+        "7",
+        '{"score": null}',
+        '{"score": true}',
+        '{"score": NaN}',
+        '{"score": -1}',
+        "[" * 5000 + '{"score": [',
+    ],
+)
 def test_what_is_no_mark_is_refused(reply: str):
     with pytest.raises(ValueError):
         read_mark(reply, 0, 10)
