@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
 
+import shoal.rewards.citations
 import shoal.rewards.format
 import shoal.rewards.gsm8k
 import shoal.rewards.gsm8k_torchrl

@@ -13,7 +13,7 @@ import pytest
 from judge_server import JudgeServer, Reply, mark, one_after_another
 
 from shoal.config.judge import JudgeConfig
-from shoal.errors import BudgetError, ConfigError
+from shoal.errors import BudgetError, ConfigError, TrainingError
 from shoal.rewards.judging.client import Answer, JudgeClient, Question
 from shoal.rewards.judging.replies import read_mark, read_object, read_winner
 from shoal.rewards.judging.spending import Spending
@@ -266,3 +266,11 @@ def test_a_winner_is_a_b_or_a_tie():
         read_winner('{"winner": "C"}')
     with pytest.raises(ValueError, match="no JSON object with 'winner'"):
         read_object("A", "winner")
+
+
+def test_a_cache_that_fails_in_the_middle_of_a_run_stops_it_in_one_line(tmp_path: Path):
+    with JudgeServer(lambda text: mark(7)) as server:
+        judge = client(server, tmp_path)
+        judge.close()
+        with pytest.raises(TrainingError, match=r"judge_cache\.sqlite cannot be used any more"):
+            judge.ask([question("q")])

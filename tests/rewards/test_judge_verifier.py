@@ -78,7 +78,7 @@ def test_a_verdict_that_could_not_be_had_is_missing_and_too_many_stop_the_run():
         assert report.metrics()["rewards/missing"] == 0.25 and report.metrics()["judge/failed"] == 1
         options.max_missing = 0.2
         with pytest.raises(
-            TrainingError, match="1 of 4 rewards are missing.*judge: the judge answered with status 500"
+            TrainingError, match=r"1 of 4 rewards are missing.*judge: the judge answered with status 500"
         ):
             Scorer(options, {}).score([mine]).check()
 

@@ -12,12 +12,12 @@ import pytest
 from judge_server import JudgeServer, Reply, between, mark
 from judged_groups import count_letters, group, reward, row
 
+from shoal.config.rubric import RubricConfig
 from shoal.errors import ConfigError
 from shoal.rewards.rubrics.adaptive import shown_responses
 from shoal.rewards.rubrics.measures import Judged, direction_agreement, normalized
 from shoal.rewards.rubrics.rubric import Criterion, general_criteria, read_criteria
 from shoal.rewards.scorer import Scorer
-from shoal.config.rubric import RubricConfig
 
 
 def truth(*rows: dict[str, Any], query: str = "Spell it.") -> str:
@@ -348,8 +348,10 @@ def test_direction_agreement_is_the_signed_correlation_with_the_raw_score():
     rows = [(1.0, 0.0), (0.5, 0.5), (0.0, 1.0)]
     judged = Judged((merit, flaw, same), [{merit.key: m, flaw.key: f, same.key: 1.0} for m, f in rows])
     assert direction_agreement([judged]) == {
-        "rubric/m/direction": pytest.approx(1), "rubric/f/direction": pytest.approx(1), "rubric/direction": pytest.approx(1),
-    }  # fmt: skip
+        "rubric/m/direction": pytest.approx(1),
+        "rubric/f/direction": pytest.approx(1),
+        "rubric/direction": pytest.approx(1),
+    }
 
 
 def test_direction_agreement_is_logged_where_asked():

@@ -22,11 +22,12 @@ SHOAL = Path(sys.executable).with_name("shoal")
 
 
 def digits(text: str) -> str:
-    """Writes a criterion for one digit, by the question; grades how often an answer has a criterion's digit."""
+    """Writes a criterion for one digit, by the question, and a useless one; grades how often an answer has a digit."""
     if "<response_1>" in text:
         digit = len(between(text, "question")) % 10
         merit = {"title": f"digit {digit}", "description": f"has {digit}"}
-        return json.dumps({"positive_rubrics": [merit], "negative_rubrics": []})
+        flaw = {"title": "tilde", "description": "has ~"}  # no answer has it, so it tells nothing
+        return json.dumps({"positive_rubrics": [merit], "negative_rubrics": [flaw]})
     digit = between(text, "criterion").partition("has ")[2]
     return json.dumps({"score": min(2, between(text, "answer_to_check").count(digit))})
 

@@ -6,7 +6,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from shoal.errors import ConfigError
+from shoal.errors import ConfigError, TrainingError
 
 FILE = "judge_cache.sqlite"
 SECONDS_FOR_LOCK = 30.0
@@ -16,7 +16,7 @@ class ReplyCache:
     """Reply by key. Several runs may share a folder; `folder` None keeps replies in memory.
 
     Raises:
-        ConfigError: the file cannot be used.
+        ConfigError: the file cannot be used. Later, TrainingError: it can no longer be (a full disk, a lock held long).
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -37,13 +37,19 @@ class ReplyCache:
 
     def get(self, key: str) -> str | None:
         """The reply, or None where it is not known."""
-        with closing(self.connection.execute("SELECT reply FROM replies WHERE key = ?", (key,))) as rows:
-            row = rows.fetchone()
-        return None if row is None else str(row[0])
+        found = self._execute("SELECT reply FROM replies WHERE key = ?", key)
+        return None if not found else str(found[0][0])
 
     def put(self, key: str, reply: str) -> None:
         """Keeps a reply; it outlives the process from now on."""
-        self.connection.execute("INSERT OR REPLACE INTO replies VALUES (?, ?)", (key, reply))
+        self._execute("INSERT OR REPLACE INTO replies VALUES (?, ?)", key, reply)
+
+    def _execute(self, command: str, *values: str) -> list[tuple[str]]:
+        try:
+            with closing(self.connection.execute(command, values)) as rows:
+                return rows.fetchall()
+        except sqlite3.Error as error:
+            raise TrainingError(f"reward.judge.cache: {self.place} cannot be used any more ({error})") from error
 
     def close(self) -> None:
         """Closes the file."""

@@ -94,6 +94,8 @@ class JudgeClient:
                 "the judge at OpenAI needs a key: set the environment variable OPENAI_API_KEY, or "
                 "reward.judge.base_url to the address of another server"
             )
+        if options.made_up:
+            logger.warning("reward.judge.made_up=true: no judge is asked, its verdicts are made up")
         self.headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.cache = ReplyCache(Path(options.cache) if options.cache else folder)
         self.spent = Spending()

@@ -23,7 +23,7 @@ from shoal.rewards.rubrics.rubric import Criterion, general_criteria, read_groun
 from shoal.rewards.strings import tagged_answer
 from shoal.rewards.verdict import Verdict
 
-CITATION = re.compile(r"</?cite\b[^>]*>|\[\d+(?:,\s*\d+)*\]")
+CITATION = re.compile(r"</?cite\b[^<>]*>|\[\d+(?:,\s*\d+)*\]")
 NO_CRITERIA = (
     "the prompt has no criteria: give its ground truth `rubrics`, or set reward.rubric.general=default, or "
     "reward.rubric.adaptive=true with reward.rubric.apply_to=current"
@@ -62,7 +62,9 @@ class RubricVerifier(JudgedVerifier):
         self.options = reward.rubric
         self.general = general_criteria(self.options.general)
         criterion = {"question": "", "answer": "", "closed_book": True}
-        sample: dict[str, Any] = {"title": "", "description": ""} if self.options.mode == "criteria" else {"criteria": []}
+        sample: dict[str, Any] = (
+            {"title": "", "description": ""} if self.options.mode == "criteria" else {"criteria": []}
+        )
         self.template = load_template(
             "criterion" if self.options.mode == "criteria" else "likert",
             self.options.template_file,
