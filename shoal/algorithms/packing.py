@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from shoal.algorithms.micro_batch import MicroBatch
 from shoal.types import TrainSequence
 
-DEFAULT_ROW = 128
+DEFAULT_ROW = 128  # masked attention costs a CPU as much as all else at about this length
 
 
 @dataclass

@@ -47,7 +47,7 @@ class WeightSyncConfig:
     kind: str = option("in_place", "in_place: engine and learner share one module", choices=("in_place",))
     self_check_every: int = option(
         10,
-        "Syncs between checks of the engine's log-probs against the learner's. The first is always checked. 0: only it",
+        "Syncs between checks of the engine's log-probs against the learner's. The first always is. 0: no other",
         least=0,
     )
     self_check_tolerance: float = option(

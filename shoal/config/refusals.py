@@ -220,6 +220,10 @@ OPTIMIZER = (
         "optimizer.warmup_steps",
     ),
     Refusal(
+        lambda c: c.optimizer.scheduler == "constant" and bool(c.optimizer.scheduler_kwargs),
+        "optimizer.scheduler=constant takes no optimizer.scheduler_kwargs: leave them out, or choose another schedule",
+    ),
+    Refusal(
         lambda c: c.model.lora.dropout >= 1,
         "model.lora.dropout={c.model.lora.dropout} is a probability below 1",
     ),

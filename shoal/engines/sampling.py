@@ -74,7 +74,8 @@ def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
         # 24 bits, so that rounding to float32 cannot give 1.
         uniform = (uniform * 2**24).floor() / 2**24
     target = uniform.to(wide)[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+    # Not a number anywhere: past the end, so the last id, whose log-prob then tells.
+    return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp_(max=probabilities.shape[-1] - 1)
 
 
 def truncate(probabilities: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:

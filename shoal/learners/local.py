@@ -147,7 +147,6 @@ class LocalLearner(Learner):
         for number in dict.fromkeys(sequence.completion for sequence in part.sequences):
             chosen = [place for place, sequence in enumerate(part.sequences) if sequence.completion == number]
             alone = Minibatch(
-                [part.indices[place] for place in chosen],
                 [part.sequences[place] for place in chosen],
                 [part.weights[place] for place in chosen],
             )

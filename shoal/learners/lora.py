@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from logging import getLogger
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -11,6 +13,36 @@ from shoal.config.model import LoraConfig
 from shoal.errors import ConfigError
 
 logger = getLogger(__name__)
+
+
+MISSING = "an adapter (model.train=lora) needs PEFT: pip install 'shoal-rl[lora]'"
+
+
+def adapter_base(name: str) -> str | None:
+    """The model that the adapter in a local folder belongs to; None where `name` is no such folder."""
+    file = Path(name) / "adapter_config.json"
+    return str(json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]) if file.is_file() else None
+
+
+def load_adapter(model: Any, folder: str, *, train: bool) -> Any:
+    """PEFT's wrapper with the adapter of a folder, to train it on; or the model with the adapter merged into it.
+
+    Raises:
+        ConfigError: PEFT is missing, or the adapter does not fit the model.
+    """
+    try:
+        from peft import PeftModel  # noqa: PLC0415 - an optional package
+    except ImportError as error:
+        raise ConfigError(MISSING) from error
+    try:
+        wrapped = PeftModel.from_pretrained(model, folder, is_trainable=train)
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(f"the adapter in {folder} does not fit: {' '.join(str(error).split())[:200]}") from error
+    if not train:
+        return wrapped.merge_and_unload().requires_grad_(True)  # PEFT had frozen the base
+    if model.is_gradient_checkpointing:
+        model.enable_input_require_grads()
+    return wrapped
 
 
 def add_lora(model: Any, cfg: LoraConfig) -> Any:
@@ -23,7 +55,7 @@ def add_lora(model: Any, cfg: LoraConfig) -> Any:
         from peft import LoraConfig as PeftLoraConfig  # noqa: PLC0415 - an optional package
         from peft import get_peft_model  # noqa: PLC0415
     except ImportError as error:
-        raise ConfigError("model.train=lora needs PEFT: pip install 'shoal-rl[lora]'") from error
+        raise ConfigError(MISSING) from error
     targets = cfg.target_modules or linear_names(model)
     peft_config = PeftLoraConfig(
         r=cfg.r,

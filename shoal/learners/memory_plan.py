@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from shoal.algorithms.logprobs import WORKING_COPY
 from shoal.config import ShoalConfig
 from shoal.errors import ConfigError
+from shoal.learners.lora import adapter_base
 from shoal.runtime import Runtime
 
 # Vectors of the hidden size that one layer keeps per token for its backward pass: two norms' inputs and outputs,
@@ -53,8 +54,10 @@ def read_model_config(cfg: ShoalConfig) -> Any:
         ConfigError: it cannot be read.
     """
     try:
+        base = adapter_base(cfg.model.name)
+        revision = None if base else cfg.model.revision
         return AutoConfig.from_pretrained(
-            cfg.model.name, revision=cfg.model.revision, trust_remote_code=cfg.model.trust_remote_code
+            base or cfg.model.name, revision=revision, trust_remote_code=cfg.model.trust_remote_code
         )
     except (OSError, ValueError) as error:
         raise ConfigError(f"model.name={cfg.model.name}: {' '.join(str(error).split())[:200]}") from error

@@ -44,17 +44,13 @@ class MixedLinear(nn.Linear):
     def shadow(self) -> Tensor:
         """The weight in the compute dtype, cast again after each write.
 
-        A write is seen by the tensor's version counter; one through `.data` is not, and needs `forget`.
+        A write is seen by the tensor's version counter; one through `.data` would not be, so nothing here does that.
         """
         key = (self.weight.data_ptr(), self.weight._version)
         if self._copy is None or self._copy[0] != key:
             with torch.inference_mode(False), torch.no_grad():
                 self._copy = (key, self.weight.detach().to(self.compute_dtype))
         return self._copy[1]
-
-    def forget(self) -> None:
-        """Drops the cast weight."""
-        self._copy = None
 
     def forward(self, x: Tensor) -> Tensor:
         return _MixedProduct.apply(x, self.weight, self.bias, self.shadow())

@@ -14,7 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from shoal.config.model import ModelConfig
 from shoal.errors import ConfigError
-from shoal.learners.lora import add_lora
+from shoal.learners.lora import adapter_base, add_lora, load_adapter
 from shoal.learners.mixed import use_mixed_linears
 from shoal.runtime import Runtime
 
@@ -46,12 +46,19 @@ class Policy:
 def load_policy(cfg: ModelConfig, runtime: Runtime) -> Policy:
     """Loads the model and tokenizer; adds an adapter where `train=lora`.
 
+    A local folder with an adapter is trained on under `train=lora`, and otherwise merged into its base.
+
     Raises:
         ConfigError: one line on what is missing or does not fit together.
     """
     tokenizer = load_tokenizer(cfg)
+    base = adapter_base(cfg.name)
     model = load_causal_lm(
-        cfg.name, cfg.revision, cfg.trust_remote_code, runtime, any_attention=cfg.attention == "auto"
+        base or cfg.name,
+        None if base else cfg.revision,
+        cfg.trust_remote_code,
+        runtime,
+        any_attention=cfg.attention == "auto",
     )
     embeddings = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > embeddings:
@@ -71,7 +78,12 @@ def load_policy(cfg: ModelConfig, runtime: Runtime) -> Policy:
             )
         model.gradient_checkpointing_enable({"use_reentrant": False})
     lora = cfg.train == "lora"
-    wrapped = add_lora(model, cfg.lora) if lora else model
+    if base:
+        wrapped = load_adapter(model, cfg.name, train=lora)
+    elif lora:
+        wrapped = add_lora(model, cfg.lora)
+    else:
+        wrapped = model
     use_mixed_linears(wrapped, runtime)
     return Policy(
         model=wrapped.eval(),
@@ -126,9 +138,9 @@ def load_causal_lm(
             config, "auto_map", {}
         ):
             raise ConfigError(f"{key}={name} is a {config.model_type} model, which is no causal language model")
-        for key, value in config.to_dict().items():
-            if key.endswith(("dropout", "pdrop")) and isinstance(value, float):
-                setattr(config, key, 0.0)
+        for entry, value in config.to_dict().items():
+            if entry.endswith(("dropout", "pdrop")) and isinstance(value, float):
+                setattr(config, entry, 0.0)
         load = partial(
             AutoModelForCausalLM.from_pretrained,
             name,
@@ -174,6 +186,8 @@ def _template(text: str) -> str:
 
 def _cannot_load(what: str, name: str, error: Exception, key: str) -> str:
     first = " ".join(str(error).split())
+    if "trust_remote_code" in first:
+        return f"the {what} of {name} comes with code of its own: read it, then set model.trust_remote_code=true"
     if Path(name).exists():
         return f"the {what} in {name} cannot be loaded: {first[:300]}"
     return f"there is no {what} {name!r} here or on the Hub ({first[:200]}); check {key}, the network and HF_HOME"

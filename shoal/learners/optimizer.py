@@ -38,10 +38,7 @@ class PolicyOptimizer:
             if master is not parameter:
                 parameter.register_post_accumulate_grad_hook(_adder(master))
         self.optimizer = make_adamw(self.masters, cfg, runtime)
-        warmup = cfg.warmup_steps or round(cfg.warmup_ratio * total_steps)
-        # Hugging Face's `constant` ignores the warm-up.
-        name = "constant_with_warmup" if cfg.scheduler == "constant" else cfg.scheduler
-        self.schedule = get_scheduler(name, self.optimizer, warmup, max(total_steps, 1))
+        self.schedule = make_schedule(self.optimizer, cfg, total_steps)
         self.scaler = torch.amp.GradScaler(runtime.device.type, init_scale=FIRST_SCALE, enabled=runtime.loss_scaling)
         self.steps = 0
         self.skipped = 0
@@ -163,6 +160,25 @@ def make_adamw(parameters: list[Tensor], cfg: OptimizerConfig, runtime: Runtime)
     except ImportError as error:
         raise ConfigError("optimizer.name=adamw_8bit needs bitsandbytes: pip install 'shoal-rl[optim8bit]'") from error
     return AdamW8bit(groups, lr=cfg.lr, betas=betas, eps=cfg.eps)
+
+
+def make_schedule(
+    optimizer: torch.optim.Optimizer, cfg: OptimizerConfig, total_steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """Hugging Face's schedule of that name, with warm-up.
+
+    Raises:
+        ConfigError: the schedule does not take an argument of `scheduler_kwargs`, or the learning rate.
+    """
+    warmup = cfg.warmup_steps or round(cfg.warmup_ratio * total_steps)
+    # Hugging Face's `constant` ignores the warm-up.
+    name = "constant_with_warmup" if cfg.scheduler == "constant" else cfg.scheduler
+    try:
+        return get_scheduler(name, optimizer, warmup, max(total_steps, 1), cfg.scheduler_kwargs)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"optimizer.scheduler={cfg.scheduler} refuses optimizer.scheduler_kwargs={cfg.scheduler_kwargs}: {error}"
+        ) from error
 
 
 def on_cpu(value: Any) -> Any:

@@ -20,6 +20,8 @@ from shoal.types import Segment, TrainSequence
 
 logger = getLogger(__name__)
 
+# Tokens of a packed row on a GPU, which prefers few long rows.
+DEVICE_ROW = 1024
 PACKING_TOLERANCE = {4: 1e-3, 2: 0.2, 8: 1e-6}
 
 
@@ -37,12 +39,17 @@ class Passes:
     def pack(self, sequences: Sequence[TrainSequence]) -> list[MicroBatch]:
         """Micro-batches of the sequences, by the configuration's bounds, on the CPU."""
         flash = self.forward.attention == "flash_attention_2"
+        length = self.cfg.pack_length
+        if flash:  # one flat row, whose sequences the kernel tells apart by their bounds
+            length = self.cfg.micro_batch_tokens
+        elif not length and self.runtime.device.type != "cpu":
+            length = DEVICE_ROW
         return pack(
             sequences,
             micro_batch_tokens=self.cfg.micro_batch_tokens,
             micro_batch_size=self.cfg.micro_batch_size,
             packing=self.packing,
-            pack_length=self.cfg.micro_batch_tokens if flash else self.cfg.pack_length,
+            pack_length=length,
             share_prefix=self.cfg.share_prefix and not flash,
         )
 

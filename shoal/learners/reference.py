@@ -15,6 +15,7 @@ from shoal.algorithms.kl import reward_kl
 from shoal.config import ShoalConfig
 from shoal.errors import ConfigError
 from shoal.learners.base import Learner
+from shoal.learners.lora import adapter_base
 from shoal.learners.mixed import use_mixed_linears
 from shoal.learners.model import Policy, load_causal_lm
 from shoal.learners.optimizer import on_cpu
@@ -28,15 +29,17 @@ logger = getLogger(__name__)
 class ReferencePolicy:
     """The policy as it was when this was made, or another model.
 
-    Under LoRA and without a name it is the policy's own base with the adapter switched off, which takes no memory;
-    all others are a second model. Make it before the learner loads a checkpoint.
+    Under a new LoRA adapter and without a name it is the policy's own base with the adapter switched off, which takes
+    no memory; all others are a second model. Make it before the learner loads a checkpoint.
     """
 
     def __init__(self, policy: Policy, cfg: ShoalConfig, runtime: Runtime) -> None:
         """Raises ConfigError where the model cannot be loaded or cannot follow the policy (`polyak_every`)."""
         self.policy = policy
         self.cfg = cfg.reference
-        self.borrowed = policy.lora and not cfg.reference.name and not cfg.reference.polyak_every
+        # An adapter that was there before the run is part of the policy as it was at the start.
+        fresh = policy.lora and adapter_base(cfg.model.name) is None
+        self.borrowed = fresh and not cfg.reference.name and not cfg.reference.polyak_every
         if cfg.reference.name:
             model = load_causal_lm(
                 cfg.reference.name,
@@ -122,10 +125,10 @@ def penalise_with_kl(groups: Sequence[Group], learner: Learner, kl_coef: float) 
         for completion in group.completions:
             completion.penalties["kl"] = 0.0
     for (completion, segment), row in zip(owners, found, strict=True):
-        completion.penalties["kl"] += kl_coef * reward_kl(row, reference_of(segment), segment.mask)
+        completion.penalties["kl"] += kl_coef * reward_kl(row, _reference_of(segment), segment.mask)
 
 
-def reference_of(segment: Segment) -> list[float]:
+def _reference_of(segment: Segment) -> list[float]:
     """The segment's reference log-probs. Raises ValueError where it was not scored."""
     if segment.ref_logprobs is None:
         raise ValueError("a segment has no reference log-probs: call ReferencePolicy.score first")

@@ -28,10 +28,9 @@ class NonFiniteError(TrainingError):
 
 @dataclass
 class Minibatch:
-    """What one optimizer step trains on. `indices` are those of `sequences` in the batch; sequences whose passes are
-    skipped are not in here, but counted in `weights`, one array [sampled] per sequence."""
+    """What one optimizer step trains on: sequences and the weights of their tokens, [sampled] each. Sequences whose
+    passes are skipped are not in here, but count in the weights."""
 
-    indices: list[int]
     sequences: list[TrainSequence]
     weights: list[NDArray[np.float64]]
 
@@ -48,15 +47,11 @@ def minibatches(batch: Batch, count: int, aggregation: str, skip_zero_advantage:
         weights = token_weights([batch.sequences[index] for index in whole], aggregation, batch.max_new_tokens)
         alive = _with_signal(batch.sequences, whole) if skip_zero_advantage else wanted
         kept = [
-            (index, weight)
+            (batch.sequences[index], weight)
             for index, weight in zip(whole, weights, strict=True)
             if batch.sequences[index].completion in alive
         ]
-        parts.append(
-            Minibatch(
-                [index for index, _ in kept], [batch.sequences[index] for index, _ in kept], [one for _, one in kept]
-            )
-        )
+        parts.append(Minibatch([sequence for sequence, _ in kept], [weight for _, weight in kept]))
     return parts
 
 

@@ -13,7 +13,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict
 from logging import getLogger
 from selectors import EVENT_READ, DefaultSelector
 from types import TracebackType
@@ -27,14 +26,18 @@ logger = getLogger(__name__)
 
 START_SECONDS = 120.0  # importing a verifier's packages, on a busy machine
 CLOSE_SECONDS = 2.0
-LONGEST_REPLY = 65536
+LONGEST_READ = 65536
+# A worker is sent jobs ahead, so that it does not wait for us between them: never more than fit into its pipe, since
+# a worker that hangs reads nothing and our write may not wait for it.
+MOST_AHEAD, PIPE_BYTES = 32, 60000
 
 Job = tuple[str, Submission]
 """A verifier's import path (one of the pool's) and what it is to judge."""
 
 
 class _Worker:
-    """One process. `job` is the index of what it judges now; nothing may be sent before it said that it is ready."""
+    """One process. `jobs` are what it was sent and has not judged, the first what it judges now: index and bytes.
+    Nothing may be sent before it said that it is ready."""
 
     def __init__(self, paths: Sequence[str], timeout: float, memory_gib: float) -> None:
         command = [sys.executable, "-P", "-m", "shoal.rewards.worker", str(timeout), str(memory_gib), *paths]
@@ -48,26 +51,29 @@ class _Worker:
             start_new_session=True,
         )
         self.ready = False
-        self.job: int | None = None
+        self.jobs: deque[tuple[int, int]] = deque()
         self.started = time.monotonic()
 
-    def send(self, index: int, job: Job) -> None:
-        path, submission = job
-        line = json.dumps({"path": path, "submission": asdict(submission)}) + "\n"
-        self.job = index
-        self.started = time.monotonic()
+    def send(self, index: int, line: bytes) -> bool:
+        """Sends a job, unless its line does not fit into the pipe behind those that may be waiting there."""
+        if self.jobs and sum(size for _, size in self.jobs) + len(line) > PIPE_BYTES:
+            return False
+        if not self.jobs:
+            self.started = time.monotonic()
+        self.jobs.append((index, len(line)))
         assert self.process.stdin is not None
         try:
-            self.process.stdin.write(line.encode())
+            self.process.stdin.write(line)
             self.process.stdin.flush()
         except BrokenPipeError:
             logger.debug("worker %d is gone; its end of output will say so", self.process.pid)
+        return True
 
-    def receive(self) -> dict[str, object] | None:
-        """The reply that is waiting; None where the process has ended."""
+    def receive(self) -> list[dict[str, object]]:
+        """The replies that are waiting; none where the process has ended."""
         assert self.process.stdout is not None
-        line = os.read(self.process.stdout.fileno(), LONGEST_REPLY)
-        return json.loads(line) if line else None
+        read = os.read(self.process.stdout.fileno(), LONGEST_READ)
+        return [json.loads(line) for line in read.splitlines()]
 
     def kill(self) -> int:
         """Ends the process and all that it started; gives its exit status."""
@@ -109,14 +115,11 @@ class DeadlinePool:
         while len(verdicts) < len(jobs):
             while len(self.workers) < min(self.size, len(jobs) - len(verdicts)):
                 self.workers.append(_Worker(self.paths, self.timeout, self.memory_gib))
-            for worker in self.workers:
-                if worker.ready and worker.job is None and waiting:
-                    index = waiting.popleft()
-                    worker.send(index, jobs[index])
+            self._send(jobs, waiting)
             for worker in self._readable():
-                self._take(worker, verdicts)
+                self._take(worker, verdicts, waiting)
             for worker in [worker for worker in self.workers if self._left(worker) <= 0]:
-                self._give_up(worker, verdicts, f"no verdict within {self.timeout:g} s")
+                self._give_up(worker, verdicts, waiting, f"no verdict within {self.timeout:g} s")
         return [verdicts[index] for index in range(len(jobs))]
 
     def close(self) -> None:
@@ -133,9 +136,21 @@ class DeadlinePool:
     ) -> None:
         self.close()
 
+    def _send(self, jobs: Sequence[Job], waiting: deque[int]) -> None:
+        """Gives out jobs, one to each worker in turn. Few are given ahead towards the end: they might wait behind one
+        that hangs."""
+        for most in range(1, MOST_AHEAD + 1):
+            for worker in self.workers:
+                ahead = worker.ready and len(worker.jobs) < most
+                if ahead and len(waiting) > (most - 1) * 4 * len(self.workers):
+                    path, submission = jobs[waiting[0]]
+                    line = json.dumps({"path": path, "submission": vars(submission)}) + "\n"
+                    if worker.send(waiting[0], line.encode()):
+                        waiting.popleft()
+
     def _left(self, worker: _Worker) -> float:
         """Seconds that are left to a worker; without end for an idle one."""
-        if worker.ready and worker.job is None:
+        if worker.ready and not worker.jobs:
             return float("inf")
         return worker.started + (self.timeout if worker.ready else START_SECONDS) - time.monotonic()
 
@@ -147,18 +162,20 @@ class DeadlinePool:
                 selector.register(worker.process.stdout, EVENT_READ, worker)
             return [key.data for key, _ in selector.select(max(0.0, min(map(self._left, self.workers))))]
 
-    def _take(self, worker: _Worker, verdicts: dict[int, Verdict]) -> None:
-        reply = worker.receive()
-        if reply is None:
-            self._give_up(worker, verdicts, "the process died")
-        elif reply == READY:
-            worker.ready = True
-        elif worker.job is not None:
-            verdicts[worker.job] = Verdict(**reply)  # type: ignore[arg-type]
-            worker.job = None
+    def _take(self, worker: _Worker, verdicts: dict[int, Verdict], waiting: deque[int]) -> None:
+        replies = worker.receive()
+        if not replies:
+            self._give_up(worker, verdicts, waiting, "the process died")
+        for reply in replies:
+            if reply == READY:
+                worker.ready = True
+            else:
+                index, _ = worker.jobs.popleft()
+                verdicts[index] = Verdict(**reply)  # type: ignore[arg-type]
+                worker.started = time.monotonic()
 
-    def _give_up(self, worker: _Worker, verdicts: dict[int, Verdict], reason: str) -> None:
-        """Kills a worker and takes it out of the pool; what it was judging is missing."""
+    def _give_up(self, worker: _Worker, verdicts: dict[int, Verdict], waiting: deque[int], reason: str) -> None:
+        """Kills a worker and takes it out of the pool; what it was judging is missing, what it had not begun waits."""
         self.workers.remove(worker)
         seconds = time.monotonic() - worker.started
         status = worker.kill()
@@ -167,6 +184,8 @@ class DeadlinePool:
                 f"a reward worker did not start ({reason}, exit status {status} after {seconds:.0f} s); it imports "
                 f"{', '.join(self.paths)} within {START_SECONDS:.0f} s, and its own output stands above"
             )
-        if worker.job is not None:
+        if worker.jobs:
             logger.debug("a reward worker was replaced: %s, exit status %d", reason, status)
-            verdicts[worker.job] = Verdict(None, seconds, reason)
+            index, _ = worker.jobs.popleft()
+            verdicts[index] = Verdict(None, seconds, reason)
+            waiting.extendleft(index for index, _ in reversed(worker.jobs))

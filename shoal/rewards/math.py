@@ -8,6 +8,7 @@ from typing import Any
 
 from shoal.rewards.answers import last_answer, last_boxed, minerva_answer
 from shoal.rewards.base import Submission, verifier
+from shoal.rewards.quick_equality import quickly_equal
 
 LONGEST_ANSWER = 2000  # characters; anything longer is no answer, and is not given to sympy
 LARGEST_EXPONENT = 400  # of ten, in scientific notation
@@ -19,6 +20,7 @@ THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?")
 ASSIGNMENT = re.compile(r"(?:[A-Za-z]|\\[a-z]+)(?:_\{?\w+\}?)?(?:\([a-z](?:,[a-z])*\))?(?:=|\\in(?![a-z]))([^=]+)")
 JOINED = re.compile(r"\s*,?\s*\b(?:and|or)\b\s*", re.IGNORECASE)
 CHOICE = re.compile(r"\(?([A-Za-z])\)?[.:]?")
+PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}\s+[A-Za-z]{2,}")  # two words in a row: no expression
 WORDS = re.compile(r"[A-Za-z][A-Za-z'\- ]*")
 NUMBER = re.compile(
     r"""
@@ -85,9 +87,15 @@ def same_answer(truth: str, answer: str) -> bool:
         return bool((chosen := CHOICE.match(answer)) and _is_choice(answer) and chosen[1] == letter[1])
     if WORDS.fullmatch(truth) and len(truth) > 1:
         return _folded(truth) == _folded(answer)
+    answer = _value_part(answer) if wanted is not None else answer
+    if PROSE.search(answer):
+        return False
+    quick = quickly_equal(truth, answer)
+    if quick is not None:
+        return quick
     from shoal.rewards.symbolic import same_expression  # noqa: PLC0415 - math-verify is an optional package
 
-    return same_expression(truth, _value_part(answer) if wanted is not None else answer)
+    return same_expression(truth, answer)
 
 
 def clean(text: str) -> str:

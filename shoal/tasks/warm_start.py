@@ -17,6 +17,7 @@ from random import Random
 import torch
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, get_cosine_schedule_with_warmup
+from transformers.utils.logging import disable_progress_bar
 
 from shoal.tasks.story import make_demonstration, story_tokenizer
 
@@ -83,6 +84,7 @@ def warm_started_model(recipe: Recipe | None = None, progress: Progress | None =
     try:
         tokenizer = story_tokenizer()
         model = _teach(recipe, tokenizer, progress or _log_progress)
+        disable_progress_bar()  # one file of 2 MB
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         partial.chmod(0o755)  # mkdtemp makes folders that only their owner reads

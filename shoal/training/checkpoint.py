@@ -6,6 +6,7 @@ import random
 import shutil
 from logging import getLogger
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -100,9 +101,10 @@ class CheckpointStore:
         file = self.folder / f"step_{chosen}" / STATE
         try:
             return chosen, torch.load(file, map_location="cpu", weights_only=True)
-        except (RuntimeError, OSError, EOFError) as error:
+        except (RuntimeError, OSError, EOFError, UnpicklingError) as error:
             raise TrainingError(
-                f"{file} cannot be read ({error}); remove its folder to resume from an older checkpoint"
+                f"{file} cannot be read ({' '.join(str(error).split())[:200]}); remove its folder to resume from an "
+                "older checkpoint"
             ) from error
 
 

@@ -20,6 +20,7 @@ def train_loop(run: Run) -> None:
         run.evaluate()
     for step in remaining_steps(run):
         groups = run.source.next_groups(step)
+        run.refuse_broken(step, groups)
         if run.reference is not None:
             with monitor.phase("reference"):
                 run.score_reference(groups)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from logging import getLogger
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,26 @@ class Run:
         if self.cfg.algorithm.kl_in == "reward":
             penalise_with_kl(groups, self.parts.learner, self.cfg.algorithm.kl_coef)
 
+    def refuse_broken(self, step: int, groups: Sequence[Group]) -> None:
+        """Stops a run whose weights give no numbers any more, before rewards of noise are trained on.
+
+        Raises:
+            TrainingError: a log-prob of the sampler is not finite.
+        """
+        completions = [completion for group in groups for completion in group.completions]
+        broken = [
+            position
+            for position, completion in enumerate(completions)
+            if not all(isfinite(sum(segment.logprobs)) for segment in completion.segments)
+        ]
+        if broken:
+            path = self.write_failed(step, groups, broken)
+            raise TrainingError(
+                f"step {step}: the sampler's log-probs of {len(broken)} of {len(completions)} completions are not "
+                f"finite (written to {path}); the weights have diverged: lower optimizer.lr, and resume from a "
+                "checkpoint before this step"
+            )
+
     def train(self, step: int, groups: list[Group], batch: Batch, report: BatchReport) -> dict[str, float]:
         """One batch through the learner; where it is not finite, its completions are written out.
 
@@ -119,6 +140,7 @@ class Run:
         """Evaluates the weights of now; keeps the model where it is the best so far."""
         with self.monitor.phase("evaluate"):
             metrics, self.samples = self.evaluator.run()
+        self.refuse_broken(self.step, self.samples)
         self.parts.engine.statistics()  # what the evaluation sampled is not the next step's
         self.monitor.evaluation(self.step, metrics)
         self.evaluated_step = self.step
@@ -173,18 +195,27 @@ class Run:
         set_rng_state(state["rng"])
         self.monitor.message(f"going on after step {self.step} of {self.total_steps}")
 
-    def write_failed(self, step: int, groups: list[Group], positions: Sequence[int]) -> Path:
+    def write_failed(self, step: int, groups: Sequence[Group], positions: Sequence[int]) -> Path:
         """Writes the completions at these positions (over all groups, in order) as failed_step_N.jsonl."""
         flat = [(group, completion) for group in groups for completion in group.completions]
-        rows = [
+        made = [
             {"group": group.id, "prompt": group.prompt and group.prompt.messages, **completion.to_dict()}
             for group, completion in (flat[position] for position in positions)
         ]
         path = self.folder / f"failed_step_{step}.jsonl"
-        write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
+        write_atomically(path, "".join(json.dumps(without_nan(row)) + "\n" for row in made))
         return path
 
     def close(self, status: str) -> None:
         """Ends every part, the last built first. `status` is `finished`, `stopped` or `failed`."""
         self.monitor.close(status)
         self.parts.close()
+
+
+def without_nan(value: Any) -> Any:
+    """Nested dicts and lists with null in place of NaN and infinities, which JSON lacks."""
+    if isinstance(value, dict):
+        return {key: without_nan(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(one) for one in value]
+    return None if isinstance(value, float) and not isfinite(value) else value

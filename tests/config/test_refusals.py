@@ -65,6 +65,7 @@ EXAMPLES: list[tuple[Values, Values]] = [
     ({"optimizer.betas": [0.9, 1.0]}, {"optimizer.betas": [0.9, 0.999]}),
     ({"optimizer.warmup_steps": 5, "optimizer.warmup_ratio": 0.1}, {"optimizer.warmup_steps": 0}),
     ({"optimizer.warmup_steps": 0, "optimizer.warmup_ratio": 5.0}, {"optimizer.warmup_ratio": 0.05}),
+    ({"optimizer.scheduler_kwargs": {"power": 2}}, {"optimizer.scheduler": "polynomial"}),
     ({"model.lora.dropout": 1.0}, {"model.lora.dropout": 0.1}),
     ({"runtime.device": "gpu"}, {"runtime.device": "cuda"}),
     ({"runtime.target": "linux_gpu", "runtime.device": "cpu"}, {"runtime.target": "auto"}),

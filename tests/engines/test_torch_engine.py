@@ -311,3 +311,18 @@ def test_a_fast_path_that_disagrees_with_the_module_is_not_taken(
         engine = engine_for(model, tokenizer)
     assert isinstance(engine.decoder, ModuleDecoder)
     assert "its logits differ" in caplog.text
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["qwen3", "gemma3"])
+def test_log_probs_on_a_gpu_are_those_of_a_plain_forward_pass(name: str, dtype: torch.dtype, tokenizer: Any) -> None:
+    model = build(name)
+    requests = make_requests(5, 4, SamplingParams(24))
+    outputs = engine_for(model.to("cuda", dtype), tokenizer).generate(requests)
+    model.to("cpu", torch.float32)
+    for request, output in zip(requests, outputs, strict=True):
+        plain = plain_logprobs(model, request.prompt_ids, output.token_ids)
+        difference = sum(abs(a - b) for a, b in zip(output.logprobs, plain, strict=True)) / len(plain)
+        assert difference < (1e-3 if dtype is torch.float32 else 0.2)

@@ -129,3 +129,11 @@ def test_a_worker_that_does_not_start_is_an_error_that_names_what_it_imports() -
         with pytest.raises(TrainingError, match="no_such_module:f"):
             pool.judge([job("", "no_such_module:f")])
         assert pool.workers == []
+
+
+def test_jobs_sent_ahead_of_a_hang_are_judged_by_another_worker_whatever_their_size() -> None:
+    # Far more bytes than a pipe holds wait behind a worker that reads nothing: no write may wait for it.
+    texts = ["fine"] * 40 + ["hang"] + ["fine" + " " * 50_000] * 40
+    with DeadlinePool([MISBEHAVING], workers=2, timeout=1, memory_gib=0) as pool:
+        verdicts = pool.judge([job(text) for text in texts])
+    assert [verdict.score is None for verdict in verdicts] == [text == "hang" for text in texts]

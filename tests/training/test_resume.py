@@ -258,3 +258,16 @@ def test_the_best_model_is_that_of_the_best_evaluation_also_over_a_resume(config
     assert best[0] == best[1]
     summaries = [json.loads((tmp_path / run / "summary.json").read_text()) for run in ("whole", "two")]
     assert summaries[0]["best_step"] == summaries[1]["best_step"] > 0
+
+
+def test_the_loss_scale_survives_a_kill(configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("shoal.learners.optimizer.FIRST_SCALE", 2.0**21)  # overflows in the first steps, and is halved
+    overrides = ("run.steps=6", "runtime.mixed_precision=fp16", "checkpoint.every=4", "optimizer.warmup_steps=0")
+    train(configure(*overrides), tmp_path / "whole")
+    skipped = [row["train/skipped_steps"] for row in trained_rows(tmp_path / "whole")]
+    assert skipped == [1, 1, 0, 0, 0, 0]
+    kill_before(monkeypatch, "train", 6)
+    with pytest.raises(Killed):
+        train(configure(*overrides), tmp_path / "killed")
+    resumed(configure, tmp_path / "killed", *overrides)
+    assert rows(tmp_path / "killed") == rows(tmp_path / "whole")

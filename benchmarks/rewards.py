@@ -1,0 +1,132 @@
+"""Verifying 4,096 completions against the time in which the CPU engine generates them.
+
+The engine samples them from the default task's architecture (0.41M parameters, the least that generation can cost),
+with no end-of-sequence id, so that each has all its tokens. What is verified are made-up solutions of as many words, in
+groups of 8 that share a problem: half of the answers right. For `math` three problems in four have a fraction for an
+answer, one in eight a polynomial, one in sixteen a root, and one in sixteen what only math-verify and sympy can judge.
+Scored by `Scorer`, as in training, with one worker process that has started. Each figure is the median of `--runs`.
+
+    python benchmarks/rewards.py
+"""
+
+from __future__ import annotations
+
+import argparse
+from random import Random
+from statistics import median
+from time import perf_counter
+from types import SimpleNamespace
+
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from shoal.config.data import RewardConfig
+from shoal.config.runtime import RuntimeConfig
+from shoal.engines.base import Request, SamplingParams
+from shoal.engines.torch_engine import TorchEngine
+from shoal.rewards.scorer import Scorer
+from shoal.runtime import prepare_process
+from shoal.types import Completion, Group, Prompt, Segment, StopReason
+
+COMPLETIONS, GROUP, VOCABULARY = 4096, 8, 104
+TEXT = "so we add the two parts and find that each of them has as many apples as there are boxes on a shelf"
+
+
+def generate(tokens: int) -> float:
+    """Seconds in which the engine samples all completions."""
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=VOCABULARY,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        tie_word_embeddings=True,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    engine = TorchEngine(Qwen3ForCausalLM(config).eval(), SimpleNamespace(eos_token_id=None), max_batch=256)
+    prompt = tuple(range(20))
+    requests = [
+        Request(str(index), prompt, index, SamplingParams(tokens), str(index // GROUP)) for index in range(COMPLETIONS)
+    ]
+    start = perf_counter()
+    made = sum(len(output.token_ids) for output in engine.generate(requests))
+    assert made == COMPLETIONS * tokens
+    return perf_counter() - start
+
+
+def gsm8k_problem(random: Random) -> tuple[str, list[str], str]:
+    """Ground truth, right answers, and a wrong one."""
+    value = random.randint(2, 5000)
+    return str(value), [str(value), f"{value:,}", f"${value}.00"], str(value + 1)
+
+
+def math_problem(random: Random) -> tuple[str, list[str], str]:
+    """As `gsm8k_problem`."""
+    a, b, kind = random.randint(2, 99), random.randint(2, 99), random.randrange(16)
+    if kind < 12:
+        return f"\\frac{{{a}}}{{{b}}}", [f"\\frac{{{a}}}{{{b}}}", f"{a}/{b}", f"\\frac{{{2 * a}}}{{{2 * b}}}"], str(a)
+    if kind < 14:
+        truth = f"{a}x^2+{b}x"
+        return truth, [truth, f"{b}x+{a}x^2", f"x({a}x+{b})"], f"{a}x^2-{b}x"
+    if kind < 15:
+        truth = f"{a}\\sqrt{{{b}}}"
+        return truth, [truth, f"\\sqrt{{{a * a * b}}}", f"\\sqrt{{{b}}}\\cdot {a}"], f"\\sqrt{{{a * b}}}"
+    truth = f"[{a},{a + b})"
+    return truth, [truth, f"\\left[{a}, {a + b}\\right)", f"[{a}.0,{a + b})"], f"[{a},{a + b}]"
+
+
+def make_groups(verifier: str, words: int) -> list[Group]:
+    random = Random(0)
+    problem, place = {"gsm8k": (gsm8k_problem, "\n#### {}"), "math": (math_problem, " \\boxed{{{}}}")}[verifier]
+    groups = []
+    for index in range(COMPLETIONS // GROUP):
+        truth, right, wrong = problem(random)
+        completions = []
+        for number in range(GROUP):
+            answer = random.choice(right) if number % 2 else wrong
+            text = " ".join(random.choices(TEXT.split(), k=words)) + place.format(answer)
+            completions.append(Completion([Segment([], [], [], [])], StopReason.STOP, text))
+        groups.append(Group(str(index), completions, Prompt(str(index), [], truth)))
+    return groups
+
+
+def verify(verifier: str, words: int, workers: int) -> float:
+    """Seconds in which the scorer judges all completions."""
+    groups = make_groups(verifier, words)
+    with Scorer(RewardConfig(workers=workers), {verifier: 1.0}) as scorer:
+        scorer.score(groups[:1])  # the worker processes start once in a run
+        start = perf_counter()
+        report = scorer.score(groups)
+        elapsed = perf_counter() - start
+    right = report.verifiers[verifier].scores.count(1.0)
+    assert right == COMPLETIONS // 2 and not report.missing, (right, report.explanation())
+    return elapsed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Verification against generation")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[40, 128, 256], help="lengths to generate")
+    parser.add_argument("--workers", type=int, default=1)
+    arguments = parser.parse_args()
+    prepare_process(RuntimeConfig(threads=1))
+    for tokens in arguments.tokens:
+        seconds: dict[str, list[float]] = {"generate": [], "gsm8k": [], "math": []}
+        for _ in range(arguments.runs):
+            for verifier in ("gsm8k", "math"):
+                seconds[verifier].append(verify(verifier, tokens, arguments.workers))
+            seconds["generate"].append(generate(tokens))
+        generation = median(seconds["generate"])
+        print(f"{COMPLETIONS} completions of {tokens} tokens: {generation:.2f} s to generate")
+        for verifier in ("gsm8k", "math"):
+            elapsed = median(seconds[verifier])
+            each = 1e6 * elapsed / COMPLETIONS
+            print(f"  {verifier}: {elapsed:.2f} s, {each:.0f} us each, {elapsed / generation:.1%} of generation")
+
+
+if __name__ == "__main__":
+    main()

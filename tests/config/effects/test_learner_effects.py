@@ -1,0 +1,135 @@
+"""Keys of `learner`: how the same gradient is computed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import Lfm2Config, Lfm2ForCausalLM
+
+from effects.made import HIDDEN, VOCABULARY, counted_calls, made_batch
+from effects.registry import effect
+from shoal.errors import ConfigError
+from shoal.tasks.story import story_tokenizer
+
+
+@pytest.fixture
+def step(settings, make_learner):
+    """Metrics of one step under changed keys, with the number of forward passes with gradient."""
+
+    def take(changes: dict[str, object]) -> dict[str, float]:
+        cfg = settings({"learner.packing": "off", "learner.share_prefix": False, **changes})
+        learner = make_learner(cfg)
+        with counted_calls(learner.passes.forward.decoder) as calls:
+            metrics = learner.train(made_batch(cfg))
+        return {**metrics, "calls": float(len(calls))}
+
+    return take
+
+
+@effect("learner.kind")
+def test_another_kind_of_learner_is_refused(settings):
+    # There is one kind so far.
+    settings({"learner.kind": "local"})
+    with pytest.raises(ConfigError, match=r"learner\.kind=deepspeed: the nearest choice is 'local'"):
+        settings({"learner.kind": "deepspeed"})
+
+
+@effect("learner.micro_batch_tokens", "learner.micro_batch_size")
+def test_micro_batches_are_bounded_by_tokens_and_by_completions(step, settings):
+    # Three completions have an advantage, each at most 5 + 6 - 1 tokens.
+    whole = step({})
+    for changes in ({"learner.micro_batch_tokens": 10}, {"learner.micro_batch_size": 1}):
+        bounded = step(changes)
+        assert (whole["calls"], bounded["calls"]) == (1, 3)
+        assert bounded["train/grad_norm"] == pytest.approx(whole["train/grad_norm"], rel=1e-4)
+
+
+@effect("learner.packing")
+def test_packing_puts_completions_one_after_another_without_padding(step, settings):
+    # Contexts of 5 and 3, 5, 6 sampled tokens, the last of each not run: 7 + 9 + 10 tokens, in three rows of 10 or
+    # in one row.
+    padded, packed, automatic = (step({"learner.packing": value}) for value in ("off", "on", "auto"))
+    assert padded["train/forwarded_tokens"] == 30
+    assert padded["train/padding"] == pytest.approx(4 / 30)
+    assert packed["train/forwarded_tokens"] == automatic["train/forwarded_tokens"] == 26
+    assert packed["train/grad_norm"] == pytest.approx(padded["train/grad_norm"], rel=1e-4)
+
+
+@effect("learner.packing")
+def test_packing_of_a_model_that_cannot_is_refused_or_left_out(settings, make_learner, tmp_path):
+    # Convolutions run along the row, over whatever stands in it.
+    tokenizer = story_tokenizer()
+    config = Lfm2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=HIDDEN,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        layer_types=["conv", "full_attention"],
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    Lfm2ForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model = {"model.name": str(tmp_path)}
+    assert make_learner(settings({**model, "learner.packing": "auto"})).passes.packing is False
+    with pytest.raises(ConfigError, match=r"cannot be packed \(it has conv layers\); use auto or off"):
+        make_learner(settings({**model, "learner.packing": "on"}))
+
+
+@effect("learner.pack_length")
+def test_pack_length_is_the_length_of_a_row(settings, make_learner):
+    def widths(changes: dict[str, int]) -> set[int]:
+        cfg = settings({"learner.share_prefix": False, **changes})
+        return {one.tree.shape[1] for one in make_learner(cfg).passes.pack(made_batch(cfg).sequences)}
+
+    # Six completions of 5 + length - 1 tokens: 7 + 9 + 10 + 8 + 6 + 7 in one row, or rows of at most 20.
+    assert widths({}) == {47}
+    assert max(widths({"learner.pack_length": 20})) <= 20
+
+
+@effect("learner.share_prefix")
+def test_a_shared_prompt_runs_once(step, settings):
+    apart, shared = (step({"learner.packing": "on", "learner.share_prefix": value}) for value in (False, True))
+    # The prompt of 5 tokens twice less.
+    assert (apart["train/forwarded_tokens"], shared["train/forwarded_tokens"]) == (26, 16)
+    assert shared["train/grad_norm"] == pytest.approx(apart["train/grad_norm"], rel=1e-4)
+
+
+class LargestLogits(TorchDispatchMode):
+    """Keeps the largest number of tokens that a tensor with an entry for each word has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and VOCABULARY in result.shape and HIDDEN not in result.shape:
+            self.tokens = max(self.tokens, result.numel() // VOCABULARY)
+        return result
+
+
+@effect("learner.logprob_chunk")
+def test_no_more_logits_exist_at_a_time_than_a_chunk(settings, make_learner):
+    def most(chunk: int) -> int:
+        cfg = settings({"learner.logprob_chunk": chunk})
+        learner = make_learner(cfg)
+        with LargestLogits() as largest:
+            learner.train(made_batch(cfg))
+        return largest.tokens
+
+    # 14 tokens of the three completions with an advantage.
+    assert most(2048) == 14
+    assert most(4) == 4
+
+
+@effect("learner.skip_zero_advantage")
+def test_completions_of_zero_advantage_go_through_the_model_or_not(step, settings):
+    skipped, run = (step({"learner.skip_zero_advantage": value}) for value in (True, False))
+    # Three rows of 10 tokens, or all six.
+    assert (skipped["train/forwarded_tokens"], run["train/forwarded_tokens"]) == (30, 60)
+    assert run["train/grad_norm"] == pytest.approx(skipped["train/grad_norm"], rel=1e-4)

@@ -1,0 +1,150 @@
+"""The start-up check finds what would make a run learn nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import easy_rewards
+import psutil
+import pytest
+import torch
+from small_runs import Configure, rows
+
+from shoal import Submission, train
+from shoal.config import ShoalConfig
+from shoal.errors import TrainingError
+from shoal.monitor.rows import read_rows
+from shoal.runtime import Runtime
+from shoal.training.build import build_parts
+from shoal.training.parts import Parts
+from shoal.training.preflight import CheckResult, check_disk, check_logprobs, check_memory, check_rewards, run_checks
+from shoal.training.run import check, refuse_failed
+
+Build = Callable[..., Parts]
+CPU = Runtime(torch.device("cpu"), torch.float32, None, "sdpa", [])
+
+
+@pytest.fixture
+def build() -> Iterator[Build]:
+    built: list[Parts] = []
+
+    def make(cfg: ShoalConfig, **rewards: Callable[[Submission], float]) -> Parts:
+        built.append(build_parts(cfg, rewards))
+        built[-1].sync.publish(0).wait()
+        return built[-1]
+
+    yield make
+    for parts in built:
+        parts.close()
+
+
+def test_all_checks_pass_on_the_built_in_task(configure: Configure, build: Build, tmp_path: Path):
+    cfg = configure("run.preflight=true")
+    cfg.reward.verifiers = {}
+    results = run_checks(cfg, build(cfg), tmp_path)
+    assert [(result.name, result.ok) for result in results] == [
+        ("disk", True),
+        ("memory", True),
+        ("rewards", True),
+        ("log-probs", True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("function", "detail"),
+    [
+        (easy_rewards.always_zero, "a right answer scores 0.0, a wrong one 0.0"),
+        (easy_rewards.always_raises, "a right answer scores None, a wrong one None"),
+        (lambda submission: 1.0, "a right answer scores 1.0, a wrong one 1.0"),
+        (lambda submission: -float("<answer>" in submission.text), "a right answer scores -1.0, a wrong one 0.0"),
+    ],
+)
+def test_a_reward_that_cannot_tell_right_from_wrong_fails(
+    configure: Configure, build: Build, function: Any, detail: str
+):
+    parts = build(configure("reward.verifiers={own:1}"), own=function)
+    result = check_rewards(parts.task, parts.scorer)
+    assert result.ok is False and result.detail.startswith(detail)
+
+
+def test_a_task_without_a_known_right_answer_is_no_failure(configure: Configure, build: Build):
+    parts = build(configure())
+    parts.task.demonstrate = None
+    assert check_rewards(parts.task, parts.scorer).ok is None
+
+
+def test_a_sampler_that_computes_otherwise_than_the_learner_fails(
+    configure: Configure, build: Build, monkeypatch: pytest.MonkeyPatch
+):
+    cfg = configure()
+    parts = build(cfg)
+    assert check_logprobs(cfg, parts, 1e-4).ok is True
+    cfg.sampling.temperature = 0.7  # both apply it
+    assert check_logprobs(cfg, parts, 1e-4).ok is True
+    right = parts.learner.logprobs
+    monkeypatch.setattr(parts.learner, "logprobs", lambda segments, temperature: right(segments, 1.0))
+    result = check_logprobs(cfg, parts, 1e-4)
+    assert result.ok is False and "(allowed: 1.0e-04)" in result.detail
+
+
+@pytest.mark.parametrize("key", ["top_p", "top_k"])
+def test_where_the_sampler_cuts_its_distribution_the_check_says_so_and_does_not_judge(
+    configure: Configure, build: Build, key: str
+):
+    cfg = configure(f"sampling.{key}={0.5 if key == 'top_p' else 3}")
+    result = check_logprobs(cfg, build(cfg), 1e-4)
+    assert result.ok is None and "algorithm.correction" in result.detail
+
+
+def test_the_checks_own_tokens_are_not_the_first_steps(configure: Configure, build: Build, tmp_path: Path):
+    cfg = configure()
+    parts = build(cfg)
+    run_checks(cfg, parts, tmp_path)
+    assert parts.engine.statistics()["tokens"] == 0
+
+
+def test_a_plan_larger_than_the_memory_fails_and_names_the_largest_part():
+    free = psutil.virtual_memory().available
+    result = check_memory({"weights": 10, "activations": 2 * free}, CPU)
+    assert result.ok is False and "most: activations" in result.detail
+    assert check_memory({"weights": 10}, CPU).ok is True
+
+
+def test_room_is_needed_for_every_checkpoint_that_is_kept(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    cfg = configure("checkpoint.keep_last=3")
+    folder = tmp_path / "not" / "there" / "yet"
+    usage = type("Usage", (), {"free": 600})
+    monkeypatch.setattr("shoal.training.preflight.shutil.disk_usage", lambda path: usage)
+    assert check_disk(cfg, folder, 100).ok is True  # three kept, one being written, the best and the final model
+    assert check_disk(cfg, folder, 101).ok is False
+
+
+def test_failed_checks_are_one_line_and_skipped_ones_do_not_count():
+    passed, skipped = CheckResult("disk", True, "room"), CheckResult("rewards", None, "not tried")
+    refuse_failed([passed, skipped])
+    with pytest.raises(TrainingError) as caught:
+        refuse_failed([passed, CheckResult("memory", False, "too little"), CheckResult("rewards", False, "equal")])
+    assert str(caught.value) == (
+        "start-up check: memory: too little; rewards: equal (run.preflight=false starts all the same)"
+    )
+
+
+def test_a_run_with_a_broken_reward_does_not_start_and_check_says_why(configure: Configure, tmp_path: Path):
+    cfg = configure("run.preflight=true", "run.steps=1", "reward.verifiers={always_zero:1}")
+    with pytest.raises(TrainingError, match=r"start-up check: rewards: a right answer scores 0\.0"):
+        train(cfg, tmp_path)
+    assert read_rows(tmp_path) == []
+    assert [result.name for result in check(cfg) if result.ok is False] == ["rewards"]
+    cfg.run.preflight = False
+    assert train(cfg, tmp_path)["steps"] == 1
+
+
+def test_the_check_changes_nothing_in_the_run_that_follows(configure: Configure, tmp_path: Path):
+    lora = ("model.train=lora", "model.lora.dropout=0.2", "run.steps=2")
+    train(configure("run.preflight=true", *lora), tmp_path / "checked")
+    train(configure("run.preflight=false", *lora), tmp_path / "unchecked")
+    assert rows(tmp_path / "checked") == rows(tmp_path / "unchecked")
