@@ -46,7 +46,7 @@ def logprob_tolerance(cfg: WeightSyncConfig, runtime: Runtime) -> float:
 
 
 class SelfCheck:
-    """Compares engine and learner on the first call and every `every` calls after (0: the first only)."""
+    """Compares engine and learner on the first version and on those that `every` divides (0: the first only)."""
 
     def __init__(self, engine: Engine, learner: Learner, probe: list[Segment], every: int, tolerance: float) -> None:
         self.engine = engine
@@ -54,10 +54,11 @@ class SelfCheck:
         self.probe = probe
         self.every = every
         self.tolerance = tolerance
-        self.calls = 0
+        self.checked = False
 
-    def due(self) -> bool:
-        return self.calls == 0 or (self.every > 0 and self.calls % self.every == 0)
+    def due(self, version: int) -> bool:
+        """The first version of a process, and from then on those that `every` divides."""
+        return not self.checked or (self.every > 0 and version % self.every == 0)
 
     def run(self, version: int) -> float | None:
         """The largest difference of log-probs, in nats, or None where no check was due.
@@ -72,10 +73,9 @@ class SelfCheck:
             raise TrainingError(
                 f"weight sync: the engine holds version {self.engine.version} after version {version} was published"
             )
-        due = self.due()
-        self.calls += 1
-        if not due:
+        if not self.due(version):
             return None
+        self.checked = True
         differences = self.differences()
         largest, mean = max(differences), sum(differences) / len(differences)
         if not (largest <= self.tolerance and mean <= self.tolerance / 10):
