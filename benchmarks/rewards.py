@@ -17,8 +17,7 @@ from statistics import median
 from time import perf_counter
 from types import SimpleNamespace
 
-import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from story_shape import story_shaped_model
 
 from shoal.config.data import RewardConfig
 from shoal.config.runtime import RuntimeConfig
@@ -28,26 +27,14 @@ from shoal.rewards.scorer import Scorer
 from shoal.runtime import prepare_process
 from shoal.types import Completion, Group, Prompt, Segment, StopReason
 
-COMPLETIONS, GROUP, VOCABULARY = 4096, 8, 104
+COMPLETIONS, GROUP = 4096, 8
 TEXT = "so we add the two parts and find that each of them has as many apples as there are boxes on a shelf"
 
 
 def generate(tokens: int) -> float:
     """Seconds in which the engine samples all completions."""
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=VOCABULARY,
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        tie_word_embeddings=True,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    engine = TorchEngine(Qwen3ForCausalLM(config).eval(), SimpleNamespace(eos_token_id=None), max_batch=256)
+    model = story_shaped_model(eos_token_id=None, pad_token_id=0).eval()
+    engine = TorchEngine(model, SimpleNamespace(eos_token_id=None), max_batch=256)
     prompt = tuple(range(20))
     requests = [
         Request(str(index), prompt, index, SamplingParams(tokens), str(index // GROUP)) for index in range(COMPLETIONS)
@@ -75,8 +62,8 @@ def math_problem(random: Random) -> tuple[str, list[str], str]:
     if kind < 15:
         truth = f"{a}\\sqrt{{{b}}}"
         return truth, [truth, f"\\sqrt{{{a * a * b}}}", f"\\sqrt{{{b}}}\\cdot {a}"], f"\\sqrt{{{a * b}}}"
-    truth = f"[{a},{a + b})"
-    return truth, [truth, f"\\left[{a}, {a + b}\\right)", f"[{a}.0,{a + b})"], f"[{a},{a + b}]"
+    truth = f"{a}\\sin({b}x)"
+    return truth, [truth, f"\\sin({b}x)\\cdot {a}", f"\\frac{{{2 * a}\\sin({b}x)}}{{2}}"], f"{a}\\cos({b}x)"
 
 
 def make_groups(verifier: str, words: int) -> list[Group]:

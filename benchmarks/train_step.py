@@ -22,7 +22,7 @@ from time import perf_counter
 
 import numpy as np
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from story_shape import VOCABULARY, story_shaped_model
 
 from shoal.config import ShoalConfig
 from shoal.learners.local import LocalLearner
@@ -37,7 +37,6 @@ VARIANTS = {
     "shoal_float32": "Shoal, float32 products",
     "shoal": "Shoal as it comes",
 }
-VOCABULARY = 104
 LR, CLIP, MAX_NORM = 3e-4, 0.2, 1.0
 
 
@@ -56,27 +55,9 @@ def make_groups() -> list[tuple[list[int], list[tuple[list[int], float, float]]]
     return groups
 
 
-def make_model() -> Qwen3ForCausalLM:
-
-    torch.manual_seed(0)
-    return Qwen3ForCausalLM(
-        Qwen3Config(
-            vocab_size=VOCABULARY,
-            hidden_size=128,
-            intermediate_size=384,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=32,
-            max_position_embeddings=512,
-            tie_word_embeddings=True,
-        )
-    )
-
-
 def hugging_face_step() -> Callable[[], float]:
     """The step as a function that returns the gradient norm."""
-    model = make_model().train()
+    model = story_shaped_model().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.95), weight_decay=0.0)
     rows = [
         (prompt, completion, advantage) for prompt, members in make_groups() for completion, advantage, _ in members
@@ -112,7 +93,7 @@ def shoal_step(mixed_precision: str) -> Callable[[], float]:
     cfg.optimizer.lr, cfg.optimizer.max_grad_norm, cfg.runtime.mixed_precision = LR, MAX_NORM, mixed_precision
     runtime = resolve_runtime(cfg.runtime, cfg.model)
     prepare_process(cfg.runtime)
-    model = make_model()
+    model = story_shaped_model()
     model.set_attn_implementation(runtime.attention)
     use_mixed_linears(model, runtime)
     learner = LocalLearner(Policy(model.eval(), None, VOCABULARY, 512, lora=False), cfg, runtime, 1000)

@@ -13,6 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils.logging import disable_progress_bar
 
 from shoal.config.model import ModelConfig
+from shoal.engines.stopping import eos_ids
 from shoal.errors import ConfigError
 from shoal.learners.lora import adapter_base, add_lora, load_adapter
 from shoal.learners.mixed import use_mixed_linears
@@ -164,14 +165,6 @@ def load_causal_lm(
         raise ConfigError(_cannot_load("model", name, error, key)) from error
     model.to(runtime.device)  # type: ignore[arg-type]
     return model.eval()
-
-
-def eos_ids(model: Any, tokenizer: Any) -> list[int]:
-    """Ids that end a completion: the tokenizer's and those of the model's generation config, sorted."""
-    generation = getattr(model, "generation_config", None)
-    named = getattr(generation, "eos_token_id", None)
-    ids = {*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id}
-    return sorted(one for one in ids if one is not None)
 
 
 def _template(text: str) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
+from shoal.rewards.answers import last_boxed
 from shoal.rewards.base import Submission, verifier
 from shoal.rewards.strings import tagged_answer
 
-BOXED = "\\boxed{"
 ANSWER_MARK = "####"
 ANSWER_WORDS = re.compile(r"answer\s+is", re.IGNORECASE)
 LONGEST_NUMBER = 60  # characters; no answer is longer, and Python refuses to read very long ones
@@ -71,7 +71,7 @@ def answer_span(text: str) -> str | None:
     tagged = tagged_answer(text)
     if tagged is not None:
         return tagged
-    boxed = _last_boxed(text)
+    boxed = last_boxed(text)
     if boxed is not None:
         return boxed
     _, mark, after = text.rpartition(ANSWER_MARK)
@@ -131,20 +131,6 @@ def _is_sign(text: str, position: int) -> bool:
         return False
     operand = before.rstrip()[-1:]
     return not (operand.isdigit() or operand in (")", "%"))
-
-
-def _last_boxed(text: str) -> str | None:
-    """What stands in the last `\\boxed{...}` whose braces close."""
-    opened: list[tuple[int, bool]] = []  # where each open brace's content begins, and whether it is a \boxed
-    last: tuple[int, int] | None = None
-    for brace in re.finditer("[{}]", text):
-        if brace.group() == "{":
-            opened.append((brace.end(), text.endswith(BOXED, 0, brace.end())))
-        elif opened:
-            start, boxed = opened.pop()
-            if boxed and (last is None or start > last[0]):
-                last = (start, brace.start())
-    return text[last[0] : last[1]] if last else None
 
 
 def _without_latex(text: str) -> str:

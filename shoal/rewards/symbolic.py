@@ -15,6 +15,7 @@ DECIMAL = re.compile(r"(?<![\d.])(\d{0,15})\.(\d{1,15})(?![\d.])")
 AND_OR = re.compile(r"(?:\s+|\s*,\s*)(?:and|or)\s+", re.IGNORECASE)
 
 
+@lru_cache(maxsize=4096)  # a group's completions share their truth, and often their answer
 def same_expression(truth: str, answer: str) -> bool:
     """Whether two LaTeX expressions, sets, intervals, equations or matrices are equal."""
     wanted, got = _parsed(truth), _parsed(answer)
@@ -23,7 +24,7 @@ def same_expression(truth: str, answer: str) -> bool:
     return bool(verify(wanted, got, timeout_seconds=None))
 
 
-@lru_cache(maxsize=4096)  # a group's completions share their truth, and often their answer
+@lru_cache(maxsize=4096)
 def _parsed(text: str) -> list[object]:
     """What math-verify reads in `text`; empty where it is not an expression."""
     latex = AND_OR.sub(", ", text).replace("%", "\\%").replace("\\varnothing", "\\emptyset")

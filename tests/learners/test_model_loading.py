@@ -12,10 +12,11 @@ from tiny_models import ARCHITECTURES, SHAPE, make_config, make_tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config, T5Config
 
 from shoal.config import ShoalConfig
+from shoal.engines.stopping import eos_ids
 from shoal.errors import ConfigError
 from shoal.learners.lora import linear_names
 from shoal.learners.mixed import MixedLinear
-from shoal.learners.model import Policy, eos_ids, load_policy
+from shoal.learners.model import Policy, load_policy
 from shoal.runtime import resolve_runtime
 
 Folder = Callable[[str], Path]
