@@ -74,7 +74,9 @@ def test_a_value_out_of_its_range_says_the_range(refusal_of: Refusal, override: 
 
 
 def test_an_unknown_preset_names_the_nearest_and_all(refusal_of: Refusal):
-    assert refusal_of(name="gsm8") == "there is no preset 'gsm8'; the nearest is 'gsm8k' (there are: gsm8k, rubric, story)"
+    assert (
+        refusal_of(name="gsm8") == "there is no preset 'gsm8'; the nearest is 'gsm8k' (there are: gsm8k, rubric, story)"
+    )
 
 
 def test_an_unknown_choice_of_a_group_names_the_nearest_and_all(refusal_of: Refusal):

@@ -128,7 +128,11 @@ def test_a_rubric_reward_raises_the_rubrics_score_on_the_built_in_task(tmp_path:
     trained = [row for row in rows(tmp_path / "run") if "rubric/short/mean" in row]
     first, last = (fmean(row["rubric/short/mean"] for row in part) for part in (trained[:5], trained[-5:]))
     assert last > first + 0.2, (first, last)
-    assert summary["accuracy_after"] > summary["accuracy_before"]  # full marks of the rubric, on held-out prompts
+    before, after = (
+        row["eval/reward"] for row in rows(tmp_path / "run") if "eval/reward" in row and row["step"] in (0, 25)
+    )
+    assert after > before + 0.2, (before, after)  # on held-out prompts
+    assert summary["accuracy_after"] > summary["accuracy_before"]  # full marks of the rubric
 
 
 @pytest.mark.slow
