@@ -96,7 +96,15 @@ def _parser() -> ArgumentParser:
     _verb(verbs, "check", run_check, "Run the start-up check by itself: rewards, log-probs, memory, disk.")
     score = _verb(verbs, "score", run_score, "Score the rows of a JSONL file (completion, ground_truth).", "file")
     score.add_argument("--verifier", metavar="NAME", required=True, help="registered name, or package.module:function")
+    _data(verbs)
     return parser
+
+
+def _data(verbs: Any) -> None:
+    whats = verbs.add_parser("data", help="Look at the data.").add_subparsers(required=True, metavar="WHAT")
+    text = "Show rendered prompts, their lengths and what is left out, source by source; no model is loaded."
+    preview = _verb(whats, "preview", run_data_preview, text)
+    preview.add_argument("--rows", type=int, default=2, metavar="N", help="prompts shown of each source (default: 2)")
 
 
 def _verb(verbs: Any, name: str, run: Any, text: str, *arguments: str) -> ArgumentParser:
@@ -176,6 +184,19 @@ def run_check(options: Namespace) -> int:
         word = {True: "ok", False: "FAILED", None: "skipped"}[result.ok]
         print(f"{word:<8}{result.name}: {result.detail}")
     return RUN_FAILED if any(result.ok is False for result in results) else 0
+
+
+def run_data_preview(options: Namespace) -> int:
+    """`shoal data preview`: what the prompts look like to the model."""
+    config = _configured(options, options.overrides)
+    from shoal.learners.model import load_tokenizer  # noqa: PLC0415 imports torch, which --help must not wait for
+    from shoal.tasks.preview import preview_lines  # noqa: PLC0415 the same
+    from shoal.tasks.story import story_tokenizer  # noqa: PLC0415 the same
+
+    tokenizer = story_tokenizer() if config.model.name == "story" else load_tokenizer(config.model)
+    for line in preview_lines(config, tokenizer, options.rows):
+        print(line)
+    return 0
 
 
 def run_score(options: Namespace) -> int:

@@ -13,15 +13,33 @@ from shoal.config.rubric import RubricConfig
 class DataConfig:
     """Where prompts come from."""
 
-    task: str = option("story", "Built-in task, or the layout of a data set's rows", choices=("story", "gsm8k"))
-    path: str | None = option(None, "Hub name, or a local JSONL or Parquet file, or a folder made by save_to_disk")
+    task: str = option(
+        "story",
+        "Built-in task, or the layout of a data set's rows",
+        choices=("story", "gsm8k", "math", "ifeval", "rlvr", "code", "messages"),
+    )
+    path: str | None = option(
+        None, "Hub name, or a local JSONL or Parquet file, or a folder made by save_to_disk. None: the layout's own"
+    )
     subset: str | None = option(None, "Configuration of the Hub data set")
+    revision: str | None = option(None, "Branch, tag or commit of the Hub data set")
     split: str = option("train", "Split for training")
     eval_path: str | None = option(None, "The same as path, for evaluation. None: data.path")
     eval_split: str = option("test", "Split for evaluation")
+    mix: dict[str, Any] = option(
+        dict,
+        "Several sources by name. An entry has `amount` and `eval_amount` (1.0: all, 0.5: half, 2.0: everything twice, "
+        "an integer: that many rows, 0: none), `verifiers`, and those of task, path, subset, revision, split, "
+        "eval_path, eval_split, system_prompt and instructions that differ from the ones here",
+    )
+    verifiers: list[str] = option(list, "Verifiers of every row, in place of those that the rows name. Empty: theirs")
     max_prompt_tokens: int = option(512, "Longer prompts are left out, and counted", least=1)
-    system_prompt: str | None = option(None, "System message put before every question")
+    system_prompt: str | None = option(
+        None, "System message of every prompt: the text, or a file (.txt, or .yaml with system_prompt and instructions)"
+    )
+    instructions: str | None = option(None, "Text put after the last user message of every prompt")
     shuffle: bool = option(True, "Draw the training prompts in a random order, a new one each epoch")
+    cache: bool = option(True, "Keep tokenised data under $SHOAL_CACHE, by a hash of its content")
 
 
 @dataclass

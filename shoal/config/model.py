@@ -30,7 +30,9 @@ class ModelConfig:
     tokenizer: str | None = option(None, "Tokenizer's name or folder, where it is not the model's")
     tokenizer_revision: str | None = option(None, "Branch, tag or commit of the tokenizer")
     trust_remote_code: bool = option(False, "Run model code that comes with the weights")
-    chat_template: str | None = option(None, "File with a Jinja chat template, or the template. None: the tokenizer's")
+    chat_template: str | None = option(
+        None, "plain, dialogue, chatml or r1; or a file with a Jinja template, or the template. None: the tokenizer's"
+    )
     chat_template_kwargs: dict[str, Any] = option(
         dict, "Arguments of the chat template, such as enable_thinking: false"
     )

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from shoal.config.mix import data_sources
 from shoal.config.root import ShoalConfig
 
 
@@ -78,14 +79,14 @@ RUN = (
 
 DATA = (
     Refusal(
-        lambda c: c.data.task == "story" and c.data.path is not None,
-        "data.task=story makes its own problems and reads no data.path={c.data.path}: set data.task=gsm8k, or leave "
-        "the path out",
+        lambda c: any(source.task == "story" and source.path is not None for source in data_sources(c.data)),
+        "data.task=story makes its own problems and reads no data.path (given: {c.data.path}): set data.task, or the "
+        "source's own task, to the layout of the rows, such as gsm8k, or leave the path out",
     ),
     Refusal(
-        lambda c: c.data.task != "story" and c.model.name == "story",
-        "model.name=story only reads the words of data.task=story: for data.task={c.data.task} give a model, such as "
-        "model.name=Qwen/Qwen3-0.6B",
+        lambda c: c.model.name == "story" and any(source.task != "story" for source in data_sources(c.data)),
+        "model.name=story only reads the words of data.task=story: for other data (data.task={c.data.task}) give a "
+        "model, such as model.name=Qwen/Qwen3-0.6B",
     ),
     Refusal(
         lambda c: c.reward.format.pattern is None and (c.reward.format.gate or c.reward.format.scale != 0),

@@ -7,6 +7,7 @@ from math import isfinite
 from typing import Any
 
 from shoal.config.keys import Key, all_keys, nearest, value_of
+from shoal.config.mix import data_sources
 from shoal.config.refusals import REFUSALS
 from shoal.config.root import ShoalConfig
 from shoal.errors import ConfigError
@@ -29,6 +30,8 @@ def validate(config: ShoalConfig) -> None:
         _check_value(key, key.name, value_of(config, key.name))
     for name, value in config.evaluation.sampling.items():
         _check_evaluation_sampling(name, value)
+    for source in data_sources(config.data):
+        _check_value(all_keys()["data.task"], f"data.mix.{source.name}.task", source.task)
     check_kinds({seam: value_of(config, f"{seam}.kind") for seam in SEAMS})
     for refusal in REFUSALS:
         if refusal.applies(config):

@@ -18,6 +18,7 @@ from shoal.errors import ConfigError
 from shoal.learners.lora import adapter_base, add_lora, load_adapter
 from shoal.learners.mixed import use_mixed_linears
 from shoal.runtime import Runtime
+from shoal.tasks.templates import TEMPLATES
 
 logger = getLogger(__name__)
 
@@ -168,12 +169,17 @@ def load_causal_lm(
 
 
 def _template(text: str) -> str:
-    """A template has braces; anything else is a file name."""
+    """A template has braces; anything else is the name of a built-in one, or of a file."""
     if "{" in text:
         return text
+    if text in TEMPLATES:
+        return TEMPLATES[text]
     path = Path(text)
     if not path.is_file():
-        raise ConfigError(f"model.chat_template={text} is neither a file nor a Jinja template (which has braces)")
+        raise ConfigError(
+            f"model.chat_template={text} is neither a file nor a Jinja template (which has braces) nor one of "
+            f"{', '.join(TEMPLATES)}"
+        )
     return path.read_text(encoding="utf-8")
 
 

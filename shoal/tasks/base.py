@@ -12,8 +12,8 @@ from shoal.types import Prompt
 class Task:
     """Tokenised prompts and the verifiers that judge them unless the configuration names others.
 
-    `dropped` counts rows that were left out, by reason. `demonstrate` gives a text that answers a prompt rightly,
-    for the start-up check.
+    `dropped` counts rows that were left out, by reason. `demonstrate` gives a text that answers the first
+    training prompt, or one of the same source, rightly, for the start-up check.
     """
 
     train: Sequence[Prompt]

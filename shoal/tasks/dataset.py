@@ -1,90 +1,237 @@
-"""From the configuration to a task: rows are read by their layout, rendered, tokenised and filtered."""
+"""From the configuration to a task: rows are read by their layout, rendered, tokenised, filtered and mixed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from logging import getLogger
 
 from transformers import PreTrainedTokenizerBase
 
 from shoal.config import ShoalConfig
-from shoal.errors import DataError
-from shoal.tasks import gsm8k, story
+from shoal.config.mix import DataSource, data_sources
+from shoal.errors import ConfigError, DataError
+from shoal.rewards.lookup import find_verifier
+from shoal.tasks import code, gsm8k, ifeval, math, messages, rlvr, story
 from shoal.tasks.base import Task
-from shoal.tasks.chat import render
+from shoal.tasks.cache import cache_key, cached
+from shoal.tasks.chat import read_framing, render
 from shoal.tasks.layout import Example, Layout
+from shoal.tasks.mixer import draw, interleave
+from shoal.tasks.rows import is_single_file, read_rows
 from shoal.types import Prompt
 
 logger = getLogger(__name__)
 
-LAYOUTS: dict[str, Layout] = {"story": story.LAYOUT, "gsm8k": gsm8k.LAYOUT}
+LAYOUTS: dict[str, Layout] = {
+    "story": story.LAYOUT,
+    "gsm8k": gsm8k.LAYOUT,
+    "math": math.LAYOUT,
+    "ifeval": ifeval.LAYOUT,
+    "rlvr": rlvr.LAYOUT,
+    "code": code.LAYOUT,
+    "messages": messages.LAYOUT,
+}
 """Data layouts by the name that data.task gives. A new one is a file with a `LAYOUT`, and a line here."""
 
 
-def build_task(cfg: ShoalConfig, tokenizer: PreTrainedTokenizerBase) -> Task:
+@dataclass
+class Side:
+    """One source's prompts for training or for evaluation: those that are used, and those that are too long."""
+
+    source: DataSource
+    evaluation: bool
+    used: list[Prompt]
+    too_long: list[Prompt]
+
+    @property
+    def name(self) -> str:
+        return "evaluation" if self.evaluation else "training"
+
+
+def build_task(cfg: ShoalConfig, tokenizer: PreTrainedTokenizerBase, own_verifiers: Collection[str] = ()) -> Task:
     """The prompts to train on and to evaluate on, tokenised for this model.
+
+    `own_verifiers` names functions that the caller brings. They, or reward.verifiers, judge the prompts that name no
+    verifier; without either, those of the prompt's layout do.
+
+    Raises:
+        DataError: the data cannot be read, nothing is left of it, or a row names a verifier that there is not.
+    """
+    return task_of(cfg, read_sides(cfg, tokenizer), own_verifiers)
+
+
+def task_of(cfg: ShoalConfig, sides: Sequence[Side], own_verifiers: Collection[str] = ()) -> Task:
+    """The task that the sides make together; see `build_task`. Prompts whose layouts are judged differently get the
+    names of their verifiers.
+
+    Raises:
+        DataError: a row names no verifier that there is.
+    """
+    sources = data_sources(cfg.data)
+    defaults = [LAYOUTS[source.task].verifiers for source in sources]
+    configured = bool(own_verifiers or cfg.reward.verifiers)
+    alike = all(verifiers == defaults[0] for verifiers in defaults)
+    for side in sides:
+        layout = LAYOUTS[side.source.task]
+        if not alike and not configured:
+            for prompt in side.used:
+                prompt.verifiers = prompt.verifiers or list(layout.verifiers)
+        _check_verifiers(side, own_verifiers, judged=configured or bool(layout.verifiers) or not cfg.reward.verify)
+    train, evaluation = (
+        interleave([side.used for side in sides if side.evaluation is wanted]) for wanted in (False, True)
+    )
+    return Task(
+        train=train,
+        evaluation=evaluation,
+        verifiers=dict(defaults[0]) if alike else {},
+        dropped=dropped_counts(cfg, sides),
+        demonstrate=_demonstration_for(train[0], sources),
+    )
+
+
+def read_sides(cfg: ShoalConfig, tokenizer: PreTrainedTokenizerBase) -> list[Side]:
+    """Every source's training prompts and evaluation prompts, filtered by length, in the asked amounts.
+
+    Which rows of a source are trained on depends on run.seed; which are evaluated on does not, so that accuracies of
+    runs with other seeds can be compared.
 
     Raises:
         DataError: the data cannot be read, or nothing is left of it.
     """
-    layout = LAYOUTS[cfg.data.task]
-    dropped: dict[str, int] = {}
-    sides = [
-        _prompts(cfg, tokenizer, layout.examples(cfg.data, evaluation=evaluation), name, dropped)
-        for name, evaluation in (("training", False), ("evaluation", True))
-    ]
-    return Task(
-        train=sides[0],
-        evaluation=sides[1],
-        verifiers=dict(layout.verifiers),
-        dropped=dropped,
-        demonstrate=layout.demonstrate,
-    )
-
-
-def _prompts(
-    cfg: ShoalConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[Example],
-    side: str,
-    dropped: dict[str, int],
-) -> list[Prompt]:
     limit = cfg.data.max_prompt_tokens
-    if not examples:
-        raise DataError(f"the {side} data is empty; see data.path and data.split (data.eval_path, data.eval_split)")
-    messages = [_messages(example, cfg.data.system_prompt) for example in examples]
-    prompts = [
+    sides = []
+    for source in data_sources(cfg.data):
+        for evaluation, amount in ((False, source.amount), (True, source.eval_amount)):
+            if amount:
+                prompts = _tokenised(cfg, tokenizer, source, evaluation)
+                fitting = [prompt for prompt in prompts if len(prompt.token_ids) <= limit]
+                too_long = [prompt for prompt in prompts if len(prompt.token_ids) > limit]
+                side = Side(source, evaluation, fitting, too_long)
+                sides.append(side)
+                _say_what_is_left(side, limit)
+                seed = f"evaluation/{source.name}" if evaluation else f"{cfg.run.seed}/{source.name}"
+                side.used = draw(fitting, amount, seed)
+    return sides
+
+
+def dropped_counts(cfg: ShoalConfig, sides: Sequence[Side]) -> dict[str, int]:
+    """How many prompts were left out, by source, side and reason."""
+    limit = cfg.data.max_prompt_tokens
+    return {
+        f"{side.source.name}, {side.name}: longer than {limit} tokens": len(side.too_long)
+        for side in sides
+        if side.too_long
+    }
+
+
+def _tokenised(
+    cfg: ShoalConfig, tokenizer: PreTrainedTokenizerBase, source: DataSource, evaluation: bool
+) -> list[Prompt]:
+    examples, place = _read(source, evaluation)
+    framing = read_framing(source.system_prompt, source.instructions)
+    for example in examples:
+        example.messages = framing.around(example.messages)
+    conversations = [example.messages for example in examples]
+    kwargs = cfg.model.chat_template_kwargs
+    if cfg.data.cache and not LAYOUTS[source.task].make:
+        key = cache_key(conversations, tokenizer, kwargs)
+        token_ids = cached(key, len(examples), lambda: render(conversations, tokenizer, kwargs))
+    else:
+        token_ids = render(conversations, tokenizer, kwargs)
+    return [
         Prompt(
-            id=example.id,
-            token_ids=token_ids,
+            id=f"{place}/{index}",
+            token_ids=ids,
             ground_truth=example.ground_truth,
-            verifiers=example.verifiers,
-            messages=conversation,
-            source=example.source,
+            verifiers=list(source.verifiers or example.verifiers),
+            messages=example.messages,
+            source=source.name,
         )
-        for example, conversation, token_ids in zip(
-            examples, messages, render(messages, tokenizer, cfg.model.chat_template_kwargs), strict=True
-        )
+        for index, (example, ids) in enumerate(zip(examples, token_ids, strict=True))
     ]
-    kept = [prompt for prompt in prompts if len(prompt.token_ids) <= limit]
-    if left_out := len(prompts) - len(kept):
-        dropped[f"{side}: longer than {limit} tokens"] = left_out
-        logger.warning(
-            "%d of %d %s prompts are longer than data.max_prompt_tokens=%d and left out",
-            left_out,
-            len(prompts),
-            side,
-            limit,
+
+
+def _read(source: DataSource, evaluation: bool) -> tuple[list[Example], str]:
+    """The examples, and what their ids begin with. Ids are numbered by row, so a filter does not change them."""
+    layout = LAYOUTS[source.task]
+    if layout.make:
+        rows = layout.make(evaluation)
+        where, place = "built in", f"{source.name}/{'held_out' if evaluation else 'train'}"
+    else:
+        path, subset = source.path, source.subset
+        if path is None:
+            if layout.hub is None:
+                raise DataError(f"data.task={source.task} says how rows look, not where they are: set data.path")
+            path = layout.hub[0]
+        if layout.hub and path == layout.hub[0]:
+            subset = subset or layout.hub[1]
+        if evaluation and source.eval_path:
+            path, subset = source.eval_path, source.subset
+        elif evaluation and source.amount and is_single_file(path):
+            logger.warning(
+                "evaluation uses the training file %s: set data.eval_path to measure on other questions", path
+            )
+        split = source.eval_split if evaluation else source.split
+        rows = read_rows(
+            path,
+            subset=subset,
+            revision=source.revision,
+            split=split,
+            columns=layout.columns,
+            optional=layout.optional,
         )
-    if not kept:
-        shortest = min(len(prompt.token_ids) for prompt in prompts)
+        where = f"{path}, split {split}"
+        # The evaluation's ids differ from the training's also where both sides have a split of one name.
+        place = f"{source.name}/{split}{'_eval' if evaluation and split == source.split else ''}"
+    examples = []
+    for index, row in enumerate(rows):
+        try:
+            examples.append(layout.read(row))
+        except DataError as error:
+            raise DataError(f"{where}, row {index}: {error}") from error
+    return examples, place
+
+
+def _say_what_is_left(side: Side, limit: int) -> None:
+    left_out, all_of_it = len(side.too_long), len(side.used) + len(side.too_long)
+    if not side.used:
+        shortest = min(len(prompt.token_ids) for prompt in side.too_long)
         raise DataError(
-            f"all {len(prompts)} {side} prompts are longer than data.max_prompt_tokens={limit} "
+            f"{side.source.name}: all {all_of_it} {side.name} prompts are longer than data.max_prompt_tokens={limit} "
             f"(the shortest has {shortest} tokens); raise it"
         )
-    return kept
+    if left_out:
+        logger.warning(
+            "%s: %d of %d %s prompts are longer than data.max_prompt_tokens=%d and left out",
+            side.source.name,
+            left_out,
+            all_of_it,
+            side.name,
+            limit,
+        )
 
 
-def _messages(example: Example, system_prompt: str | None) -> list[dict[str, str]]:
-    system = [{"role": "system", "content": system_prompt}] if system_prompt else []
-    return [*system, {"role": "user", "content": example.question}]
+def _check_verifiers(side: Side, own: Collection[str], *, judged: bool) -> None:
+    """Raises DataError where a prompt has no verifier, or one that there is not: at the start, not when it is drawn."""
+    known = set(own)
+    for prompt in side.used:
+        if not prompt.verifiers and not judged:
+            raise DataError(
+                f"prompt {prompt.id} names no verifier: give its row a column `verifiers`, or set data.verifiers or "
+                "reward.verifiers"
+            )
+        for name in prompt.verifiers:
+            if name not in known:
+                try:
+                    find_verifier(name)
+                except ConfigError as error:
+                    raise DataError(f"prompt {prompt.id}: {error}") from error
+                known.add(name)
+
+
+def _demonstration_for(first: Prompt, sources: Sequence[DataSource]) -> Callable[[Prompt], str] | None:
+    """The layout's known-right answer to the first prompt, which the start-up check tries; none where the layout gives
+    none, or where other verifiers than the layout's judge its source."""
+    source = next(source for source in sources if source.name == first.source)
+    return None if source.verifiers else LAYOUTS[source.task].demonstrate

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from logging import getLogger
+from json import JSONDecodeError, loads
 from pathlib import Path
 from typing import Any
 
 from shoal.errors import DataError
 
-logger = getLogger(__name__)
-
-FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+JSON_FILES, FORMATS = (".jsonl", ".json"), (".jsonl", ".json", ".parquet")
 SAVED_DATASET, SAVED_SPLITS = "state.json", "dataset_dict.json"
 
 
@@ -20,38 +18,91 @@ def is_single_file(path: str) -> bool:
     return Path(path).suffix in FORMATS
 
 
-def read_rows(path: str, *, subset: str | None, split: str, columns: Sequence[str]) -> list[dict[str, Any]]:
-    """The rows of one split, in order, with the asked columns. A single file has one split.
+def read_rows(
+    path: str,
+    *,
+    subset: str | None = None,
+    revision: str | None = None,
+    split: str,
+    columns: Sequence[Sequence[str]],
+    optional: Sequence[str] = (),
+) -> list[dict[str, Any]]:
+    """The rows of one split, in order. A single file has one split.
+
+    Of each entry of `columns` the data must have one column and every row a value; all of them, and those in
+    `optional`, are read where they exist.
 
     Raises:
         DataError: there is no such file, data set, split or column, a value is missing, or there are no rows.
     """
-    dataset = _open(path, subset, split)
-    missing = [column for column in columns if column not in dataset.column_names]
-    if missing:
-        raise DataError(f"{path}: no column {', '.join(missing)}; it has {', '.join(dataset.column_names) or 'none'}")
-    rows = dataset.select_columns(list(columns)).to_list()
+    wanted = [name for names in columns for name in names] + list(optional)
+    local = Path(path).expanduser()
+    if local.suffix in JSON_FILES:
+        rows = _read_json(path, local)
+        there = list(dict.fromkeys(name for row in rows for name in row))
+        _check_columns(path, columns, there)
+        rows = [{name: row[name] for name in wanted if name in row} for row in rows]
+    else:
+        dataset = _open(path, local, subset, revision, split)
+        _check_columns(path, columns, dataset.column_names)
+        rows = dataset.select_columns([name for name in wanted if name in dataset.column_names]).to_list()
     if not rows:
         raise DataError(f"{path}, split {split}: no rows")
     for index, row in enumerate(rows):
-        if empty := [column for column in columns if row[column] is None]:
-            raise DataError(f"{path}, split {split}, row {index}: no value for {', '.join(empty)}")
+        if empty := [names for names in columns if all(row.get(name) is None for name in names)]:
+            raise DataError(f"{path}, split {split}, row {index}: no value for {_in_words(empty)}")
     return rows
 
 
-def _open(path: str, subset: str | None, split: str) -> Any:
-    # Reading rows is the only use of this package, and its import takes as long as making the built-in task.
+def _check_columns(path: str, columns: Sequence[Sequence[str]], there: Sequence[str]) -> None:
+    if missing := [names for names in columns if not set(names) & set(there)]:
+        raise DataError(f"{path}: no column {_in_words(missing)}; it has {', '.join(there) or 'none'}")
+
+
+def _in_words(columns: Sequence[Sequence[str]]) -> str:
+    return ", ".join(" or ".join(names) for names in columns)
+
+
+def _read_json(path: str, local: Path) -> list[dict[str, Any]]:
+    """JSON lines, or one list. Read here because Arrow wants each column to have one type, and answers have many."""
+    if not local.is_file():
+        raise DataError(f"{path}: no such file")
+    try:
+        text = local.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({_first_line(error)})") from error
+    if not text.strip():
+        raise DataError(f"{path}: the file is empty")
+    lines = [(1, text)] if text.lstrip().startswith("[") else list(enumerate(text.split("\n"), 1))
+    rows = []
+    for number, line in lines:
+        if not line.strip():
+            continue
+        try:
+            rows.append(loads(line))
+        except JSONDecodeError as error:
+            raise DataError(
+                f"{path}, line {number + error.lineno - 1}: cannot be read as JSON ({error.msg})"
+            ) from error
+    rows = rows[0] if len(lines) == 1 and isinstance(rows[0], list) else rows
+    for index, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise DataError(f'{path}, row {index}: cannot be read: a row is an object, such as {{"prompt": "..."}}')
+    return rows
+
+
+def _open(path: str, local: Path, subset: str | None, revision: str | None, split: str) -> Any:
+    # Other than JSON is read by this package only, and its import takes as long as making the built-in task.
     from datasets import DatasetDict, load_dataset, load_from_disk  # noqa: PLC0415
     from datasets.exceptions import DatasetGenerationError  # noqa: PLC0415
 
-    local = Path(path).expanduser()
     try:
         if is_single_file(path):
             if not local.is_file():
                 raise DataError(f"{path}: no such file")
             if local.stat().st_size == 0:
                 raise DataError(f"{path}: the file is empty")
-            return load_dataset(FORMATS[local.suffix], data_files=str(local), split="train")
+            return load_dataset("parquet", data_files=str(local), split="train")
         if (local / SAVED_DATASET).is_file() or (local / SAVED_SPLITS).is_file():
             if not any(local.rglob("*.arrow")):
                 raise DataError(f"{path}: no rows")  # which load_from_disk does not survive
@@ -63,7 +114,7 @@ def _open(path: str, subset: str | None, split: str) -> Any:
             return saved[split]
         if local.is_file():
             raise DataError(f"{path}: the file's name must end in {', '.join(FORMATS)}")
-        return load_dataset(path, subset, split=split)
+        return load_dataset(path, subset, split=split, revision=revision)
     except DatasetGenerationError as error:
         raise DataError(f"{path}: cannot be read ({_first_line(error.__cause__ or error)})") from error
     except (OSError, ValueError) as error:

@@ -17,8 +17,7 @@ from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from shoal.config.data import DataConfig
-from shoal.tasks.layout import Example, Layout
+from shoal.tasks.layout import Example, Layout, Row, question
 from shoal.types import Prompt
 
 SIGNS = {"finds": 1, "buys": 1, "gets": 1, "wins": 1, "drops": -1, "eats": -1, "gives": -1, "loses": -1}
@@ -125,21 +124,15 @@ def story_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def story_examples(data: DataConfig, *, evaluation: bool) -> list[Example]:
+def story_rows(evaluation: bool) -> list[Row]:
     """The problems of one side of the split: the same in every run, so that accuracies can be compared."""
     split, count = ("held_out", HELD_OUT_PROBLEMS) if evaluation else ("train", TRAIN_PROBLEMS)
-    examples = []
-    for index in range(count):
-        problem = make_problem(Random(f"{split}/{index}"), held_out=evaluation)
-        examples.append(
-            Example(
-                id=f"story/{split}/{index}",
-                question=problem.question,
-                ground_truth=str(problem.results()[-1]),
-                source="story",
-            )
-        )
-    return examples
+    problems = (make_problem(Random(f"{split}/{index}"), held_out=evaluation) for index in range(count))
+    return [{"question": problem.question, "answer": str(problem.results()[-1])} for problem in problems]
+
+
+def read_story(row: Row) -> Example:
+    return Example(question(row["question"]), row["answer"])
 
 
 def right_answer(prompt: Prompt) -> str:
@@ -147,4 +140,10 @@ def right_answer(prompt: Prompt) -> str:
     return f"<answer>{prompt.ground_truth}</answer>"
 
 
-LAYOUT = Layout(examples=story_examples, verifiers={"exact_answer": 1.0}, demonstrate=right_answer)
+LAYOUT = Layout(
+    read=read_story,
+    columns=(("question",), ("answer",)),
+    verifiers={"exact_answer": 1.0},
+    demonstrate=right_answer,
+    make=story_rows,
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from hashlib import sha256
 from random import Random
 from typing import Any
 
@@ -25,6 +26,7 @@ class PromptStream:
         self.prompts = prompts
         self.seed = seed
         self.shuffle = shuffle
+        self.digest = _digest(prompts)
         self.epoch = 0
         self.position = 0
         self.order = self._order()
@@ -42,8 +44,13 @@ class PromptStream:
         return drawn
 
     def state_dict(self) -> dict[str, Any]:
-        """The position, and the number of prompts that it is a position in."""
-        return {"epoch": self.epoch, "position": self.position, "prompts": len(self.prompts)}
+        """The position, and the prompts that it is a position in: how many, and a digest of them."""
+        return {
+            "epoch": self.epoch,
+            "position": self.position,
+            "prompts": len(self.prompts),
+            "digest": self.digest,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from a position.
@@ -51,10 +58,15 @@ class PromptStream:
         Raises:
             DataError: the position is one in other data, so that the rest of the epoch would not be the same.
         """
-        if state["prompts"] != len(self.prompts):
+        if state["digest"] != self.digest:
+            changed = (
+                f"other training prompts, as many ({state['prompts']})"
+                if state["prompts"] == len(self.prompts)
+                else f"{state['prompts']} training prompts and there are {len(self.prompts)} now"
+            )
             raise DataError(
-                f"the checkpoint was made with {state['prompts']} training prompts and there are "
-                f"{len(self.prompts)} now; resume with the same data and data.max_prompt_tokens"
+                f"the checkpoint was made with {changed}; resume with the same data, run.seed, tokenizer and "
+                "data.max_prompt_tokens"
             )
         self.epoch = state["epoch"]
         self.position = state["position"]
@@ -65,3 +77,10 @@ class PromptStream:
         if self.shuffle:
             Random(f"{self.seed}/{self.epoch}").shuffle(order)
         return order
+
+
+def _digest(prompts: Sequence[Prompt]) -> str:
+    digest = sha256()
+    for prompt in prompts:
+        digest.update(f"{prompt.id} {prompt.token_ids}\n".encode())
+    return digest.hexdigest()[:32]

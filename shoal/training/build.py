@@ -66,7 +66,7 @@ def build_parts(cfg: ShoalConfig, rewards: Mapping[str, Verifier], folder: Path 
     prepare_process(cfg.runtime)
     seed_everything(cfg.run.seed)
     policy = open_policy(cfg, runtime)
-    task = build_task(cfg, policy.tokenizer)
+    task = build_task(cfg, policy.tokenizer, own_verifiers=rewards)
     learner = LocalLearner(policy, cfg, runtime, total_steps(cfg))
     engine = TorchEngine(
         policy.model,

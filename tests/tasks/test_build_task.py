@@ -128,7 +128,7 @@ def test_long_prompts_are_left_out_counted_and_said(
     with caplog.at_level(logging.WARNING):
         task = build_task(gsm8k_config(rows_file, max_prompt_tokens=26), tokenizer)
     assert [prompt.id for prompt in task.train] == ["gsm8k/train/0", "gsm8k/train/1"]
-    assert task.dropped == {"training: longer than 26 tokens": 1, "evaluation: longer than 26 tokens": 1}
+    assert task.dropped == {"gsm8k, training: longer than 26 tokens": 1, "gsm8k, evaluation: longer than 26 tokens": 1}
     assert "1 of 3 training prompts are longer than data.max_prompt_tokens=26" in caplog.text
 
 
@@ -158,7 +158,7 @@ def test_unusable_data_is_one_clear_line(tmp_path: Path, tokenizer: PreTrainedTo
         splits: "no split train; it has left, right",
         write_jsonl(
             tmp_path / "column.jsonl", [{"question": "?", "solution": "1"}]
-        ): "no column answer; it has question",
+        ): "no column answer; it has question, solution",
         write_jsonl(tmp_path / "mark.jsonl", [{"question": "?", "answer": "18"}]): "row 0: the answer has no '####'",
         write_jsonl(tmp_path / "null.jsonl", [ROWS[0], {"question": "?"}]): "row 1: no value for answer",
     }
@@ -171,7 +171,7 @@ def test_unusable_data_is_one_clear_line(tmp_path: Path, tokenizer: PreTrainedTo
         assert "\n" not in line
 
 
-@pytest.mark.parametrize("name", sorted(LAYOUTS))
+@pytest.mark.parametrize("name", ["story", "gsm8k"])
 def test_what_a_layout_demonstrates_earns_the_full_reward(
     name: str, rows_file: str, tokenizer: PreTrainedTokenizerFast
 ) -> None:

@@ -4,7 +4,8 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.config.data import DataConfig
+from shoal.config import ShoalConfig
+from shoal.tasks.dataset import build_task
 from shoal.tasks.story import (
     HELD_OUT_SHARE,
     KNOWN_VERBS,
@@ -15,7 +16,7 @@ from shoal.tasks.story import (
     Problem,
     make_demonstration,
     make_problem,
-    story_examples,
+    story_rows,
     story_tokenizer,
 )
 
@@ -87,10 +88,7 @@ def test_training_and_held_out_problems_are_disjoint() -> None:
         _, _, start, _, *changes = question.split()
         return " ".join([start, *changes])
 
-    sides = [
-        {arithmetic(example.question) for example in story_examples(DataConfig(), evaluation=evaluation)}
-        for evaluation in (False, True)
-    ]
+    sides = [{arithmetic(row["question"]) for row in story_rows(evaluation)} for evaluation in (False, True)]
     assert not sides[0] & sides[1]
     assert len(sides[1]) > 800  # a thousand held-out problems, few of them asked twice
 
@@ -105,12 +103,15 @@ def test_about_an_eighth_of_all_problems_is_held_out() -> None:
     assert abs(share - 1 / HELD_OUT_SHARE) < 0.03
 
 
-def test_the_examples_are_the_same_every_time_with_ids_of_their_own() -> None:
-    first, again = (story_examples(DataConfig(), evaluation=False) for _ in range(2))
+def test_the_rows_are_the_same_every_time() -> None:
+    first, again = (story_rows(False) for _ in range(2))
     assert first == again
-    assert len({example.id for example in first}) == len(first)
     # Pinned: ids seed sampling, and the accuracies of two versions can be compared only on the same problems.
-    assert (first[0].id, first[0].question, first[0].ground_truth) == PINNED
+    task = build_task(ShoalConfig(), story_tokenizer())
+    prompt = task.train[0]
+    assert (prompt.id, prompt.messages[0]["content"], prompt.ground_truth) == PINNED
+    assert task.evaluation[0].id == "story/held_out/0"
+    assert len({prompt.id for prompt in task.train}) == len(first)
 
 
 PINNED = ("story/train/0", "Gus has 7 cakes drops 5 How many?", "2")

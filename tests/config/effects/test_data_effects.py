@@ -92,7 +92,7 @@ def test_longer_prompts_are_left_out_and_counted(settings, task_of):
     limit = lengths[5]
     short = task_of({"data.max_prompt_tokens": limit})
     assert max(len(prompt.token_ids) for prompt in short.train) == limit
-    assert short.dropped[f"training: longer than {limit} tokens"] == 12 - len(short.train) > 0
+    assert short.dropped[f"story, training: longer than {limit} tokens"] == 12 - len(short.train) > 0
 
 
 @effect("data.system_prompt")
@@ -103,6 +103,51 @@ def test_the_system_prompt_stands_before_every_question(settings, task_of):
         # "Sam", "?" and the empty line between the two, which the tokenizer does not know.
         assert after.token_ids[-len(before.token_ids) :] == before.token_ids
         assert len(after.token_ids) > len(before.token_ids)
+
+
+@effect("data.revision")
+def test_the_revision_of_a_hub_data_set_is_asked_for(settings, task_of, monkeypatch):
+    # No Hub here: what stands in its place has a data set with another row in each revision.
+    def hub(path: str, subset: str | None, *, split: str, revision: str | None) -> datasets.Dataset:
+        return datasets.Dataset.from_list([row({None: 1, "v2": 2}[revision])])
+
+    monkeypatch.setattr(datasets, "load_dataset", hub)
+    layout = {"data.task": "gsm8k", "data.path": "someone/questions"}
+    assert answers(task_of(layout)) == ({"1"}, {"1"})
+    assert answers(task_of({**layout, "data.revision": "v2"})) == ({"2"}, {"2"})
+
+
+@effect("data.mix")
+def test_a_mix_replaces_the_one_source(settings, task_of, gsm8k):
+    mixed = task_of({"data.mix": {"verbs": {"amount": 6}, "sums": {"task": "gsm8k", "path": gsm8k["data.path"]}}})
+    assert [prompt.source for prompt in mixed.train].count("verbs") == 6
+    assert {prompt.source for prompt in mixed.evaluation} == {"verbs", "sums"}
+    assert {prompt.source for prompt in task_of({}).train} == {"story"}
+
+
+@effect("data.verifiers")
+def test_verifiers_of_the_data_replace_those_that_rows_name(settings, task_of):
+    assert {tuple(prompt.verifiers) for prompt in task_of({}).train} == {()}
+    replaced = task_of({"data.verifiers": ["gsm8k", "exact_answer"]})
+    assert {tuple(prompt.verifiers) for prompt in replaced.train} == {("gsm8k", "exact_answer")}
+
+
+@effect("data.instructions")
+def test_instructions_follow_every_question(settings, task_of):
+    plain, told = task_of({}), task_of({"data.instructions": "Sam?"})
+    for before, after in zip(plain.train, told.train, strict=True):
+        assert after.messages[-1]["content"] == f"{before.messages[-1]['content']}\n\nSam?"
+        assert after.token_ids[: len(before.token_ids)] == before.token_ids
+        assert len(after.token_ids) > len(before.token_ids)
+
+
+@effect("data.cache")
+def test_tokenised_data_is_kept_unless_it_shall_not_be(settings, task_of, gsm8k, tmp_path, monkeypatch):
+    monkeypatch.setenv("SHOAL_CACHE", str(tmp_path / "cache"))
+    task_of({**gsm8k, "data.cache": False})
+    assert not (tmp_path / "cache").exists()
+    task_of(gsm8k)
+    assert len(list((tmp_path / "cache" / "data").iterdir())) == 2  # training and evaluation
 
 
 @effect("data.shuffle")
