@@ -1,0 +1,6 @@
+"""What holds for all tests: one thread each, also in the processes that they start. The models are tiny, and threads
+that wait for each other on a busy machine make a second into a minute."""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is first imported, so before any test module
