@@ -149,3 +149,19 @@ def test_the_rubric_preset_runs_a_smoke_test_on_local_data_without_a_judge(tmp_p
     trained = [row for row in rows(tmp_path / "outputs" / "one") if "rubric/Factual/mean" in row]
     assert [row["step"] for row in trained] == [1, 2] and "made up" in done.stderr
     assert "adaptive_rubrics.jsonl" in {path.name for path in (tmp_path / "outputs" / "one").iterdir()}
+
+
+def test_rows_may_name_the_rubric_as_their_verifier_and_bring_criteria(rubric_run: Any, tmp_path: Path):
+    truth = {"query": "Say it.", "rubrics": [{"title": "three", "description": "has 3", "weight": 2}]}
+    message = {"role": "user", "content": "Ada has 3 cats How many?"}
+    row = {"messages": [message], "ground_truth": truth, "verifiers": ["rubric"]}
+    (tmp_path / "data.jsonl").write_text(json.dumps(row) + "\n")
+    with JudgeServer(digits) as server:
+        cfg = rubric_run(server, "run.steps=1", "evaluation.at_start=false", "evaluation.at_end=false")
+        cfg.data.task, cfg.data.path, cfg.reward.verifiers, cfg.reward.rubric.general = (
+            "messages", str(tmp_path / "data.jsonl"), {}, None,
+        )  # fmt: skip
+        train(cfg, tmp_path / "run")
+    logged = [json.loads(line) for line in log(tmp_path / "run").splitlines()]
+    assert {row["question"] for row in logged} == {"Say it."}
+    assert logged[0]["criteria"][0]["weight"] == 2 and logged[0]["criteria"][0]["origin"] == "static"
