@@ -15,3 +15,7 @@ class DataError(ShoalError):
 
 class TrainingError(ShoalError):
     """The run cannot go on: a loss that is not finite, too many missing rewards, a failed self-check."""
+
+
+class BudgetError(TrainingError):
+    """What may be spent on the judge is spent."""

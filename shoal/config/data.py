@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from shoal.config.code import CodeConfig
+from shoal.config.judge import JudgeConfig
 from shoal.config.options import option
 from shoal.config.reward import FormatConfig, LengthPenaltyConfig
+from shoal.config.rubric import RubricConfig
 
 
 @dataclass
@@ -66,6 +68,8 @@ class RewardConfig:
         4.0, "Memory that one such process may use; a verifier that wants more gives no reward. 0: no limit", least=0
     )
     max_missing: float = option(0.5, "Share of missing rewards in a step above which the run stops", least=0)
+    judge: JudgeConfig = option(JudgeConfig, "The judge")
+    rubric: RubricConfig = option(RubricConfig, "The verifier `rubric`")
 
 
 @dataclass

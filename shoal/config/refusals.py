@@ -131,6 +131,24 @@ DATA = (
     ),
 )
 
+JUDGES = (
+    Refusal(
+        lambda c: c.reward.judge.budget > 0 and c.reward.judge.price_in == 0 and c.reward.judge.price_out == 0,
+        "reward.judge.budget={c.reward.judge.budget} is in dollars, and no price says what is spent: set "
+        "reward.judge.price_in and reward.judge.price_out, dollars for a million tokens",
+    ),
+    Refusal(
+        lambda c: c.reward.rubric.mode == "likert" and (c.reward.rubric.adaptive or c.reward.rubric.normalize),
+        "reward.rubric.mode=likert gives one mark, and no scores of criteria for reward.rubric.adaptive or "
+        "reward.rubric.normalize to go by: set reward.rubric.mode=criteria",
+    ),
+    Refusal(
+        lambda c: c.reward.rubric.apply_to == "future" and not (c.reward.rubric.adaptive and c.reward.rubric.buffer),
+        "reward.rubric.apply_to=future keeps the criteria that reward.rubric.adaptive writes in the buffer: set "
+        "reward.rubric.adaptive=true and reward.rubric.buffer=true, or reward.rubric.apply_to=current",
+    ),
+)
+
 SAMPLING = (
     Refusal(
         lambda c: c.sampling.temperature == 0,
@@ -278,4 +296,4 @@ MACHINE = (
     ),
 )
 
-REFUSALS = RUN + DATA + SAMPLING + ALGORITHM + OPTIMIZER + MACHINE
+REFUSALS = RUN + DATA + JUDGES + SAMPLING + ALGORITHM + OPTIMIZER + MACHINE

@@ -19,7 +19,7 @@ def shrink(config: ShoalConfig, steps: int = 2, keep: Collection[str] = ()) -> S
     """A copy that runs `steps` small steps which change weights, without trackers. Keys in `keep` stay as they are.
 
     Warm-up is left out because a learning rate of 0 changes nothing, and equal rewards, likely in so few completions,
-    are trained on with made-up advantages.
+    are trained on with made-up advantages. No judge is asked: its verdicts are made up.
 
     Raises:
         ConfigError: what `keep` holds on to does not go with the rest.
@@ -56,6 +56,9 @@ def _changes(config: ShoalConfig, steps: int) -> dict[str, Any]:
         # 0 prompts means all of them.
         "evaluation.prompts": min(config.evaluation.prompts or EVALUATION_PROMPTS, EVALUATION_PROMPTS),
         "checkpoint.every": steps if config.checkpoint.every else 0,
+        "reward.judge.made_up": True,
+        "reward.rubric.adaptive": False,
+        "reward.rubric.apply_to": "current",
         "monitor.tensorboard": False,
         "monitor.wandb.enabled": False,
     }

@@ -13,10 +13,10 @@ from shoal.files import write_atomically
 
 METRICS_FILE = "metrics.jsonl"
 
-TIMING_PREFIXES = ("seconds/", "time/", "tokens_per_second/", "memory/")
+TIMING_PREFIXES = ("seconds/", "time/", "tokens_per_second/", "memory/", "judge/")
 TIMING_SUFFIXES = ("seconds", "per_second")
-"""Keys of a row with one of these beginnings or ends depend on the machine and the moment. All others are equal in a
-run that was killed and resumed."""
+"""Keys of a row with one of these beginnings or ends depend on the machine and the moment (`judge/`: on which verdicts
+were in the cache already). All others are equal in a run that was killed and resumed."""
 
 
 def is_timing(key: str) -> bool:

@@ -8,19 +8,23 @@ from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
 
+import shoal.rewards.citations
 import shoal.rewards.code
 import shoal.rewards.format
 import shoal.rewards.gsm8k
 import shoal.rewards.gsm8k_torchrl
 import shoal.rewards.ifeval
 import shoal.rewards.json_schema
+import shoal.rewards.judge
 import shoal.rewards.length
 import shoal.rewards.math
 import shoal.rewards.regex
+import shoal.rewards.rubrics.verifier
 import shoal.rewards.strings
 import shoal.rewards.text_match  # noqa: F401 - importing a module of verifiers registers them
 from shoal.errors import ConfigError
 from shoal.rewards.base import REGISTRY, VerifierEntry
+from shoal.rewards.judged import JUDGED
 
 
 def find_verifier(name: str) -> VerifierEntry:
@@ -42,9 +46,10 @@ def find_verifier(name: str) -> VerifierEntry:
 
 def _imported(name: str) -> VerifierEntry:
     if ":" not in name:
-        nearest = get_close_matches(name, REGISTRY, n=1, cutoff=0)
+        names = sorted({*REGISTRY, *JUDGED})
+        nearest = get_close_matches(name, names, n=1, cutoff=0)
         raise ConfigError(
-            f"no verifier is named {name!r}; the nearest is {nearest[0]!r}. There are {', '.join(sorted(REGISTRY))}; "
+            f"no verifier is named {name!r}; the nearest is {nearest[0]!r}. There are {', '.join(names)}; "
             "your own is named by its import path, package.module:function"
         )
     module_name, _, function_name = name.partition(":")

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from inspect import Parameter, signature
 from logging import getLogger
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -15,6 +16,9 @@ from shoal.errors import ConfigError, TrainingError
 from shoal.rewards.base import Submission, Verifier, VerifierEntry
 from shoal.rewards.code import check_code
 from shoal.rewards.deadline import DeadlinePool
+from shoal.rewards.judged import JUDGED, Asked, JudgedVerifier
+from shoal.rewards.judging.client import JudgeClient
+from shoal.rewards.judging.spending import Spending
 from shoal.rewards.lookup import find_verifier
 from shoal.rewards.shaping import LENGTH_PENALTY, length_penalty, shaped_reward, verified_sum
 from shoal.rewards.verdict import Verdict, judge
@@ -43,19 +47,20 @@ class VerifierReport:
 @dataclass
 class ScoreReport:
     """What one call of `score` did. `missing` counts completions without a reward, `unfinished` those among them that
-    the engine did not finish, so that no verifier saw them."""
+    the engine did not finish, so that no verifier saw them. `judges` are the metrics of verifiers that ask a judge."""
 
     completions: int = 0
     missing: int = 0
     unfinished: int = 0
     max_missing: float = 1.0
     verifiers: dict[str, VerifierReport] = field(default_factory=lambda: defaultdict(VerifierReport))
+    judges: dict[str, float] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
         """`rewards/missing`: share of completions without a reward. Per verifier: `count` of completions it was asked
         about, `missing` of them without a score (a number); `mean` and `right` (share of exactly 1) over those
-        with one; `seconds` of its own time, summed over workers."""
-        metrics = {"rewards/missing": self.missing / max(self.completions, 1)}
+        with one; `seconds` of its own time, summed over workers. And `judges`."""
+        metrics = {"rewards/missing": self.missing / max(self.completions, 1), **self.judges}
         for name, report in self.verifiers.items():
             known = len(report.scores)
             metrics[f"rewards/{name}/count"] = float(known + report.missing)
@@ -87,22 +92,43 @@ class ScoreReport:
         return "; ".join(parts)
 
 
+@dataclass(frozen=True)
+class _Request:
+    """One verifier to be asked about one completion."""
+
+    group: int
+    prompt_id: str
+    completion: Completion
+    name: str
+    submission: Submission
+
+
 class Scorer:
     """Judges completions with the configured verifiers, or the task's (`defaults`, name to weight).
 
     A prompt that names its own verifiers is judged by those, with the configured weight where they have one, else 1.
 
     `own` are functions by name that are called in this process, so they must return by themselves; where the
-    configuration names no verifier, they judge alone, each with weight 1.
+    configuration names no verifier, they judge alone, each with weight 1. `folder` is the run's: verifiers that ask
+    a judge write there.
 
     Raises:
-        ConfigError: no such verifier.
+        ConfigError: no such verifier, or the judge cannot be asked.
     """
 
     def __init__(
-        self, reward: RewardConfig, defaults: Mapping[str, float], own: Mapping[str, Verifier] | None = None
+        self,
+        reward: RewardConfig,
+        defaults: Mapping[str, float],
+        own: Mapping[str, Verifier] | None = None,
+        folder: Path | None = None,
     ) -> None:
         self.reward = reward
+        self.folder = folder
+        self.client: JudgeClient | None = None
+        self.judged: dict[str, JudgedVerifier] = {}
+        self.saved: dict[str, Any] = {}
+        self.step = 0
         self.weights = dict(reward.verifiers or dict.fromkeys(own or {}, 1.0) or defaults)
         self.entries = {name: VerifierEntry(name, function, bounded=True) for name, function in (own or {}).items()}
         self.pool: DeadlinePool | None = None
@@ -112,18 +138,24 @@ class Scorer:
                 "the format is rewarded twice: leave out reward.format.pattern or reward.verifiers.format"
             )
         for name in [*self.weights, *self.always]:
-            self._entry(name)
+            if self.asks_judge(name):
+                self._judged(name)
+            else:
+                self._entry(name)
         check_options(reward.options, self.entries)
 
-    def score(self, groups: Sequence[Group]) -> ScoreReport:
+    def score(self, groups: Sequence[Group], step: int | None = None) -> ScoreReport:
         """Sets `reward`, `reward_parts` and the length penalty of every completion, and reports.
+
+        `step` is that of the training; without it, verifiers that learn (rubrics) only judge.
 
         The reward is made of the parts by `shaped_reward`, and None where a part is missing. Completions that the
         engine did not finish get none. `ScoreReport.check` stops a run in which too many are missing.
         """
         report = ScoreReport(max_missing=self.reward.max_missing)
-        asked: list[tuple[Completion, VerifierEntry, str, Submission]] = []
-        for group in groups:
+        asked: list[_Request] = []
+        for number, group in enumerate(groups):
+            prompt_id = group.prompt.id if group.prompt else group.id
             verifiers = (group.prompt.verifiers if group.prompt else []) or list(self.weights)
             names = [*(verifiers if self.reward.verify else []), *self.always]
             for completion in group.completions:
@@ -135,13 +167,18 @@ class Scorer:
                     report.unfinished += 1
                     continue
                 asked += [
-                    (completion, self._entry(name), name, self._submission(group, completion, name)) for name in names
+                    _Request(number, prompt_id, completion, name, self._submission(group, completion, name))
+                    for name in names
                 ]
-        for (completion, _, name, _), verdict in zip(asked, self._verdicts(asked), strict=True):
-            completion.reward_parts[name] = verdict.score
+        for request, verdict in zip(asked, self._verdicts(asked, step), strict=True):
+            request.completion.reward_parts[request.name] = verdict.score
             if verdict.score is None:
-                completion.info.setdefault(MISSING, {})[name] = verdict.reason
-            _count(report.verifiers[name], verdict)
+                request.completion.info.setdefault(MISSING, {})[request.name] = verdict.reason
+            _count(report.verifiers[request.name], verdict)
+        for judged in self.judged.values():
+            report.judges |= judged.metrics()
+        if self.client is not None:
+            report.judges |= self.client.metrics()
         for group in groups:
             for completion in group.completions:
                 if completion.stop_reason not in UNFINISHED:
@@ -158,10 +195,54 @@ class Scorer:
         """The verifiers' weighted sum for a scored completion, before scale, format and length."""
         return verified_sum(completion, self.weights, self.reward)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What verifiers have learnt and what the judge has cost, as plain values."""
+        learnt = {name: judged.state_dict() for name, judged in self.judged.items()}
+        spent = self.client.spent.to_dict() if self.client else self.saved.get("spent", {})
+        return {"learnt": {**self.saved.get("learnt", {}), **learnt}, "spent": spent}
+
+    def load_state_dict(self, state: dict[str, Any], step: int) -> None:
+        """Goes on after `step` from what `state_dict` gave then."""
+        self.saved = state
+        self.step = step
+        for name, judged in self.judged.items():
+            self._load(name, judged)
+        if self.client is not None:
+            self.client.spent = Spending(**state["spent"])
+
+    def snapshot(self) -> dict[str, Any]:
+        """What verifiers have learnt, to be given to `restore` in the same process. Takes next to no time."""
+        return {name: judged.snapshot() for name, judged in self.judged.items()}
+
+    def restore(self, snapshot: Mapping[str, Any]) -> None:
+        """Forgets what verifiers learnt since. What the judge has cost stays spent."""
+        self.judged = {name: self.judged[name] for name in snapshot}
+        for name, learnt in snapshot.items():
+            self.judged[name].restore(learnt)
+
+    def asks_judge(self, name: str) -> bool:
+        """Whether a verifier asks a judge."""
+        return name in JUDGED and name not in self.entries
+
     def close(self) -> None:
-        """Ends the worker processes."""
+        """Ends the worker processes, and closes the judge's cache."""
         if self.pool is not None:
             self.pool.close()
+        if self.client is not None:
+            self.client.close()
+
+    def _judged(self, name: str) -> JudgedVerifier:
+        if self.client is None:
+            self.client = JudgeClient(self.reward.judge, self.folder)
+            self.client.spent = Spending(**self.saved.get("spent", {}))
+        if name not in self.judged:
+            self.judged[name] = JUDGED[name](self.reward, self.client)
+            self._load(name, self.judged[name])
+        return self.judged[name]
+
+    def _load(self, name: str, judged: JudgedVerifier) -> None:
+        if name in self.saved.get("learnt", {}):
+            judged.load_state_dict(self.saved["learnt"][name], self.step)
 
     def _entry(self, name: str) -> VerifierEntry:
         if name not in self.entries:
@@ -195,13 +276,25 @@ class Scorer:
             options=dict(options),
         )
 
-    def _verdicts(self, asked: Sequence[tuple[Completion, VerifierEntry, str, Submission]]) -> list[Verdict]:
-        """Bounded verifiers are called here, the others in worker processes."""
-        elsewhere = [(import_path(entry), submission) for _, entry, _, submission in asked if not entry.bounded]
-        answers = iter(self._pool_for(elsewhere).judge(elsewhere) if elsewhere else ())
-        return [
-            judge(entry.function, submission) if entry.bounded else next(answers) for _, entry, _, submission in asked
-        ]
+    def _verdicts(self, asked: Sequence[_Request], step: int | None) -> list[Verdict]:
+        """Bounded verifiers are called here, others in worker processes; judges are asked about all at once."""
+        verdicts: dict[int, Verdict] = {}
+        places: dict[str, list[int]] = defaultdict(list)
+        elsewhere: list[int] = []
+        for place, request in enumerate(asked):
+            if self.asks_judge(request.name):
+                places[request.name].append(place)
+            elif self._entry(request.name).bounded:
+                verdicts[place] = judge(self._entry(request.name).function, request.submission)
+            else:
+                elsewhere.append(place)
+        jobs = [(import_path(self._entry(asked[place].name)), asked[place].submission) for place in elsewhere]
+        if jobs:
+            verdicts |= zip(elsewhere, self._pool_for(jobs).judge(jobs), strict=True)
+        for name, own in places.items():
+            questions = [Asked(asked[place].group, asked[place].prompt_id, asked[place].submission) for place in own]
+            verdicts |= zip(own, self._judged(name).verdicts(questions, step), strict=True)
+        return [verdicts[place] for place in range(len(asked))]
 
     def _pool_for(self, jobs: Sequence[tuple[str, Submission]]) -> DeadlinePool:
         """The pool, made anew where a row names a verifier that it has not imported."""
@@ -225,6 +318,8 @@ def check_options(options: Mapping[str, Any], entries: Mapping[str, VerifierEntr
         ConfigError: options of a verifier that is not asked, or that it does not know.
     """
     for name, given in options.items():
+        if name in JUDGED and name not in entries:
+            raise ConfigError(f"reward.options.{name}: options of this verifier are in reward.judge and reward.rubric")
         if name not in entries:
             entries = {**entries, name: find_verifier(name)}
         known = [

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from shoal.config import ShoalConfig
 from shoal.config.mix import DataSource, data_sources
 from shoal.errors import ConfigError, DataError
+from shoal.rewards.judged import JUDGED
 from shoal.rewards.lookup import find_verifier
 from shoal.tasks import code, gsm8k, ifeval, math, messages, rlvr, story
 from shoal.tasks.base import Task
@@ -214,7 +215,7 @@ def _say_what_is_left(side: Side, limit: int) -> None:
 
 def _check_verifiers(side: Side, own: Collection[str], *, judged: bool) -> None:
     """Raises DataError where a prompt has no verifier, or one that there is not: at the start, not when it is drawn."""
-    known = set(own)
+    known = {*own, *JUDGED}
     for prompt in side.used:
         if not prompt.verifiers and not judged:
             raise DataError(

@@ -60,8 +60,8 @@ def open_policy(cfg: ShoalConfig, runtime: Runtime) -> Policy:
     return load_policy(replace(cfg.model, name=str(folder)), runtime)
 
 
-def build_parts(cfg: ShoalConfig, rewards: Mapping[str, Verifier]) -> Parts:
-    """Loads the model and the data and connects engine, learner and weight sync."""
+def build_parts(cfg: ShoalConfig, rewards: Mapping[str, Verifier], folder: Path | None = None) -> Parts:
+    """Loads the model and the data and connects the parts. `folder` is the run's, where there is one."""
     runtime = resolve_runtime(cfg.runtime, cfg.model)
     prepare_process(cfg.runtime)
     seed_everything(cfg.run.seed)
@@ -76,7 +76,7 @@ def build_parts(cfg: ShoalConfig, rewards: Mapping[str, Verifier]) -> Parts:
         compute_dtype=runtime.compute_dtype,
     )
     sync = InPlaceSync(engine, self_check(cfg, runtime, policy, task, engine, learner))
-    scorer = Scorer(cfg.reward, task.verifiers, rewards)
+    scorer = Scorer(cfg.reward, task.verifiers, rewards, folder)
     return Parts(runtime, policy, task, decoder(policy), scorer, learner, engine, sync)
 
 
@@ -116,7 +116,7 @@ def build_source(cfg: ShoalConfig, parts: Parts, monitor: Monitor) -> GroupSourc
 def build_run(cfg: ShoalConfig, folder: Path, stopping: Callable[[], bool], rewards: Mapping[str, Verifier]) -> Run:
     """A run that is ready for the loop, at step 0."""
     started = monotonic()
-    parts = build_parts(cfg, rewards)
+    parts = build_parts(cfg, rewards, folder)
     monitor = Monitor(cfg, folder, total_steps=total_steps(cfg), decode=parts.decode, started=started)
     notes = [*parts.runtime.notes, *(f"left out: {count} prompts ({why})" for why, count in parts.task.dropped.items())]
     for note in notes:

@@ -39,7 +39,9 @@ class Evaluator:
         """Metrics by name and the scored groups.
 
         `accuracy`: right completions / completions (a missing reward counts as not right and in `missing`);
-        `pass@k`: mean over prompts; `length`: mean sampled tokens; `<source>/accuracy` where there are several sources.
+        `reward`: mean over completions with a known reward, left out where there is none (a judge's marks are seldom
+        full, so that accuracy says little of them); `pass@k`: mean over prompts; `length`: mean sampled tokens;
+        `<source>/accuracy` where there are several sources.
         """
         sampling = sampling_params(self.cfg, self.cfg.evaluation.sampling)
         groups: list[Group] = []
@@ -66,6 +68,9 @@ def evaluation_metrics(groups: Sequence[Group], samples: int) -> dict[str, float
         "length": sum(completion.num_sampled for completion in completions) / total,
         "missing": sum(completion.reward is None for completion in completions) / total,
     }
+    known = [reward for group in groups for reward in group.known_rewards]
+    if known:
+        metrics["reward"] = sum(known) / len(known)
     rights = [sum(map(is_right, group.completions)) for group in groups]
     k = 2
     while k <= samples:

@@ -12,7 +12,7 @@ import torch
 from shoal.config import ShoalConfig
 from shoal.environments.single_turn import roll_out
 from shoal.learners.memory_plan import estimate
-from shoal.rewards.scorer import Scorer
+from shoal.rewards.scorer import MISSING, Scorer
 from shoal.runtime import Runtime
 from shoal.tasks.base import Task
 from shoal.training.parts import Parts
@@ -45,6 +45,12 @@ def check_rewards(task: Task, scorer: Scorer) -> CheckResult:
     scorer.score([Group(id="start-up check", completions=[right, wrong], prompt=prompt)])
     # The verifiers' part only: the known-right answer need not have the format or the length that is rewarded.
     high, low = scorer.verified(right), scorer.verified(wrong)
+    if any(map(scorer.asks_judge, scorer.weights)):
+        # What is good in a judge's eyes need not be what is right.
+        why = "; ".join(
+            answer.info[MISSING][name] for answer in (right, wrong) for name in answer.info.get(MISSING, {})
+        )
+        return CheckResult(name, high is not None and low is not None, why or f"the judge replies: {high} and {low}")
     detail = f"a right answer scores {high}, a wrong one {low} ({right.text!r} against {wrong.text!r})"
     return CheckResult(name, high is not None and low is not None and high > low, detail)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from shoal.config import ShoalConfig
 from shoal.config.run_folder import SAVED, find_resume, has_checkpoint, new_run_folder, save_config
-from shoal.errors import ConfigError, TrainingError
+from shoal.errors import BudgetError, ConfigError, TrainingError
 from shoal.monitor.summary import closing_text, write_summary
 from shoal.rewards.base import Verifier
 from shoal.training.build import build_parts, build_run
@@ -50,7 +50,7 @@ def train(
             if cfg.run.preflight and run.step == 0:
                 run.parts.sync.publish(run.parts.learner.version).wait()
                 refuse_failed(run_checks(cfg, run.parts, folder))
-            train_loop(run)
+            train_within_budget(run)
             status = "finished" if run.finished else "stopped"
             if status == "stopped" or cfg.checkpoint.every:
                 run.save_if_new()
@@ -59,6 +59,22 @@ def train(
         finally:
             run.close(status)
     return conclude(run, status)
+
+
+def train_within_budget(run: Run) -> None:
+    """The loop; where the judge's budget ends it, the run is saved as it was after its last step.
+
+    Raises:
+        TrainingError: the budget is spent; the line says how to go on.
+    """
+    try:
+        train_loop(run)
+    except BudgetError as error:
+        run.save_if_new()
+        raise BudgetError(
+            f"{error}; the run is saved after step {run.step}: go on with shoal train resume={run.folder} "
+            f"reward.judge.budget={2 * run.cfg.reward.judge.budget:g}"
+        ) from error
 
 
 def run_folder(cfg: ShoalConfig, run_dir: Path | str | None) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 from shoal.config import ShoalConfig
 from shoal.engines.base import SamplingParams
 from shoal.environments.single_turn import roll_out
-from shoal.errors import TrainingError
+from shoal.errors import BudgetError, TrainingError
 from shoal.monitor.monitor import Monitor
 from shoal.tasks.stream import PromptStream
 from shoal.training.parts import Parts
@@ -55,13 +55,23 @@ class SyncSource(GroupSource):
         self.last: dict[str, float] = {}
 
     def next_groups(self, step: int) -> list[Group]:
+        before = self.state_dict(), self.parts.scorer.snapshot()
+        try:
+            return self._groups(step)
+        except BudgetError:
+            # The run is saved as it was before this step, which is done again when it goes on.
+            self.load_state_dict(before[0])
+            self.parts.scorer.restore(before[1])
+            raise
+
+    def _groups(self, step: int) -> list[Group]:
         wanted = self.cfg.run.prompts_per_step
         refill = self.cfg.algorithm.zero_variance == "refill"
         kept: list[Group] = []
         sampled = 0
         self.last = {}
         for attempt in range(1 + (self.cfg.algorithm.refill_rounds if refill else 0)):
-            groups = self._roll_out_and_score(wanted - len(kept))
+            groups = self._roll_out_and_score(wanted - len(kept), step)
             sampled += len(groups)
             kept += [group for group in groups if not group.zero_variance] if refill else groups
             if len(kept) == wanted:
@@ -75,7 +85,7 @@ class SyncSource(GroupSource):
             )
         return kept
 
-    def _roll_out_and_score(self, count: int) -> list[Group]:
+    def _roll_out_and_score(self, count: int, step: int) -> list[Group]:
         run = self.cfg.run
         with self.monitor.phase("rollout"):
             groups = roll_out(
@@ -87,7 +97,7 @@ class SyncSource(GroupSource):
                 decode=self.parts.decode,
             )
         with self.monitor.phase("reward"):
-            self.last |= self.parts.scorer.score(groups).check().metrics()
+            self.last |= self.parts.scorer.score(groups, step).check().metrics()
         return groups
 
     def metrics(self) -> dict[str, float]:

@@ -160,6 +160,7 @@ class Run:
                     "learner": self.parts.learner.state_dict(),
                     "reference": self.reference.state_dict() if self.reference else {},
                     "source": self.source.state_dict(),
+                    "scorer": self.parts.scorer.state_dict(),
                     "monitor": self.monitor.state_dict(),
                     "best_accuracy": self.best_accuracy,
                     "evaluated_step": self.evaluated_step,
@@ -187,6 +188,7 @@ class Run:
         if self.reference:
             self.reference.load_state_dict(state["reference"])
         self.source.load_state_dict(state["source"])
+        self.parts.scorer.load_state_dict(state["scorer"], self.step)
         self.monitor.load_state_dict(state["monitor"])
         self.best_accuracy = state["best_accuracy"]
         self.evaluated_step = state["evaluated_step"]

@@ -18,7 +18,6 @@ SIZES = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "h
     [
         (lambda: LlamaRotaryEmbedding(LlamaConfig(**SIZES)), ()),
         (lambda: Gemma3RotaryEmbedding(Gemma3TextConfig(**SIZES)), ("sliding_attention",)),
-        (lambda: Gemma3RotaryEmbedding(Gemma3TextConfig(**SIZES)), ("full_attention",)),
     ],
 )
 def test_a_table_gives_the_modules_own_values_bit_for_bit(make, arguments):

@@ -40,3 +40,8 @@ def test_several_sources_are_reported_apart() -> None:
     assert metrics["a/accuracy"] == 1.0
     assert metrics["b/accuracy"] == 0.5
     assert "a/accuracy" not in evaluation_metrics([group("p", [1.0])], 1)
+
+
+def test_the_mean_reward_is_over_completions_with_one():
+    assert evaluation_metrics([group("p", [1.0, 0.5, None, 0.0])], 4)["reward"] == 0.5
+    assert "reward" not in evaluation_metrics([group("p", [None])], 1)

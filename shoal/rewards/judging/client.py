@@ -1,0 +1,280 @@
+"""Asking a judge: many questions at one time, each with a deadline, retries, a cache and a common budget."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from hashlib import sha256
+from logging import getLogger
+from pathlib import Path
+from time import monotonic
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import httpx
+
+from shoal.config.judge import JudgeConfig
+from shoal.errors import BudgetError, ConfigError
+from shoal.rewards.judging.cache import ReplyCache
+from shoal.rewards.judging.spending import Spending
+from shoal.rewards.verdict import LONGEST_REASON
+
+logger = getLogger(__name__)
+
+T = TypeVar("T")
+
+OPENAI = "https://api.openai.com/v1"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+CHARACTERS_PER_TOKEN = 4
+PASSING = (408, 409, 425, 429)  # and all from 500: another try may succeed
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked. `read` makes the value of a reply, or raises ValueError; `made_up` makes a reply of a number
+    between 0 and 1, for runs without a judge. `model` None: the configured one."""
+
+    text: str
+    read: Callable[[str], Any]
+    made_up: Callable[[float], str]
+    model: str | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`value` is None where none could be had; `reason` then says why. `seconds` is the time it took, retries and
+    pauses included, waiting for a free place not."""
+
+    value: Any
+    reason: str = ""
+    seconds: float = 0.0
+
+
+class _Failed(Exception):
+    """One request did not lead to a value. `passing`: another may. `pause`: seconds that the server asked for."""
+
+    def __init__(self, reason: str, *, passing: bool, pause: float = 0.0) -> None:
+        super().__init__(reason)
+        self.passing = passing
+        self.pause = pause
+
+
+@dataclass
+class _Step:
+    """What one training step or evaluation cost, until `metrics` takes it."""
+
+    requests: int = 0
+    retries: int = 0
+    cached: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+    spent: Spending = field(default_factory=Spending)
+
+
+class JudgeClient:
+    """The judge at one address. `folder` is the run's, for the cache; None: replies are kept in memory.
+
+    Raises:
+        ConfigError: the address is none, OpenAI is asked without a key, or the cache cannot be used.
+    """
+
+    def __init__(self, options: JudgeConfig, folder: Path | None) -> None:
+        self.options = options
+        self.folder = folder
+        self.url = (options.base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI).rstrip("/")
+        key = os.environ.get("OPENAI_API_KEY")
+        if urlsplit(self.url).scheme not in ("http", "https") or not urlsplit(self.url).hostname:
+            raise ConfigError(f"reward.judge.base_url={self.url} is no address: write http://HOST:PORT/v1")
+        if self.url == OPENAI and not key and not options.made_up:
+            raise ConfigError(
+                "the judge at OpenAI needs a key: set the environment variable OPENAI_API_KEY, or "
+                "reward.judge.base_url to the address of another server"
+            )
+        if options.made_up:
+            logger.warning("reward.judge.made_up=true: no judge is asked, its verdicts are made up")
+        self.headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self.cache = ReplyCache(Path(options.cache) if options.cache else folder)
+        self.spent = Spending()
+        self.step = _Step()
+
+    def ask(self, questions: Sequence[Question]) -> list[Answer]:
+        """An answer to each question, in order. Equal questions are asked once.
+
+        Raises:
+            BudgetError: `budget` is spent and something remained to be asked. What was replied is in the cache.
+        """
+        keys = [self._key(question) for question in questions]
+        distinct = dict(zip(keys, questions, strict=True))
+        if self.options.made_up:
+            answers = {key: _make_up(key, question) for key, question in distinct.items()}
+        else:
+            answers = _run(self._ask_all(distinct))
+        return [answers[key] for key in keys]
+
+    def metrics(self) -> dict[str, float]:
+        """Since the last call: `judge/requests`, of which `judge/retries` were repeated; `judge/cached`, distinct
+        questions answered from the cache; `judge/failed`, distinct questions without an answer; tokens, `judge/cost`
+        in dollars, `judge/seconds` of waiting. `judge/cost_total` since the run began."""
+        step, self.step = self.step, _Step()
+        return {
+            "judge/requests": float(step.requests),
+            "judge/retries": float(step.retries),
+            "judge/cached": float(step.cached),
+            "judge/failed": float(step.failed),
+            "judge/tokens_in": float(step.spent.tokens_in),
+            "judge/tokens_out": float(step.spent.tokens_out),
+            "judge/cost": step.spent.dollars(self.options),
+            "judge/cost_total": self.spent.dollars(self.options),
+            "judge/seconds": step.seconds,
+        }
+
+    def close(self) -> None:
+        """Closes the cache."""
+        self.cache.close()
+
+    def _key(self, question: Question) -> str:
+        """Everything that decides the reply, but not the address: a server may move."""
+        return sha256(json.dumps(self._body(question), sort_keys=True).encode()).hexdigest()
+
+    def _body(self, question: Question) -> dict[str, Any]:
+        body = {
+            "model": question.model or self.options.model,
+            "messages": [{"role": "user", "content": question.text}],
+            "temperature": self.options.temperature,
+            "max_tokens": self.options.max_tokens,
+            **self.options.body,
+        }
+        return {name: value for name, value in body.items() if value is not None}
+
+    async def _ask_all(self, questions: dict[str, Question]) -> dict[str, Answer]:
+        started = monotonic()
+        places = asyncio.Semaphore(self.options.concurrency)
+        # A judge on this machine is not asked through a proxy.
+        near = urlsplit(self.url).hostname in LOOPBACK
+        limits = httpx.Limits(max_connections=self.options.concurrency)
+        # Deadlines are set over whole requests: a reply that trickles would never meet one of httpx's own.
+        async with httpx.AsyncClient(headers=self.headers, limits=limits, timeout=None, trust_env=not near) as http:
+            answers = await asyncio.gather(
+                *(self._answer(http, places, key, question) for key, question in questions.items())
+            )
+        self.step.seconds += monotonic() - started
+        if any(answer is None for answer in answers):
+            raise BudgetError(
+                f"reward.judge.budget={self.options.budget:g} dollars are spent: "
+                f"{self.spent.dollars(self.options):.4g} for {self.spent.tokens_in:,} tokens of questions and "
+                f"{self.spent.tokens_out:,} of replies in {self.spent.requests:,} requests"
+            )
+        known = [answer for answer in answers if answer is not None]
+        self.step.failed += sum(answer.value is None for answer in known)
+        return dict(zip(questions, known, strict=True))
+
+    async def _answer(
+        self, http: httpx.AsyncClient, places: asyncio.Semaphore, key: str, question: Question
+    ) -> Answer | None:
+        """None where the budget is spent."""
+        tokens = len(question.text) // CHARACTERS_PER_TOKEN
+        if self.options.max_prompt_tokens and tokens > self.options.max_prompt_tokens:
+            limit = f"judge.max_prompt_tokens={self.options.max_prompt_tokens}"
+            return Answer(None, f"the question to the judge has about {tokens} tokens, more than {limit}")
+        known = self._cached(key, question)
+        if known is not None:
+            self.step.cached += 1
+            return known
+        async with places:
+            started = monotonic()
+            reason = ""
+            for attempt in range(1 + self.options.retries):
+                if self.spent.exhausts(self.options):
+                    return None
+                self.step.requests += 1
+                self.step.retries += attempt > 0
+                try:
+                    reply = await self._request(http, question)
+                    value = _read(question, reply)
+                except _Failed as failure:
+                    reason = str(failure)
+                    logger.debug("judge, try %d: %s", attempt + 1, reason)
+                    if not failure.passing:
+                        break
+                    if attempt < self.options.retries:
+                        pause = max(failure.pause, self.options.backoff * 2**attempt)
+                        await asyncio.sleep(min(pause, self.options.timeout))
+                else:
+                    self.cache.put(key, reply)
+                    return Answer(value, seconds=monotonic() - started)
+            return Answer(None, reason[:LONGEST_REASON], monotonic() - started)
+
+    def _cached(self, key: str, question: Question) -> Answer | None:
+        """A reply that can no longer be read (its template's file asks for another form now) is asked for again."""
+        reply = self.cache.get(key)
+        if reply is None:
+            return None
+        try:
+            return Answer(question.read(reply))
+        except ValueError:
+            return None
+
+    async def _request(self, http: httpx.AsyncClient, question: Question) -> str:
+        """The text of one reply."""
+        try:
+            async with asyncio.timeout(self.options.timeout):
+                response = await http.post(f"{self.url}/chat/completions", json=self._body(question))
+        except TimeoutError as error:
+            raise _Failed(f"no reply of the judge within {self.options.timeout:g} s", passing=True) from error
+        except httpx.HTTPError as error:
+            raise _Failed(f"the judge cannot be reached: {type(error).__name__} {error}", passing=True) from error
+        if response.status_code != httpx.codes.OK:
+            raise _Failed(
+                f"the judge answered with status {response.status_code}: {' '.join(response.text[:200].split())}",
+                passing=response.status_code in PASSING or response.status_code >= 500,
+                pause=_retry_after(response),
+            )
+        try:
+            reply = response.json()
+            text = reply["choices"][0]["message"]["content"]
+        except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
+            raise _Failed(
+                f"the judge's response is no chat completion: {response.text[:100]!r}", passing=True
+            ) from error
+        usage = reply.get("usage") or {}
+        bill = Spending(
+            1,
+            int(usage.get("prompt_tokens") or len(question.text) // CHARACTERS_PER_TOKEN),
+            int(usage.get("completion_tokens") or len(str(text)) // CHARACTERS_PER_TOKEN),
+        )
+        self.step.spent.add(bill)
+        self.spent.add(bill)
+        if not isinstance(text, str):
+            raise _Failed("the judge's reply has no text", passing=True)
+        return text
+
+
+def _read(question: Question, reply: str) -> Any:
+    try:
+        return question.read(reply)
+    except ValueError as error:
+        raise _Failed(str(error), passing=True) from error
+
+
+def _make_up(key: str, question: Question) -> Answer:
+    return Answer(question.read(question.made_up(int(key[:8], 16) / 0xFFFFFFFF)))
+
+
+def _retry_after(response: httpx.Response) -> float:
+    """Seconds that the server asks to wait; 0 where it says nothing, or a date."""
+    given = response.headers.get("Retry-After", "")
+    return float(given) if given.replace(".", "", 1).isdigit() else 0.0
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    """Runs a coroutine to its end, also where an event loop is already running (in a notebook)."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, work).result()
