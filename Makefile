@@ -1,7 +1,7 @@
 # make train: install into .venv and run the default job. make test: install and run the fast tests.
 PYTHON ?= python3
 BIN := .venv/bin
-ALL_EXTRAS := dev,lora,wandb,optim8bit,judge,ifeval,cluster,vllm,bench
+ALL_EXTRAS := dev,lora,wandb,optim8bit,math,ifeval,json,cluster,vllm,bench
 
 .PHONY: train test test-all style quality docs clean
 
