@@ -60,6 +60,7 @@ def run_shoal(turns: Turns, seed: int, steps: int) -> None:
         "checkpoint.every=0",
         "checkpoint.save_final=false",
         "monitor.tensorboard=false",
+        "monitor.samples_every=0",
         "evaluation.prompts=512",
         f"optimizer.lr={LR}",
         f"optimizer.warmup_steps={WARMUP}",

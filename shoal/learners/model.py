@@ -17,6 +17,7 @@ from shoal.engines.stopping import eos_ids
 from shoal.errors import ConfigError
 from shoal.learners.lora import adapter_base, add_lora, load_adapter
 from shoal.learners.mixed import use_mixed_linears
+from shoal.learners.norm import use_lean_norms
 from shoal.learners.rotary import use_rotary_tables
 from shoal.runtime import Runtime
 from shoal.tasks.templates import TEMPLATES
@@ -89,6 +90,7 @@ def load_policy(cfg: ModelConfig, runtime: Runtime) -> Policy:
         wrapped = model
     use_mixed_linears(wrapped, runtime)
     use_rotary_tables(wrapped, runtime)
+    use_lean_norms(wrapped, runtime)
     return Policy(
         model=wrapped.eval(),
         tokenizer=tokenizer,
