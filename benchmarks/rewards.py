@@ -62,8 +62,12 @@ def math_problem(random: Random) -> tuple[str, list[str], str]:
     if kind < 15:
         truth = f"{a}\\sqrt{{{b}}}"
         return truth, [truth, f"\\sqrt{{{a * a * b}}}", f"\\sqrt{{{b}}}\\cdot {a}"], f"\\sqrt{{{a * b}}}"
-    truth = f"{a}\\sin({b}x)"
-    return truth, [truth, f"\\sin({b}x)\\cdot {a}", f"\\frac{{{2 * a}\\sin({b}x)}}{{2}}"], f"{a}\\cos({b}x)"
+    truth = column(a, b)
+    return truth, [truth, column(f"\\frac{{{2 * a}}}{{2}}", b), column(a, f"{b}.0")], column(b + 1, a)
+
+
+def column(first: object, second: object) -> str:
+    return f"\\begin{{pmatrix}}{first}\\\\{second}\\end{{pmatrix}}"
 
 
 def make_groups(verifier: str, words: int) -> list[Group]:
