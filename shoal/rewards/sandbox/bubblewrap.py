@@ -42,8 +42,10 @@ class Bubblewrap:
                 "--seccomp",
                 str(rules.fileno()),
             ),
+            # Before the folders, some of which may stand in the /tmp of outside.
+            *("--size", str(limits.files_mib * MIB), "--tmpfs", "/tmp"),
             *_mounts(interpreter.folders, sources),
-            *("--size", str(limits.files_mib * MIB), "--tmpfs", "/tmp", "--chdir", "/tmp", "--remount-ro", "/"),
+            *("--chdir", "/tmp", "--remount-ro", "/"),
             *("--clearenv", "--setenv", "HOME", "/tmp", "--setenv", "LC_ALL", "C.UTF-8"),
             *("--", *interpreter.command, f"{GUEST}/start.py", order),
         ]

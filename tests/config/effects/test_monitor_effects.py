@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from effects.made import made_groups
 from effects.registry import effect
 from shoal.config import ShoalConfig
 from shoal.monitor.monitor import Monitor
+
+# Not inside the tests: `settings` would find that they changed nothing.
+needs_wandb = pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed")
 
 
 @pytest.fixture
@@ -69,9 +73,9 @@ def test_samples_are_written_every_so_many_steps(settings, monitored):
         assert {path.name for path in folder.glob("samples/*")} == files
 
 
+@needs_wandb
 @effect("monitor.wandb.enabled")
 def test_wandb_gets_the_run_where_asked(settings, monitored, monkeypatch):
-    pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_SILENT", "true")
     offline = {"monitor.wandb.mode": "offline"}
     assert names(monitored(offline)) == {"metrics.jsonl"}
@@ -87,6 +91,7 @@ class FakeRun:
     def finish(self, exit_code: int) -> None: ...
 
 
+@needs_wandb
 @effect(
     "monitor.wandb.project",
     "monitor.wandb.entity",
@@ -96,9 +101,8 @@ class FakeRun:
 )
 def test_wandb_is_told_where_the_run_belongs(settings, monitored, monkeypatch):
     # Team and online mode need an account: the call that leaves Shoal is looked at instead.
-    wandb = pytest.importorskip("wandb")
     calls: list[dict[str, Any]] = []
-    monkeypatch.setattr(wandb, "init", lambda **arguments: calls.append(arguments) or FakeRun())
+    monkeypatch.setattr("wandb.init", lambda **arguments: calls.append(arguments) or FakeRun())
 
     def told(changes: dict[str, str]) -> dict[str, Any]:
         folder = monitored({"monitor.wandb.enabled": True, **{f"monitor.wandb.{k}": v for k, v in changes.items()}})
