@@ -18,8 +18,10 @@ from shoal.learners.base import Learner
 from shoal.learners.lora import adapter_base
 from shoal.learners.mixed import use_mixed_linears
 from shoal.learners.model import Policy, load_causal_lm
+from shoal.learners.norm import use_lean_norms
 from shoal.learners.optimizer import on_cpu
 from shoal.learners.passes import Passes
+from shoal.learners.rotary import use_rotary_tables
 from shoal.runtime import Runtime
 from shoal.types import Group, Segment
 
@@ -50,6 +52,8 @@ class ReferencePolicy:
                 key="reference.name",
             )
             use_mixed_linears(model, runtime)
+            use_rotary_tables(model, runtime)
+            use_lean_norms(model, runtime)
             own = Policy(model, policy.tokenizer, policy.vocabulary, policy.max_positions, lora=False)
         elif self.borrowed:
             own = policy
