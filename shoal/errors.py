@@ -19,3 +19,7 @@ class TrainingError(ShoalError):
 
 class BudgetError(TrainingError):
     """What may be spent on the judge is spent."""
+
+
+class EngineError(TrainingError):
+    """An inference server is not there, does not answer, or refuses what it is asked."""

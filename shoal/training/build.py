@@ -34,6 +34,7 @@ from shoal.training.parts import Parts
 from shoal.training.recording import GroupRecording
 from shoal.training.sources import GroupSource, ReplaySource, SyncSource
 from shoal.training.state import Run
+from shoal.weight_sync.base import WeightSync
 from shoal.weight_sync.check import SelfCheck, logprob_tolerance, make_probe
 from shoal.weight_sync.in_place import InPlaceSync
 
@@ -68,16 +69,29 @@ def build_parts(cfg: ShoalConfig, rewards: Mapping[str, Verifier], folder: Path 
     policy = open_policy(cfg, runtime)
     task = build_task(cfg, policy.tokenizer, own_verifiers=rewards)
     learner = LocalLearner(policy, cfg, runtime, total_steps(cfg))
-    engine = TorchEngine(
+    engine = build_engine(cfg, policy, runtime, folder)
+    sync = build_weight_sync(cfg, learner, engine, self_check(cfg, runtime, policy, task, engine, learner), folder)
+    scorer = Scorer(cfg.reward, task.verifiers, rewards, folder)
+    return Parts(runtime, policy, task, decoder(policy), scorer, learner, engine, sync)
+
+
+def build_engine(cfg: ShoalConfig, policy: Policy, runtime: Runtime, folder: Path | None) -> Engine:
+    """The engine that `engine.kind` names. `folder` is the run's, for log files."""
+    return TorchEngine(
         policy.model,
         policy.tokenizer,
         max_batch=cfg.engine.max_batch,
         max_cache_tokens=cfg.engine.max_cache_tokens,
         compute_dtype=runtime.compute_dtype,
     )
-    sync = InPlaceSync(engine, self_check(cfg, runtime, policy, task, engine, learner))
-    scorer = Scorer(cfg.reward, task.verifiers, rewards, folder)
-    return Parts(runtime, policy, task, decoder(policy), scorer, learner, engine, sync)
+
+
+def build_weight_sync(
+    cfg: ShoalConfig, learner: LocalLearner, engine: Engine, check: SelfCheck, folder: Path | None
+) -> WeightSync:
+    """The weight sync that `weight_sync.kind` names. `folder` is the run's, for what is handed over on disk."""
+    assert isinstance(engine, TorchEngine)
+    return InPlaceSync(engine, check)
 
 
 def self_check(
@@ -113,6 +127,11 @@ def build_source(cfg: ShoalConfig, parts: Parts, monitor: Monitor) -> GroupSourc
     return SyncSource(cfg, parts, monitor)
 
 
+def build_reference(cfg: ShoalConfig, parts: Parts, folder: Path) -> ReferencePolicy:
+    """What scores completions for the KL."""
+    return ReferencePolicy(parts.policy, cfg, parts.runtime)
+
+
 def build_run(cfg: ShoalConfig, folder: Path, stopping: Callable[[], bool], rewards: Mapping[str, Verifier]) -> Run:
     """A run that is ready for the loop, at step 0."""
     started = monotonic()
@@ -126,7 +145,7 @@ def build_run(cfg: ShoalConfig, folder: Path, stopping: Callable[[], bool], rewa
         folder=folder,
         total_steps=total_steps(cfg),
         parts=parts,
-        reference=ReferencePolicy(parts.policy, cfg, parts.runtime) if cfg.algorithm.kl_coef else None,
+        reference=build_reference(cfg, parts, folder) if cfg.algorithm.kl_coef else None,
         source=build_source(cfg, parts, monitor),
         evaluator=Evaluator(cfg, parts),
         monitor=monitor,
