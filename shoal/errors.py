@@ -23,3 +23,7 @@ class BudgetError(TrainingError):
 
 class EngineError(TrainingError):
     """An inference server is not there, does not answer, or refuses what it is asked."""
+
+
+class RolloutApiError(TrainingError):
+    """The server of scored groups is not there, or refuses what it is asked."""

@@ -209,6 +209,7 @@ class Run:
     def close(self, status: str) -> None:
         """Ends every part, the last built first. `status` is `finished`, `stopped` or `failed`."""
         self.monitor.close(status)
+        self.source.close()
         self.parts.close()
 
 

@@ -1,0 +1,1 @@
+"""The Atropos protocol: a server for scored groups, the trainer's source, and environments as processes."""
