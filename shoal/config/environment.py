@@ -9,7 +9,9 @@ from shoal.config.options import option
 class EnvironmentConfig:
     """What `shoal env` reads."""
 
-    ahead: float = option(1.0, "Batches that may wait at the server or be under way before the trainer takes one", least=0)
+    ahead: float = option(
+        1.0, "Batches that may wait at the server or be under way before the trainer takes one", least=0
+    )
     max_groups: int = option(256, "Most groups under way at a time", least=1)
     weight: float = option(1.0, "Share among several environments, which stock servers turn into an advice", least=0)
     min_allocation: float = option(0.0, "Least share of every batch that is this environment's. 0: none", least=0)

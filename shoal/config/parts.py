@@ -11,8 +11,7 @@ class SourceConfig:
 
     kind: str = option(
         "sync",
-        "sync: roll out now. replay: groups recorded by an earlier run. rollout_api: groups that environments send to a "
-        "server",
+        "sync: roll out now. replay: groups recorded by an earlier run. rollout_api: groups that environments send",
         choices=("sync", "replay", "rollout_api"),
     )
     path: str | None = option(None, "Run folder whose recorded groups are replayed (run.record_groups=true there)")
@@ -31,7 +30,8 @@ class SourceConfig:
     )
     timeout: float = option(600.0, "Seconds that a server or a batch is waited for", least=1)
     launch: str | None = option(
-        None, "Start the server and this environment (a name or package.module:Class) with the run, and end them with it"
+        None,
+        "Start the server and this environment (a name or package.module:Class) with the run, and end them with it",
     )
 
 

@@ -1,6 +1,6 @@
 """The built-in engine behind HTTP: POST /generate in the dialect of vLLM's small API server, GET /health.
 
-A request is `{"prompt": {"prompt_token_ids": [...]}, "max_tokens": ..., "temperature": ..., "seed": ..., "n": ...}`, and
+A request is `{"prompt": {"prompt_token_ids": [...]}, "max_tokens": ..., "temperature": ..., "seed": ..., "n": ...}`;
 the reply has, for each completion, `text`, `finish_reasons`, `token_ids`, `logprobs` (a list over positions of
 `[{token id: log-prob}]`) and `versions` (runs of first token and weights version). In place of `n` and `seed`, `seeds`
 gives each completion its own.

@@ -73,7 +73,7 @@ class ApiClient:
                 waiting.pause(f"is busy ({reply.status_code}: {reply.text[:200]})", reply.headers.get("Retry-After"))
                 continue
             if reply.is_error:
-                raise RefusedError(f"{self.url}{path}", reply.status_code, reply.text)
+                raise RefusedError(f"{self.url}{path.partition('?')[0]}", reply.status_code, reply.text)
             return reply.json()
 
 
@@ -103,7 +103,7 @@ class Waiting:
         waited = now - self.started
         if waited > self.timeout:
             raise RolloutApiError(
-                f"{self.url} {why}, for {waited:.0f} s now: start it (shoal serve api, or run-api), or correct the address"
+                f"{self.url} {why}, for {waited:.0f} s now: start it (shoal serve api, or run-api), or correct its URL"
             )
         if now - self.said > SAY_EVERY:
             self.said = now

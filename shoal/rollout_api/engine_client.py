@@ -170,7 +170,9 @@ class EngineClient:
                 why = f"does not answer ({type(error).__name__}: {error})"
             waited = monotonic() - started
             if waited > self.timeout:
-                raise EngineError(f"the engine at {self.url} {why}, for {waited:.0f} s now: start it, or correct --engine")
+                raise EngineError(
+                    f"the engine at {self.url} {why}, for {waited:.0f} s now: start it, or correct --engine"
+                )
             if monotonic() - said > SAY_EVERY:
                 said = monotonic()
                 logger.info("the engine at %s %s: waiting, %.0f s so far of %.0f", self.url, why, waited, self.timeout)

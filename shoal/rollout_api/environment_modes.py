@@ -1,4 +1,4 @@
-"""`shoal env`: opens an environment by name and serves it, writes groups for people to look at, or evaluates a model."""
+"""`shoal env`: opens an environment by name and serves it, writes groups for people, or evaluates a model."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ from shoal.rollout_api.client import ApiClient
 from shoal.rollout_api.engine_client import EngineClient
 from shoal.rollout_api.environment_server import Counts, EnvironmentServer
 from shoal.rollout_api.group_files import write_groups
+from shoal.rollout_api.protocol import ENVIRONMENT_TOKEN
 from shoal.tasks.story import story_tokenizer
 from shoal.training.evaluate import evaluation_metrics
 
 logger = getLogger(__name__)
-
-TOKEN_VARIABLE = "SHOAL_ENVIRONMENT_TOKEN"
 
 
 def open_environment(name: str, cfg: ShoalConfig) -> Environment:
@@ -56,7 +55,7 @@ def serve(name: str, cfg: ShoalConfig, api: str, engine: str) -> Counts:
         TrainingError: too many rollouts or rewards failed.
     """
     environment = open_environment(name, cfg)
-    client = ApiClient(api, token=os.environ.get(TOKEN_VARIABLE), timeout=cfg.environment.timeout)
+    client = ApiClient(api, token=os.environ.get(ENVIRONMENT_TOKEN), timeout=cfg.environment.timeout)
 
     async def run() -> Counts:
         model = EngineClient(engine, cfg.environment.timeout)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import count
 from logging import getLogger
 from secrets import token_hex
 from time import monotonic
@@ -40,7 +41,6 @@ class Counts:
     unscored: int = 0
     equal: int = 0
     failed: int = 0
-    reasons: list[str] = field(default_factory=list)
 
 
 class EnvironmentServer:
@@ -59,7 +59,7 @@ class EnvironmentServer:
         self.session = token_hex(6)
         self.counts = Counts()
         self.tasks: dict[asyncio.Task[Group], Item] = {}
-        self.drawn = 0
+        self.keys = count()
         self.backlog: list[Item] = []
         self.said = monotonic()
 
@@ -176,8 +176,8 @@ class EnvironmentServer:
         logger.warning("%s: the rollout of %s failed: %s: %s", self.name, item.prompt.id, type(error).__name__, error)
         if self.counts.failed > self.settings.max_failed:
             raise TrainingError(
-                f"{self.counts.failed} rollouts failed, more than environment.max_failed={self.settings.max_failed}; the "
-                f"last, of {item.prompt.id}: {type(error).__name__}: {error}"
+                f"{self.counts.failed} rollouts failed, more than environment.max_failed={self.settings.max_failed}; "
+                f"the last, of {item.prompt.id}: {type(error).__name__}: {error}"
             ) from error
         return None
 
@@ -192,7 +192,8 @@ class EnvironmentServer:
         return True
 
     def _wire(self, group: Group, registered: Registration) -> ScoredData:
-        return to_scored_data(group, self.environment.sampling, registered.env_id)
+        key = f"{self.session}/{next(self.keys)}"
+        return to_scored_data(group, self.environment.sampling, registered.env_id, key)
 
     def _disconnect(self, registered: Registration) -> None:
         """Says goodbye, where somebody listens: the server notices by itself too."""

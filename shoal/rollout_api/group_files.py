@@ -17,9 +17,11 @@ from shoal.types import Completion, Group, Segment
 Piece = dict[str, Any]
 
 
-def write_groups(folder: Path, groups: Sequence[Group], sampling: SamplingParams, tokenizer: Any, *, title: str) -> Path:
+def write_groups(
+    folder: Path, groups: Sequence[Group], sampling: SamplingParams, tokenizer: Any, *, title: str
+) -> Path:
     """Writes groups.jsonl and groups.html into `folder`; gives the page's path."""
-    lines = [json.dumps(to_scored_data(group, sampling, None), ensure_ascii=False) + "\n" for group in groups]
+    lines = [json.dumps(to_scored_data(group, sampling), ensure_ascii=False) + "\n" for group in groups]
     write_atomically(folder / "groups.jsonl", "".join(lines))
     page = folder / "groups.html"
     write_atomically(page, groups_page(groups, tokenizer, title=title))

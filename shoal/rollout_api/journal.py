@@ -18,11 +18,12 @@ from shoal.rollout_api.scored_data import ScoredData
 
 @dataclass
 class Entry:
-    """One batch: its number in this run (from 1), the step that asked for it, the server's name of it, its groups."""
+    """One batch: its number in this run (from 1), the step that asked for it, what tells it from every other batch of
+    the server's (empty for stock servers), its groups."""
 
     number: int
     step: int
-    batch_id: str | None
+    mark: str
     groups: list[ScoredData]
 
 
@@ -46,6 +47,11 @@ class Journal:
     def numbers(self) -> list[int]:
         """The batches that are here, in order."""
         return sorted(int(file.stem.removeprefix("batch_")) for file in self.folder.glob("batch_*.msgpack"))
+
+    def marks(self) -> set[str]:
+        """The marks of the batches that are here, as far as they have one."""
+        entries = [self.read(number) for number in self.numbers()]
+        return {entry.mark for entry in entries if entry is not None and entry.mark}
 
     def forget(self, before: int) -> None:
         """Removes the batches that no checkpoint needs: those numbered below `before`."""

@@ -14,23 +14,25 @@ from typing import Any
 
 from shoal.engines.base import SamplingParams
 from shoal.errors import DataError
+from shoal.rollout_api.protocol import GROUP_KEY, NOT_TRAINED, PROMPT_LOGPROB, WEIGHTS_VERSION
 from shoal.types import Completion, Group, Prompt, Segment, StopReason
 
-UNTRAINED = -100
-NOT_SAMPLED = 1.0
 EXTRAS = "shoal"
 
 ScoredData = dict[str, Any]
 
 
-def to_scored_data(group: Group, sampling: SamplingParams, env_id: int | None) -> ScoredData:
-    """A scored group for the wire. Every completion must have a reward: see `Group.known_rewards`."""
+def to_scored_data(group: Group, sampling: SamplingParams, env_id: int | None = None, key: str = "") -> ScoredData:
+    """A scored group for the wire. Every completion must have a reward: see `Group.known_rewards`. `key` is the group's
+    own, so that it may be sent twice."""
     owners = [
         (number, segment) for number, completion in enumerate(group.completions) for segment in completion.segments
     ]
     completions = [group.completions[number] for number, _ in owners]
     told = all("messages" in completion.info for completion in completions)
     own_advantages = any(segment.advantages is not None for _, segment in owners)
+    versions = [completion.first_version for completion in group.completions]
+    oldest = {WEIGHTS_VERSION: min(versions)} if min(versions) >= 0 else {}
     extras = {
         "group": group.id,
         "epoch": group.epoch,
@@ -56,21 +58,23 @@ def to_scored_data(group: Group, sampling: SamplingParams, env_id: int | None) -
             "temperature": sampling.temperature,
             "max_tokens": sampling.max_new_tokens,
             "top_p": sampling.top_p,
+            **oldest,
             EXTRAS: extras,
         },
         "messages": [completion.info["messages"] for completion in completions] if told else None,
         "env_id": env_id,
+        GROUP_KEY: key or None,
     }
 
 
 def _mask(segment: Segment) -> list[int]:
-    sampled = [id_ if trained else UNTRAINED for id_, trained in zip(segment.sampled_ids, segment.mask, strict=True)]
-    return [UNTRAINED] * len(segment.context_ids) + sampled
+    sampled = [id_ if trained else NOT_TRAINED for id_, trained in zip(segment.sampled_ids, segment.mask, strict=True)]
+    return [NOT_TRAINED] * len(segment.context_ids) + sampled
 
 
 def _logprobs(segment: Segment) -> list[float]:
     sampled = zip(segment.logprobs, segment.mask, strict=True)
-    return [NOT_SAMPLED] * len(segment.context_ids) + [value if used else NOT_SAMPLED for value, used in sampled]
+    return [PROMPT_LOGPROB] * len(segment.context_ids) + [value if used else PROMPT_LOGPROB for value, used in sampled]
 
 
 def _advantages(segment: Segment) -> list[float]:
@@ -100,7 +104,10 @@ def to_group(data: Mapping[str, Any], name: str, source: str) -> Group:
         if number not in completions:
             completions[number] = _completion(data, extras, place, number)
         completions[number].segments.append(segment)
+    oldest = params.get(WEIGHTS_VERSION)
     for completion in completions.values():
+        if not completion.versions and isinstance(oldest, int):
+            completion.versions = [(0, oldest)]
         completion.text = completion.text or _last_text(completion.info.get("messages"))
     contexts = {tuple(one.segments[0].context_ids) for one in completions.values()}
     prompt = None
@@ -149,7 +156,7 @@ def _segment(data: Mapping[str, Any], place: int, name: str) -> Segment:
     for key, value in columns.items():
         if len(value) != len(ids):
             raise DataError(f"{where}: {len(value)} {key} for {len(ids)} tokens")
-    trained = [label != UNTRAINED for label in labels]
+    trained = [label != NOT_TRAINED for label in labels]
     if any(used and label != id_ for used, label, id_ in zip(trained, labels, ids, strict=True)):
         raise DataError(f"{where}: a mask is neither -100 nor the token that stands there (0/1 masks are not known)")
     # The first token of a sequence has nothing before it that could predict it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from contextlib import nullcontext
 from logging import getLogger
@@ -14,9 +15,10 @@ from shoal.engines.generate_server import GenerateServer
 from shoal.engines.served_engine import ServedEngine
 from shoal.errors import DataError, RolloutApiError
 from shoal.monitor.monitor import Monitor
-from shoal.rollout_api.client import ApiClient
+from shoal.rollout_api.client import ApiClient, RefusedError
 from shoal.rollout_api.journal import Entry, Journal
 from shoal.rollout_api.overlong import fit
+from shoal.rollout_api.protocol import TRAINER_TOKEN, WEIGHTS_VERSION
 from shoal.rollout_api.scored_data import to_group
 from shoal.training.checkpoint import CheckpointStore
 from shoal.training.parts import Parts
@@ -25,7 +27,7 @@ from shoal.types import Group
 
 logger = getLogger(__name__)
 
-TOKEN_VARIABLE = "SHOAL_TRAINER_TOKEN"
+NOT_REGISTERED = 409
 LOOK_SECONDS = (0.02, 0.5)  # between two looks for a batch: at first, and at most
 SAY_EVERY = 10.0
 
@@ -47,13 +49,14 @@ class RolloutApiSource(GroupSource):
         self.batch_size = cfg.source.batch_size or cfg.run.prompts_per_step * cfg.run.group_size
         self.journal = Journal(folder)
         self.checkpoints = CheckpointStore(folder, cfg.checkpoint.keep_last)
+        self.marks = self.journal.marks()
         self.batches = 0
         self.after_step: dict[int, int] = {}
         self.registered = False
         self.last: dict[str, float] = {}
         self.api = ApiClient(
             cfg.source.url,
-            token=os.environ.get(TOKEN_VARIABLE),
+            token=os.environ.get(TRAINER_TOKEN),
             timeout=cfg.source.timeout,
             say=monitor.message,
         )
@@ -71,7 +74,7 @@ class RolloutApiSource(GroupSource):
             RolloutApiError: the server or a batch did not come before the deadline.
         """
         self._forget_old()
-        self.last = {name: 0.0 for name in ("batches", "replayed", "overlong", "unusable", "recomputed")}
+        self.last = dict.fromkeys(("batches", "replayed", "overlong", "unusable", "recomputed"), 0.0)
         groups: list[Group] = []
         while not groups:
             entry = self.journal.read(self.batches + 1)
@@ -106,14 +109,27 @@ class RolloutApiSource(GroupSource):
         self.api.close()
 
     def _fetch(self, step: int) -> Entry:
-        """The next batch from the server, in the journal and acknowledged."""
+        """The next batch from the server, in the journal and then acknowledged.
+
+        A batch that is in the journal already, because its acknowledgement did not arrive, is acknowledged again.
+        """
         if not self.registered:
             self._register(step)
-        with self.engine.serving() if self.engine is not None else nullcontext():
-            batch_id, groups = self._wait_for_batch(step)
-        entry = Entry(self.batches + 1, step, batch_id, groups)
-        self.journal.write(entry)
-        return entry
+        while True:
+            with self.engine.serving() if self.engine is not None else nullcontext():
+                reply = self._wait_for_batch(step)
+            mark = mark_of(reply)
+            known = bool(mark) and mark in self.marks
+            entry = Entry(self.batches + 1, step, mark, reply["batch"])
+            if not known:
+                self.journal.write(entry)
+                self.marks.add(mark)
+            if reply.get("lease") is not None:
+                version = self.parts.learner.version
+                self.api.post("/ack", {"lease": reply["lease"], WEIGHTS_VERSION: version})
+            if not known:
+                return entry
+            logger.info("step %d: a batch came twice, and is left out the second time", step)
 
     def _register(self, step: int) -> None:
         wandb = self.cfg.monitor.wandb
@@ -132,17 +148,14 @@ class RolloutApiSource(GroupSource):
         )
         self.registered = True
 
-    def _wait_for_batch(self, step: int) -> tuple[str | None, list[Any]]:
-        """Asks until there is a batch. The deadline starts anew whenever the queue grows."""
+    def _wait_for_batch(self, step: int) -> dict[str, Any]:
+        """Asks until there is a batch; the reply with it. The deadline starts anew whenever the queue grows."""
         last_progress = said = monotonic()
         pause, queued = LOOK_SECONDS[0], -1
         while True:
-            reply = self.api.get("/batch")
-            if reply.get("status") == "error":
-                # A stock server that was started anew.
-                self._register(step)
-            elif reply["batch"]:
-                return reply.get("batch_id"), reply["batch"]
+            reply = self._ask_for_batch(step)
+            if reply["batch"]:
+                return reply
             now = monotonic()
             if now - said > SAY_EVERY or now - last_progress > self.cfg.source.timeout:
                 waiting = self.api.get("/status")["queue_size"]
@@ -159,6 +172,18 @@ class RolloutApiSource(GroupSource):
                 self.monitor.message(f"step {step}: waiting for a batch of {self.batch_size} sequences: {why}")
             sleep(pause)
             pause = min(pause * 1.3, LOOK_SECONDS[1])
+
+    def _ask_for_batch(self, step: int) -> dict[str, Any]:
+        """The reply to /batch. A server that has lost its registrations, as a stock one does, gets this one again."""
+        try:
+            reply = self.api.get(f"/batch?ack=explicit&{WEIGHTS_VERSION}={self.parts.learner.version}")
+        except RefusedError as error:
+            if error.status != NOT_REGISTERED:
+                raise
+            reply = {"batch": None, "status": "error"}
+        if reply.get("status") == "error":
+            self._register(step)
+        return reply
 
     def _groups(self, entry: Entry) -> list[Group]:
         """The batch's groups that can be trained on, overlong sequences dealt with."""
@@ -202,3 +227,12 @@ class RolloutApiSource(GroupSource):
         if steps and steps[0] in self.after_step:
             self.journal.forget(self.after_step[steps[0]] + 1)
             self.after_step = {step: number for step, number in self.after_step.items() if step >= steps[0]}
+
+
+def mark_of(reply: dict[str, Any]) -> str:
+    """What tells a batch of Shoal's server from every other: its lease and when its groups arrived. Empty for a stock
+    server, which hands a batch out once."""
+    if reply.get("lease") is None:
+        return ""
+    groups = [[one["id"], one["received"]] for one in reply.get("groups") or []]
+    return json.dumps([reply["lease"], groups])
