@@ -1,1 +1,1 @@
-"""The Atropos protocol: a server for scored groups, the trainer's source, and environments as processes."""
+"""The rollout API: environments post scored groups, a trainer fetches them in batches. Atropos's protocol."""
