@@ -70,8 +70,9 @@ class ReferencePolicy:
             self._check_same_weights()
 
     def score(self, groups: Sequence[Group]) -> None:
-        """Fills `ref_logprobs` of every segment, at temperature 1."""
-        segments = [segment for group in groups for completion in group.completions for segment in completion.segments]
+        """Fills `ref_logprobs` of every segment, at temperature 1. Those that an environment gave stay."""
+        every = [segment for group in groups for completion in group.completions for segment in completion.segments]
+        segments = [segment for segment in every if segment.ref_logprobs is None]
         with self.policy.model.disable_adapter() if self.borrowed else nullcontext():
             found = self.passes.score_segments(segments)
         for segment, row in zip(segments, found, strict=True):

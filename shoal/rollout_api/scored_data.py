@@ -131,6 +131,10 @@ def _completion(data: Mapping[str, Any], extras: Mapping[str, Any], place: int, 
         temperature = (data.get("generation_params") or {}).get("temperature")
     if temperature is not None:
         overrides.setdefault("temperature", temperature)
+    if "temperature" in overrides and not overrides["temperature"] > 0:
+        raise DataError(
+            f"temperature {overrides['temperature']}: greedy completions cannot be trained on; it must be above 0"
+        )
     messages = _at(data.get("messages"), place)
     return Completion(
         segments=[],
