@@ -60,13 +60,13 @@ def stub() -> Iterator[StubVllm]:
 
 
 @effect("engine.vllm.dtype")
-def test_the_dtype_is_the_policys_unless_it_is_named(arguments):
+def test_the_dtype_is_the_policys_unless_it_is_named(settings, arguments):
     assert "--dtype=float32" in arguments({})
     assert "--dtype=bfloat16" in arguments({"engine.vllm.dtype": "bfloat16"})
 
 
 @effect("engine.vllm.tensor_parallel")
-def test_layers_are_shared_by_as_many_devices(arguments):
+def test_layers_are_shared_by_as_many_devices(settings, arguments):
     assert "--tensor-parallel-size=1" in arguments({})
     line = arguments({"engine.vllm.tensor_parallel": 2})
     assert "--tensor-parallel-size=2" in line
@@ -74,51 +74,51 @@ def test_layers_are_shared_by_as_many_devices(arguments):
 
 
 @effect("engine.vllm.max_model_len")
-def test_vllm_has_room_for_the_longest_completion_or_as_many_tokens_as_it_is_told(arguments):
+def test_vllm_has_room_for_the_longest_completion_or_as_many_tokens_as_it_is_told(settings, arguments):
     # The tiny model has 512 positions; 500 + 6 and one more, which scoring samples.
     assert "--max-model-len=507" in arguments({"data.max_prompt_tokens": 500})
     assert "--max-model-len=600" in arguments({"engine.vllm.max_model_len": 600})
 
 
 @effect("engine.vllm.memory_share")
-def test_the_share_of_a_gpu_is_passed_on(arguments):
+def test_the_share_of_a_gpu_is_passed_on(settings, arguments):
     assert "--gpu-memory-utilization=0.9" in arguments({}, "cuda")
     assert "--gpu-memory-utilization=0.3" in arguments({"engine.vllm.memory_share": 0.3}, "cuda")
 
 
 @effect("engine.vllm.cache_gib")
-def test_the_caches_size_is_passed_on(arguments):
+def test_the_caches_size_is_passed_on(settings, arguments):
     assert f"--kv-cache-memory-bytes={2**30}" in arguments({})
     assert f"--kv-cache-memory-bytes={2**29}" in arguments({"engine.vllm.cache_gib": 0.5})
 
 
 @effect("engine.vllm.eager")
-def test_graphs_are_compiled_on_a_gpu_or_where_it_is_asked_for(arguments):
+def test_graphs_are_compiled_on_a_gpu_or_where_it_is_asked_for(settings, arguments):
     assert "--enforce-eager" in arguments({})
     assert "--enforce-eager" not in arguments({}, "cuda")
     assert "--enforce-eager" not in arguments({"engine.vllm.eager": "off"})
 
 
 @effect("engine.vllm.prefix_cache")
-def test_the_prefix_cache_can_be_switched_off(arguments):
+def test_the_prefix_cache_can_be_switched_off(settings, arguments):
     assert "--enable-prefix-caching" in arguments({})
     assert "--no-enable-prefix-caching" in arguments({"engine.vllm.prefix_cache": False})
 
 
 @effect("engine.vllm.sleep")
-def test_vllm_sleeps_on_the_learners_gpu_unless_told_not_to(arguments):
+def test_vllm_sleeps_on_the_learners_gpu_unless_told_not_to(settings, arguments):
     assert "--enable-sleep-mode" in arguments({}, "cuda", "vllm")
     assert "--enable-sleep-mode" not in arguments({"engine.vllm.sleep": False}, "cuda", "vllm")
 
 
 @effect("engine.vllm.extra_args")
-def test_further_arguments_come_last(arguments):
+def test_further_arguments_come_last(settings, arguments):
     assert arguments({"engine.vllm.extra_args": ["--block-size=64"]})[-1] == "--block-size=64"
     assert "--block-size=64" not in arguments({})
 
 
 @effect("engine.vllm.servers", "engine.vllm.host", "engine.vllm.port")
-def test_servers_are_launched_on_their_addresses(open_engine, monkeypatch):
+def test_servers_are_launched_on_their_addresses(settings, open_engine, monkeypatch):
     started: list[str] = []
 
     class Recorded(ServerProcess):
@@ -154,7 +154,7 @@ def one_request() -> list[Request]:
 
 
 @effect("engine.vllm.endpoints")
-def test_servers_that_someone_else_runs_are_asked(open_engine, stub, monkeypatch):
+def test_servers_that_someone_else_runs_are_asked(settings, open_engine, stub, monkeypatch):
     monkeypatch.setattr(vllm_server, "launch", lambda *_: [])
     assert open_engine({}).servers == []
     engine = open_engine({"engine.vllm.endpoints": [stub.url]})
@@ -163,7 +163,7 @@ def test_servers_that_someone_else_runs_are_asked(open_engine, stub, monkeypatch
 
 
 @effect("engine.vllm.api_key")
-def test_the_servers_key_is_shown(open_engine, stub, monkeypatch):
+def test_the_servers_key_is_shown(settings, open_engine, stub, monkeypatch):
     stub.key = "secret"
     with pytest.raises(EngineError, match=r"refuses the API key: set engine\.vllm\.api_key"):
         open_engine({"engine.vllm.endpoints": [stub.url]})
@@ -172,7 +172,7 @@ def test_the_servers_key_is_shown(open_engine, stub, monkeypatch):
 
 
 @effect("engine.vllm.request_timeout")
-def test_a_server_that_gives_nothing_is_given_up(open_engine, stub):
+def test_a_server_that_gives_nothing_is_given_up(settings, open_engine, stub):
     engine = open_engine({"engine.vllm.endpoints": [stub.url]})
     assert engine.timeout == 600
     stub.generate = "hang"
@@ -182,7 +182,7 @@ def test_a_server_that_gives_nothing_is_given_up(open_engine, stub):
 
 
 @effect("engine.vllm.restarts")
-def test_servers_are_given_up_when_the_restarts_are_used_up(open_engine, stub):
+def test_servers_are_given_up_when_the_restarts_are_used_up(settings, open_engine, stub):
     engine = open_engine({"engine.vllm.endpoints": [stub.url], "engine.vllm.restarts": 1})
     stub.generate = "break"
     requests = [Request(name, (1, 2), 0, SamplingParams(4)) for name in "abc"]
@@ -195,7 +195,7 @@ def test_servers_are_given_up_when_the_restarts_are_used_up(open_engine, stub):
 
 @effect("engine.vllm.start_timeout")
 @pytest.mark.vllm
-def test_a_server_that_does_not_start_in_time_is_ended(open_engine, monkeypatch):
+def test_a_server_that_does_not_start_in_time_is_ended(settings, open_engine, monkeypatch):
     pytest.importorskip("vllm")
     with pytest.raises(EngineError, match=r"has not answered within 1 s; .*engine\.vllm\.start_timeout"):
         open_engine({"engine.vllm.start_timeout": 1.0})
