@@ -27,3 +27,7 @@ class EngineError(TrainingError):
 
 class RolloutApiError(TrainingError):
     """The server of scored groups is not there, or refuses what it is asked."""
+
+
+class ServerDied(EngineError):
+    """An inference server that answered before does not any more."""
