@@ -32,6 +32,7 @@ from shoal.config.run_folder import (
 )
 from shoal.config.smoke import shrink
 from shoal.config.sweep import check_sweep, collect_runs, format_table, run_sweep
+from shoal.engines.owner import end_with_owner
 from shoal.errors import ConfigError, DataError, ShoalError
 from shoal.rewards.sandbox.serve import serve_code
 from shoal.rewards.sandbox.tiers import TIERS
@@ -51,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unknown option {flags[0]}; `shoal {options.verb} --help` lists them")
     options.overrides = [*options.overrides, *rest]
     set_up_logging(options.log_level)
+    if options.verb in ("serve", "env"):
+        end_with_owner()  # where a run has started it: then it ends with the run, however that ends
     try:
         return int(options.run(options))
     except (ConfigError, DataError) as error:

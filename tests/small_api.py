@@ -1,5 +1,5 @@
-"""A server of scored groups in a few lines, in memory: what the tests of single keys talk to. The real ones, Shoal's and
-Atropos's, are in tests/rollout_api."""
+"""A server of scored groups in a few lines, in memory: what the tests of single keys talk to. The real ones,
+Shoal's and Atropos's, are in tests/rollout_api."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor, device
 
@@ -35,5 +36,7 @@ class MicroBatch:
     temperature: float | None = None
 
     def to(self, where: device) -> MicroBatch:
-        tensors = {name: value.to(where) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        tensors: dict[str, Any] = {
+            name: value.to(where) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
         return replace(self, **tensors)

@@ -35,12 +35,22 @@ class ApiClient:
         token: Sent as a bearer token where there is one.
         timeout: Seconds that a call waits for a server that does not answer.
         say: Takes a line for people while it waits.
+        check: Called while it waits; raises where waiting is in vain.
     """
 
-    def __init__(self, url: str, *, token: str | None = None, timeout: float = 600.0, say: Say = logger.info) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str | None = None,
+        timeout: float = 600.0,
+        say: Say = logger.info,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         self.url = url.rstrip("/")
         self.timeout = timeout
         self.say = say
+        self.check = check
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self.http = httpx.Client(headers=headers, timeout=httpx.Timeout(READ_SECONDS, connect=5.0), trust_env=False)
 
@@ -67,6 +77,7 @@ class ApiClient:
             try:
                 reply = self.http.request(method, self.url + path, content=content, headers=headers)
             except httpx.TransportError as error:
+                self.check()
                 waiting.pause(f"does not answer ({type(error).__name__}: {error})")
                 continue
             if reply.status_code in BUSY:

@@ -17,6 +17,7 @@ from shoal.errors import DataError, RolloutApiError
 from shoal.monitor.monitor import Monitor
 from shoal.rollout_api.client import ApiClient, RefusedError
 from shoal.rollout_api.journal import Entry, Journal
+from shoal.rollout_api.launch import Companions
 from shoal.rollout_api.overlong import fit
 from shoal.rollout_api.protocol import TRAINER_TOKEN, WEIGHTS_VERSION
 from shoal.rollout_api.scored_data import to_group
@@ -54,18 +55,16 @@ class RolloutApiSource(GroupSource):
         self.after_step: dict[int, int] = {}
         self.registered = False
         self.last: dict[str, float] = {}
-        self.api = ApiClient(
-            cfg.source.url,
-            token=os.environ.get(TRAINER_TOKEN),
-            timeout=cfg.source.timeout,
-            say=monitor.message,
-        )
+        self.companions: Companions | None = None
+        self.api = self._client(cfg.source.url)
         self.engine = parts.engine if isinstance(parts.engine, ServedEngine) else None
         self.server: GenerateServer | None = None
+        self.engine_url = ""
         if self.engine is not None:
             engine = cfg.engine
             self.server = GenerateServer(self.engine, parts.policy.tokenizer, engine.serve_host, engine.serve_port)
-            monitor.message(f"the engine is served at {self.server.url}")
+            self.engine_url = self.server.url
+            monitor.message(f"the engine is served at {self.engine_url}")
 
     def next_groups(self, step: int) -> list[Group]:
         """The groups of the next batch that has any to train on.
@@ -104,9 +103,29 @@ class RolloutApiSource(GroupSource):
 
     def close(self) -> None:
         """Stops serving the engine."""
+        if self.companions is not None:
+            self.companions.stop()
         if self.server is not None:
             self.server.close()
         self.api.close()
+
+    def _client(self, url: str) -> ApiClient:
+        token, timeout = os.environ.get(TRAINER_TOKEN), self.cfg.source.timeout
+        return ApiClient(url, token=token, timeout=timeout, say=self.monitor.message, check=self._check)
+
+    def _check(self) -> None:
+        """Called while something is waited for: raises where it cannot come."""
+        if self.companions is not None:
+            self.companions.check()
+
+    def _launch(self) -> None:
+        """Starts the server and the environment, where the run has them as its own; once."""
+        source = self.cfg.source
+        if source.launch is None or self.companions is not None:
+            return
+        self.companions = Companions(source.url, source.launch, self.engine_url, self.folder)
+        self.api = self._client(self.companions.url)
+        self.monitor.message(f"started a server at {self.companions.url} and the environment {source.launch}")
 
     def _fetch(self, step: int) -> Entry:
         """The next batch from the server, in the journal and then acknowledged.
@@ -114,6 +133,7 @@ class RolloutApiSource(GroupSource):
         A batch that is in the journal already, because its acknowledgement did not arrive, is acknowledged again.
         """
         if not self.registered:
+            self._launch()
             self._register(step)
         while True:
             with self.engine.serving() if self.engine is not None else nullcontext():
@@ -170,6 +190,7 @@ class RolloutApiSource(GroupSource):
                     )
                 said = now
                 self.monitor.message(f"step {step}: waiting for a batch of {self.batch_size} sequences: {why}")
+            self._check()
             sleep(pause)
             pause = min(pause * 1.3, LOOK_SECONDS[1])
 

@@ -26,7 +26,9 @@ DROPS_THINKING = (
 def chat_tokenizer(template: str = CHATML) -> PreTrainedTokenizerFast:
     words = [START, END, THINK, THOUGHT, *string.printable]
     tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="?"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"<\|im_start\|>|<\|im_end\|>|</?think>|[\s\S]"), behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(
+        Regex(r"<\|im_start\|>|<\|im_end\|>|</?think>|[\s\S]"), behavior="isolated"
+    )
     tokenizer.decoder = decoders.Fuse()
     made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, clean_up_tokenization_spaces=False)
     # Unlike the others, the marks of thinking are part of a turn's text.

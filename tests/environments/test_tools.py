@@ -123,7 +123,10 @@ def test_a_conversation_with_a_tool_is_one_segment_and_its_calls_are_kept(enviro
     texts = environment.tokenizer.decode(segment.sampled_ids).split(END)
     assert texts[1].endswith("13") and texts[-2].endswith("<answer>13</answer>")
     trained = [id_ for id_, used in zip(segment.sampled_ids, segment.mask, strict=True) if used]
-    assert environment.tokenizer.decode(trained) == call("calculator", expression="16-3") + END + f"<answer>13</answer>{END}"
+    assert (
+        environment.tokenizer.decode(trained)
+        == call("calculator", expression="16-3") + END + f"<answer>13</answer>{END}"
+    )
     assert [entry["output"] for entry in done.info["tools"]] == ["13"]
     assert good_outputs(done), "as reward.only_good_outputs reads it"
     assert [seed for _, seed, _ in model.asked] == [sampling_seed(0, "p", 2, 1, turn) for turn in (0, 1)]

@@ -127,7 +127,9 @@ def test_groups_of_equal_rewards_are_sent_or_not(settings, served):
 @effect("environment.max_failed")
 def test_so_many_rollouts_may_fail(settings, served):
     for most in (0, 3):
-        with pytest.raises(TrainingError, match=rf"{most + 1} rollouts failed, more than .*max_failed={most}.*no rollout"):
+        with pytest.raises(
+            TrainingError, match=rf"{most + 1} rollouts failed, more than .*max_failed={most}.*no rollout"
+        ):
             served(settings({"environment.max_failed": most}), Failing)
 
 
