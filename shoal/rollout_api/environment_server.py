@@ -154,11 +154,15 @@ class EnvironmentServer:
         await asyncio.to_thread(self.environment.score, groups)
         ready = [self._wire(group, registered) for group in groups if self._is_wanted(group)]
         if ready:
-            await asyncio.to_thread(self.api.post, "/scored_data_list", ready)
+            await asyncio.to_thread(self.send, ready)
             self.counts.sent += len(ready)
         if monotonic() - self.said > SAY_EVERY:
             self.said = monotonic()
             logger.info("%s: %s", self.name, self.counts)
+
+    def send(self, groups: list[ScoredData]) -> None:
+        """Returns once the server has them; may send them more than once, by keys that let the server see that."""
+        self.api.post("/scored_data_list", groups)
 
     def _taken(self, task: asyncio.Task[Group]) -> Group | None:
         """The group of a task that ended; None where it failed, which is counted.

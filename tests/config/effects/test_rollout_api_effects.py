@@ -11,6 +11,7 @@ from small_api import SmallApi
 
 from effects.made import metrics_of
 from effects.registry import effect
+from shoal.config.run_folder import save_config
 from shoal.errors import ConfigError, RolloutApiError
 
 API = {"source.kind": "rollout_api", "engine.serve_port": 0, "data.max_prompt_tokens": 64}
@@ -111,6 +112,21 @@ def test_groups_from_a_server_are_trained_on(settings, trained):
     assert [row["rollout_api/batches"] for row in rows] == [1, 1]
     assert all(row["train/tokens"] == 10 for row in rows)
     assert "rollout_api/batches" not in metrics_of(trained(settings()))[0]
+
+
+@pytest.mark.slow
+@effect("source.launch")
+def test_a_server_and_an_environment_are_started_and_what_ails_them_is_told(settings, open_run, tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"source\.launch=story starts an environment for source=rollout_api"):
+        settings({"source.launch": "story"})
+    run = open_run(settings({**API, "source.url": "http://127.0.0.1:0", "source.launch": "no_such_module:Environment"}))
+    save_config(run.cfg, [], run.folder)
+    with pytest.raises(
+        RolloutApiError, match=r"no_such_module:Environment has ended with status 2: .*cannot be imported"
+    ):
+        run.source.next_groups(1)
+    assert "rollout API: http://127.0.0.1:" in (run.folder / "logs" / "api.log").read_text()
+    assert open_run(settings(API)).source.companions is None
 
 
 def test_a_replayed_journal_gives_what_was_fetched(settings, open_run, tmp_path: Path):
