@@ -78,6 +78,10 @@ class VllmEngine(Engine):
         """Most tokens of prompt and completion."""
         return self.form.max_model_len
 
+    def revive(self) -> int:
+        """How many servers had to be started again: none, there is none."""
+        return 0
+
     def in_flight(self) -> int:
         """Requests submitted that have not come out yet."""
         return len(self.flights) + len(self.ready)

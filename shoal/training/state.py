@@ -14,7 +14,7 @@ from shoal.algorithms.batch import BatchReport
 from shoal.config import ShoalConfig
 from shoal.errors import TrainingError
 from shoal.files import write_atomically
-from shoal.learners.reference import ReferencePolicy, penalise_with_kl
+from shoal.learners.reference import Reference, penalise_with_kl
 from shoal.learners.step import NonFiniteError
 from shoal.monitor.monitor import Monitor
 from shoal.training.checkpoint import CheckpointStore, replace_folder, rng_state, set_rng_state, step_named
@@ -36,7 +36,7 @@ class Run:
     folder: Path
     total_steps: int
     parts: Parts
-    reference: ReferencePolicy | None
+    reference: Reference | None
     source: GroupSource
     evaluator: Evaluator
     monitor: Monitor
@@ -209,6 +209,8 @@ class Run:
     def close(self, status: str) -> None:
         """Ends every part, the last built first. `status` is `finished`, `stopped` or `failed`."""
         self.monitor.close(status)
+        if self.reference:
+            self.reference.close()
         self.parts.close()
 
 
