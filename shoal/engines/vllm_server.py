@@ -145,6 +145,7 @@ class VllmServerEngine(Engine):
             if result.get("reason") == "abort" and not flight.unwanted:
                 # Ended for an update of the weights: it begins anew, with the same seed.
                 flight.versions = [(0, self.version)]
+                flight.paused_at = 0
                 self._ask(server, [flight])
                 return
             del self.flights[result["id"]]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from engine_models import make_requests, plain_logprobs
-from vllm_models import ENDS, POSITIONS, request_form, save_vllm_model, server_engine, tiny_arguments
+from vllm_models import ENDS, POSITIONS, request_form, tiny_arguments
 
 from shoal.engines.base import Request, SamplingParams
 from shoal.engines.stopping import StopStrings
@@ -24,23 +24,18 @@ NEVER = SamplingParams(400)  # ends by its id at some time, but seldom soon
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("vllm")
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path, tokenizer: Any) -> Any:
-    return save_vllm_model(folder / "model", tokenizer)
+def model(vllm_model: Any) -> Any:
+    return vllm_model
 
 
 @pytest.fixture(scope="module", params=["vllm", "vllm_server"])
-def engine(request: pytest.FixtureRequest, folder: Path, model: Any, tokenizer: Any) -> Iterator[Any]:
+def engine(request: pytest.FixtureRequest, vllm_folder: Path, model: Any, tokenizer: Any) -> Iterator[Any]:
     """One engine of each kind for all tests of this module."""
-    if request.param == "vllm":
-        made: Any = VllmEngine(tiny_arguments(folder / "model"), request_form(model, tokenizer), 240.0)
-        made.refresh(0)
-    else:
-        made = server_engine(folder / "model", model, tokenizer, folder)
+    if request.param == "vllm_server":
+        yield request.getfixturevalue("server")
+        return
+    made = VllmEngine(tiny_arguments(vllm_folder / "model"), request_form(model, tokenizer), 240.0)
+    made.refresh(0)
     yield made
     made.close()
 
