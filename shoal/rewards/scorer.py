@@ -21,7 +21,7 @@ from shoal.rewards.judging.client import JudgeClient
 from shoal.rewards.judging.spending import Spending
 from shoal.rewards.lookup import find_verifier
 from shoal.rewards.shaping import LENGTH_PENALTY, length_penalty, shaped_reward, verified_sum
-from shoal.rewards.verdict import Verdict, judge
+from shoal.rewards.verdict import Verdict, judge_here
 from shoal.types import FORMAT_PART, Completion, Group, Prompt, StopReason
 
 logger = getLogger(__name__)
@@ -284,10 +284,12 @@ class Scorer:
         for place, request in enumerate(asked):
             if self.asks_judge(request.name):
                 places[request.name].append(place)
-            elif self._entry(request.name).bounded:
-                verdicts[place] = judge(self._entry(request.name).function, request.submission)
-            else:
+                continue
+            verdict = judge_here(self._entry(request.name), request.submission)
+            if verdict is None:
                 elsewhere.append(place)
+            else:
+                verdicts[place] = verdict
         jobs = [(import_path(self._entry(asked[place].name)), asked[place].submission) for place in elsewhere]
         if jobs:
             verdicts |= zip(elsewhere, self._pool_for(jobs).judge(jobs), strict=True)
