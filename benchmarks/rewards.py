@@ -107,14 +107,18 @@ def make_groups(verifier: str, words: int, hard: int) -> list[Group]:
     return groups
 
 
+def warm_up() -> list[Group]:
+    """For what happens once in a run: worker processes start, import sympy, and learn the grammar of a factorial."""
+    answers = ("1000n!", "2n\\cdot(n-1)!", "n! \\cdot 2")
+    completions = [Completion([Segment([], [], [], [])], StopReason.STOP, f"\\boxed{{{answer}}}") for answer in answers]
+    return [Group("warm up", completions, Prompt("warm up", [], "2\\cdot n!"))]
+
+
 def verify(verifier: str, words: int, workers: int, hard: int) -> float:
     """Seconds in which the scorer judges all completions."""
     groups = make_groups(verifier, words, hard)
     with Scorer(RewardConfig(workers=workers), {verifier: 1.0}) as scorer:
-        # The worker processes start, and import sympy, once in a run.
-        scorer.score(
-            [Group("", [Completion([Segment([], [], [], [])], StopReason.STOP, "x>1")], Prompt("", [], "2x>3"))]
-        )
+        scorer.score(warm_up())
         start = perf_counter()
         report = scorer.score(groups)
         elapsed = perf_counter() - start
