@@ -30,8 +30,8 @@ logger = getLogger(__name__)
 @dataclass
 class Run:
     """Everything that the loop touches. `step` counts finished steps; `stopping` tells whether a signal came;
-    `evaluated_step` is the step of the newest evaluation, so that a resumed run does not repeat it; `best_score` is what
-    the best one gave in `best_by`."""
+    `evaluated_step` is the step of the newest evaluation, so that a resumed run does not repeat it; `best_score` is
+    what the best one gave in `best_by`."""
 
     cfg: ShoalConfig
     folder: Path
