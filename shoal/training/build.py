@@ -78,7 +78,8 @@ def build_parts(cfg: ShoalConfig, rewards: Mapping[str, Verifier], folder: Path 
     learner = LocalLearner(policy, cfg, runtime, total_steps(cfg))
     engine = build_engine(cfg, policy, runtime, folder)
     sync = build_weight_sync(cfg, learner, engine, self_check(cfg, runtime, policy, task, engine, learner), folder)
-    scorer = Scorer(cfg.reward, task.verifiers, rewards, folder)
+    named = {name for prompt in (*task.train, *task.evaluation) for name in prompt.verifiers}
+    scorer = Scorer(cfg.reward, task.verifiers, rewards, folder, named)
     return Parts(runtime, policy, task, decoder(policy), scorer, learner, engine, sync)
 
 
