@@ -72,11 +72,6 @@ RUN = (
         "run.record_groups=true would record what source=replay reads: leave it out",
     ),
     Refusal(
-        lambda c: c.source.kind == "rollout_api" and c.algorithm.zero_variance == "refill",
-        "source=rollout_api takes the groups that environments send, so algorithm.zero_variance=refill can draw none: "
-        "set it to drop, and environment.drop_equal=true",
-    ),
-    Refusal(
         lambda c: c.source.kind != "rollout_api" and c.source.launch is not None,
         "source.launch={c.source.launch} starts an environment for source=rollout_api: add that, or leave it out",
     ),

@@ -98,8 +98,8 @@ class BatchFetcher:
                 if now - last_progress > self.timeout:
                     raise RolloutApiError(
                         f"{self.api.url} has had no batch of {wanted} sequences for {now - last_progress:.0f} s "
-                        f"({why}): is an environment running (shoal env NAME --api {self.api.url}), and does the engine answer "
-                        "it? source.timeout sets how long to wait"
+                        f"({why}): is an environment running (shoal env NAME --api {self.api.url}), and does the "
+                        "engine answer it? source.timeout sets how long to wait"
                     )
                 said = now
                 self.say(f"step {step}: waiting for a batch of {wanted} sequences: {why}")

@@ -44,6 +44,7 @@ class RolloutApiSource(GroupSource):
         self.seq_len = cfg.source.seq_len or cfg.data.max_prompt_tokens + cfg.sampling.max_new_tokens
         self.journal = Journal(folder)
         self.checkpoints = CheckpointStore(folder, cfg.checkpoint.keep_last)
+        self.refill_rounds = cfg.algorithm.refill_rounds if cfg.algorithm.zero_variance == "refill" else 0
         self.batches = 0
         self.after_step: dict[int, int] = {}
         self.last: dict[str, float] = {}
@@ -61,23 +62,35 @@ class RolloutApiSource(GroupSource):
     def next_groups(self, step: int) -> list[Group]:
         """The groups of the next batch that has any to train on.
 
+        Under algorithm.zero_variance=refill those whose rewards are all equal make room for those of further batches.
+
         Raises:
             RolloutApiError: the server or a batch did not come before the deadline.
         """
         self._forget_old()
         self.last = dict.fromkeys(("batches", "replayed", "overlong", "unusable", "recomputed"), 0.0)
-        groups: list[Group] = []
-        while not groups:
-            with self.monitor.phase("rollout"):
-                self.fetcher = self.fetcher or self._open_fetcher()
-                entry, replayed = self.fetcher.next(self.batches + 1, step, self.parts.learner.version)
-            self.batches += 1
-            self.last["batches"] += 1
-            self.last["replayed"] += replayed
-            groups = self._groups(entry)
+        kept: list[Group] = []
+        rounds, wanted = 0, 1
+        while len(kept) < wanted and (rounds <= self.refill_rounds):
+            groups = self._next_batch(step)
+            if not groups:
+                continue
+            wanted = wanted if rounds else len(groups)
+            rounds += 1
+            kept += [group for group in groups if not (self.refill_rounds and group.zero_variance)]
         self.after_step[step] = self.batches
-        self._fill_in_logprobs(groups)
-        return groups
+        self._fill_in_logprobs(kept)
+        return kept
+
+    def _next_batch(self, step: int) -> list[Group]:
+        """The groups of the next batch that can be trained on."""
+        with self.monitor.phase("rollout"):
+            self.fetcher = self.fetcher or self._open_fetcher()
+            entry, replayed = self.fetcher.next(self.batches + 1, step, self.parts.learner.version)
+        self.batches += 1
+        self.last["batches"] += 1
+        self.last["replayed"] += replayed
+        return self._groups(entry)
 
     def metrics(self) -> dict[str, float]:
         """`rollout_api/batches` fetched or replayed for the step; of their sequences or groups: `overlong` sequences,
@@ -115,7 +128,8 @@ class RolloutApiSource(GroupSource):
             "max_token_len": self.seq_len,
             "checkpoint_dir": str(self.folder / "checkpoints"),
             "save_checkpoint_interval": cfg.checkpoint.every,
-            "num_steps": self.total_steps,
+            # How many batches that will be is not known where some of them refill others.
+            "num_steps": -1 if self.refill_rounds else self.total_steps,
         }
         token, timeout, say = os.environ.get(TRAINER_TOKEN), cfg.source.timeout, self.monitor.message
         return BatchFetcher(

@@ -129,6 +129,16 @@ def test_a_server_and_an_environment_are_started_and_what_ails_them_is_told(sett
     assert open_run(settings(API)).source.companions is None
 
 
+def test_zero_variance_groups_are_refilled_from_further_batches(settings, open_run):
+    equal = {**wire_group(1, 1), "scores": [1.0, 1.0]}
+    with filled(equal, wire_group(2, 2), equal, wire_group(3, 3)).served() as url:
+        changes = {**API, "source.url": url, "algorithm.zero_variance": "refill"}
+        source = open_run(settings(changes)).source
+        groups = source.next_groups(1)
+    assert [group.completions[0].num_sampled for group in groups] == [2, 3]
+    assert source.metrics()["rollout_api/batches"] == 2
+
+
 def test_a_replayed_journal_gives_what_was_fetched(settings, open_run, tmp_path: Path):
     """Beside the keys: what a kill between fetch and checkpoint leaves."""
     with filled(*[wire_group(2, 3)] * 4).served() as url:
