@@ -84,7 +84,7 @@ def test_a_python_that_only_root_can_reach_is_refused_with_the_remedy(monkeypatc
     (private / "python").symlink_to(sys.executable)
     reachable_by_root = Interpreter((str(private / "python"), "-I"), ())
     monkeypatch.setattr("shoal.rewards.sandbox.core.find_interpreter", lambda python: reachable_by_root)
-    with pytest.raises(ConfigError, match="who cannot reach .*private/python; name a Python that everyone can run"):
+    with pytest.raises(ConfigError, match=r"who cannot reach .*private/python; name a Python that everyone can run"):
         Sandbox("process")
 
 
