@@ -35,6 +35,7 @@ from shoal.training.recording import GroupRecording
 from shoal.training.sources import GroupSource, ReplaySource, SyncSource
 from shoal.training.state import Run
 from shoal.weight_sync.base import WeightSync
+from shoal.weight_sync.build import build_vllm_sync
 from shoal.weight_sync.check import SelfCheck, logprob_tolerance, make_probe
 from shoal.weight_sync.in_place import InPlaceSync
 
@@ -90,8 +91,9 @@ def build_weight_sync(
     cfg: ShoalConfig, learner: LocalLearner, engine: Engine, check: SelfCheck, folder: Path | None
 ) -> WeightSync:
     """The weight sync that `weight_sync.kind` names. `folder` is the run's, for what is handed over on disk."""
-    assert isinstance(engine, TorchEngine)
-    return InPlaceSync(engine, check)
+    if isinstance(engine, TorchEngine):
+        return InPlaceSync(engine, check)
+    return build_vllm_sync(cfg, learner, engine, check, folder)
 
 
 def self_check(

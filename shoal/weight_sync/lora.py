@@ -63,3 +63,6 @@ class LoraSync(VllmSync):
     def restore(self, control: VllmControl) -> None:
         if self.newest is not None and self.published is not None:
             control.load_adapter(ADAPTER, self.newest, self.published)
+
+    def close(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -61,3 +61,6 @@ class RestartSync(VllmSync):
         if self.newest is None:
             control.call_workers("shoal_hold", 0)
         # Otherwise it was started again on the newest checkpoint, which says its version.
+
+    def close(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from logging import getLogger
@@ -11,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from shoal.config.parts import WeightSyncConfig
-from shoal.engines.shared_weights import BRIDGE_FILE, Bridge
+from shoal.engines.shared_weights import BRIDGE_FILE, Bridge, memory_file
 from shoal.engines.vllm_control import VllmControl
 from shoal.engines.weight_stream import WeightSpec
 from shoal.errors import ConfigError
@@ -33,10 +34,19 @@ class SharedSync(VllmSync):
     """
 
     def __init__(
-        self, cfg: WeightSyncConfig, learner: Learner, engine: VllmEngine, check: SelfCheck, folder: Path
+        self,
+        cfg: WeightSyncConfig,
+        learner: Learner,
+        engine: VllmEngine,
+        check: SelfCheck,
+        folder: Path,
+        *,
+        ours: bool,
     ) -> None:
+        """`ours` says that the bridge goes when the run ends; that of a server started by hand stays."""
         super().__init__(cfg, learner, engine, check)
         self.folder = folder
+        self.ours = ours
         self.paused = False
         [self.control] = engine.controls
         bridge = Bridge.read(folder)
@@ -70,6 +80,9 @@ class SharedSync(VllmSync):
             # The run ends between two versions; a server of someone else may go on.
             self.control.reset_prefix_cache()
             self.control.resume()
+        if self.ours:
+            memory_file(self.folder).unlink(missing_ok=True)
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def share(control: VllmControl, folder: Path, url: str = "", *, adopt: bool = False) -> None:

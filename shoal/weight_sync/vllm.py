@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from shoal.config.parts import WeightSyncConfig
 from shoal.engines.vllm_control import VllmControl
-from shoal.errors import TrainingError
+from shoal.errors import EngineError, TrainingError
 from shoal.learners.base import Learner
 from shoal.weight_sync.base import PublishHandle, WeightSync
 from shoal.weight_sync.check import SelfCheck
@@ -30,6 +30,10 @@ class VllmEngine(Protocol):
 
     def refresh(self, version: int) -> None:
         """Requests in flight and new ones are sampled by `version` from here on."""
+
+
+    def revive(self) -> int:
+        """Starts servers again that have died, with the weights of now; how many there were."""
 
 
 class VllmSync(WeightSync):
@@ -68,6 +72,27 @@ class VllmSync(WeightSync):
         if version == self.published or not (now or self.due(version)):
             return PublishHandle(self.engine.version, {})
         seconds: dict[str, float] = {}
+        try:
+            self.update(version, seconds)
+        except EngineError as error:
+            if not self.engine.revive():
+                raise
+            logger.warning("weight sync: %s; a server had died and is started again", error)
+            if self.published != version:
+                self.update(version, seconds)
+        with timed(seconds, "confirm"):
+            self.confirm(version)
+        started = perf_counter()
+        if self.check.run(version) is not None:
+            seconds["self_check"] = perf_counter() - started
+        return PublishHandle(version, seconds)
+
+    def update(self, version: int, seconds: dict[str, float]) -> None:
+        """Pauses, swaps, resets and resumes; fills in the seconds of each.
+
+        Raises:
+            EngineError: a server does not do what it is asked.
+        """
         with self.weights:
             with timed(seconds, "prepare"):
                 self.warm_up(version)
@@ -82,12 +107,6 @@ class VllmSync(WeightSync):
                 self.engine.refresh(version)
                 self.each("resume", lambda control: control.resume())
             self.published = version
-        with timed(seconds, "confirm"):
-            self.confirm(version)
-        started = perf_counter()
-        if self.check.run(version) is not None:
-            seconds["self_check"] = perf_counter() - started
-        return PublishHandle(version, seconds)
 
     def each(self, what: str, call: Callable[[VllmControl], Any]) -> dict[str, Any]:
         """One call to every vLLM, at the same time. Raises EngineError, naming the version and the server."""
