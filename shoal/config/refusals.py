@@ -299,8 +299,8 @@ MACHINE = (
 WEIGHT_SYNC = (
     Refusal(
         lambda c: c.weight_sync.kind == "lora" and c.model.train != "lora",
-        "weight_sync=lora hands over adapters, but model.train={c.model.train} trains all weights: set model.train=lora, "
-        "or weight_sync=broadcast",
+        "weight_sync=lora hands over adapters, but model.train={c.model.train} trains all weights: set "
+        "model.train=lora, or weight_sync=broadcast",
     ),
     Refusal(
         lambda c: c.weight_sync.kind == "shared" and c.model.train == "lora",
@@ -328,8 +328,8 @@ WEIGHT_SYNC = (
     ),
     Refusal(
         lambda c: c.weight_sync.in_flight != "drain" and c.weight_sync.kind == "in_place",
-        "weight_sync.in_flight={c.weight_sync.in_flight} is for vLLM; with weight_sync=in_place requests in flight go on "
-        "with the new weights: leave it out",
+        "weight_sync.in_flight={c.weight_sync.in_flight} is for vLLM; with weight_sync=in_place requests in flight go "
+        "on with the new weights: leave it out",
     ),
     Refusal(
         lambda c: c.weight_sync.kind == "restart" and bool(c.engine.vllm.endpoints),

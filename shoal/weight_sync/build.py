@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
 from shoal.config import ShoalConfig
-from shoal.engines.shared_weights import BRIDGE_FILE
-from shoal.learners.lora import adapter_base
+from shoal.config.vllm import VllmConfig
+from shoal.engines.shared_weights import BRIDGE_FILE, Bridge
+from shoal.errors import ConfigError
 from shoal.learners.local import LocalLearner
+from shoal.learners.lora import adapter_base
 from shoal.weight_sync.broadcast import BroadcastSync
 from shoal.weight_sync.check import SelfCheck
 from shoal.weight_sync.lora import LoraSync
@@ -43,6 +46,21 @@ def build_vllm_sync(
         found = SharedSync(sync, learner, engine, check, bridge or place, ours=bridge is None)
     engine.restore = found.restore
     return found
+
+
+def servers_of(cfg: ShoalConfig) -> VllmConfig:
+    """`engine.vllm`, with the server that a bridge names where none is given.
+
+    Raises:
+        ConfigError: the server was started without an address.
+    """
+    bridge = bridge_of(cfg)
+    if bridge is None or cfg.engine.vllm.endpoints:
+        return cfg.engine.vllm
+    url = Bridge.read(bridge).url
+    if not url:
+        raise ConfigError(f"the bridge in {bridge} names no server: set engine.vllm.endpoints=[http://HOST:PORT]")
+    return replace(cfg.engine.vllm, endpoints=[url])
 
 
 def bridge_of(cfg: ShoalConfig) -> Path | None:

@@ -31,7 +31,6 @@ class VllmEngine(Protocol):
     def refresh(self, version: int) -> None:
         """Requests in flight and new ones are sampled by `version` from here on."""
 
-
     def revive(self) -> int:
         """Starts servers again that have died, with the weights of now; how many there were."""
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -71,9 +69,7 @@ def train(parts: Parts) -> None:
 
 @pytest.mark.parametrize("model", ARCHITECTURES)
 @pytest.mark.parametrize("kind", ["broadcast", "shared", "lora"])
-def test_after_each_publication_vllm_has_the_learners_version_and_log_probs(
-    make_parts: Make, kind: str, model: str, record_property: Any
-):
+def test_after_each_publication_vllm_has_the_learners_version_and_log_probs(make_parts: Make, kind: str, model: str):
     parts = make_parts(kind, model)
     parts.sync.publish(0).wait()
     for _ in range(3):
@@ -82,6 +78,5 @@ def test_after_each_publication_vllm_has_the_learners_version_and_log_probs(
         assert handle.version == parts.engine.version == parts.learner.version
         assert "self_check" in handle.wait()
     differences = parts.sync.check.differences()  # type: ignore[attr-defined]
-    print(kind, model, max(differences), handle.seconds)
     assert max(differences) <= TOLERANCE
     assert len(parts.sync.check.probe[-1].context_ids) > 300  # type: ignore[attr-defined]
