@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from shoal.config import ShoalConfig
-from shoal.config.vllm import VllmConfig
 from shoal.learners.model import Policy
 from shoal.runtime import Runtime
 
@@ -121,7 +120,7 @@ def policy_arguments(cfg: ShoalConfig, policy: Policy, runtime: Runtime) -> Vllm
         cache_gib=vllm.cache_gib or (1.0 if device == "cpu" else 0.0),
         eager=on_device(vllm.eager, device),
         prefix_cache=vllm.prefix_cache,
-        sleep=vllm.sleep and colocated,
+        sleep=vllm.sleep and colocated and cfg.weight_sync.kind != "shared",  # what sleeps cannot be shared
         max_lora_rank=lora_room(cfg.model.lora.r) if cfg.weight_sync.kind == "lora" else 0,
         lora_targets=adapted_modules(policy) if cfg.weight_sync.kind == "lora" else (),
         extra=tuple(vllm.extra_args),
@@ -155,8 +154,3 @@ def adapted_modules(policy: Policy) -> tuple[str, ...]:
 def lora_room(rank: int) -> int:
     """The smallest rank that vLLM offers for an adapter of this rank; the largest where it is above all."""
     return next((room for room in LORA_RANKS if room >= rank), LORA_RANKS[-1])
-
-
-def api_key_of(cfg: VllmConfig) -> str | None:
-    """The servers' key: as configured, else from the environment."""
-    return cfg.api_key or os.environ.get("SHOAL_VLLM_API_KEY")
