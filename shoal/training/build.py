@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from logging import getLogger
 from pathlib import Path
@@ -23,7 +24,9 @@ from shoal.environments.single_turn import Decode
 from shoal.learners.base import Learner
 from shoal.learners.local import LocalLearner
 from shoal.learners.model import Policy, load_policy
-from shoal.learners.reference import ReferencePolicy
+from shoal.learners.reference import Reference
+from shoal.learners.reference_model import ModelReference
+from shoal.learners.reference_vllm import endpoint_reference, launched_reference
 from shoal.monitor.monitor import Monitor
 from shoal.monitor.progress import ProgressDisplay
 from shoal.rewards.base import Verifier
@@ -39,6 +42,7 @@ from shoal.training.recording import GroupRecording
 from shoal.training.sources import GroupSource, ReplaySource, SyncSource
 from shoal.training.state import Run
 from shoal.weight_sync.base import WeightSync
+from shoal.weight_sync.build import build_vllm_sync, servers_of
 from shoal.weight_sync.check import SelfCheck, logprob_tolerance, make_probe
 from shoal.weight_sync.in_place import InPlaceSync
 
@@ -87,7 +91,7 @@ def build_engine(cfg: ShoalConfig, policy: Policy, runtime: Runtime, folder: Pat
         form = RequestForm(policy.causal_lm, policy.tokenizer, arguments.max_model_len, longest(cfg))
         if cfg.engine.kind == "vllm":
             return VllmEngine(arguments, form, cfg.engine.vllm.request_timeout)
-        return VllmServerEngine(arguments, form, cfg.engine.vllm, (folder or Path(cfg.run.root)) / "logs")
+        return VllmServerEngine(arguments, form, servers_of(cfg), (folder or Path(cfg.run.root)) / "logs")
     return TorchEngine(
         policy.model,
         policy.tokenizer,
@@ -101,8 +105,9 @@ def build_weight_sync(
     cfg: ShoalConfig, learner: LocalLearner, engine: Engine, check: SelfCheck, folder: Path | None
 ) -> WeightSync:
     """The weight sync that `weight_sync.kind` names. `folder` is the run's, for what is handed over on disk."""
-    assert isinstance(engine, TorchEngine)
-    return InPlaceSync(engine, check)
+    if isinstance(engine, TorchEngine):
+        return InPlaceSync(engine, check)
+    return build_vllm_sync(cfg, learner, engine, check, folder)
 
 
 def self_check(
@@ -138,9 +143,13 @@ def build_source(cfg: ShoalConfig, parts: Parts, monitor: Monitor) -> GroupSourc
     return SyncSource(cfg, parts, monitor)
 
 
-def build_reference(cfg: ShoalConfig, parts: Parts, folder: Path) -> ReferencePolicy:
-    """What scores completions for the KL."""
-    return ReferencePolicy(parts.policy, cfg, parts.runtime)
+def build_reference(cfg: ShoalConfig, parts: Parts, folder: Path) -> Reference:
+    """The reference that `reference.kind` names. `folder` is the run's, for log files."""
+    if cfg.reference.kind == "vllm_launch":
+        return launched_reference(cfg, parts.policy, parts.runtime, folder / "logs")
+    if cfg.reference.kind == "vllm_endpoint":
+        return endpoint_reference(cfg, parts.policy)
+    return ModelReference(parts.policy, cfg, parts.runtime)
 
 
 def build_run(cfg: ShoalConfig, folder: Path, stopping: Callable[[], bool], rewards: Mapping[str, Verifier]) -> Run:
@@ -151,12 +160,16 @@ def build_run(cfg: ShoalConfig, folder: Path, stopping: Callable[[], bool], rewa
     notes = [*parts.runtime.notes, *(f"left out: {count} prompts ({why})" for why, count in parts.task.dropped.items())]
     for note in notes:
         monitor.message(note)
+    with ExitStack() as undo:
+        undo.callback(parts.close)
+        reference = build_reference(cfg, parts, folder) if cfg.algorithm.kl_coef else None
+        undo.pop_all()
     return Run(
         cfg=cfg,
         folder=folder,
         total_steps=total_steps(cfg),
         parts=parts,
-        reference=build_reference(cfg, parts, folder) if cfg.algorithm.kl_coef else None,
+        reference=reference,
         source=build_source(cfg, parts, monitor),
         evaluator=Evaluator(cfg, parts),
         monitor=monitor,
