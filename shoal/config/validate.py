@@ -22,6 +22,18 @@ WORKING_KINDS: tuple[Mapping[str, tuple[str, ...]], ...] = (
         "learner": ("local",),
         "weight_sync": ("in_place",),
     },
+    {
+        "source": ("sync", "replay"),
+        "engine": ("vllm_server", "vllm"),
+        "learner": ("local",),
+        "weight_sync": ("broadcast", "shared", "lora"),
+    },
+    {
+        "source": ("sync", "replay"),
+        "engine": ("vllm_server",),
+        "learner": ("local",),
+        "weight_sync": ("restart", "broadcast", "shared", "lora"),
+    },
 )
 
 
