@@ -27,6 +27,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from shoal.engines import vllm_compat
 from shoal.engines.owner import end_with_owner
+from shoal.engines.vllm_generate import generate_dialect
 
 logger = getLogger(__name__)
 
@@ -127,7 +128,7 @@ async def adapter(request: Request) -> Response:
 ROUTES: dict[str, Handler] = {
     f"{PREFIX}/{handler.__name__}": handler
     for handler in (about, generate, counts, abort, call, pause, resume, reset_prefix_cache, adapter)
-}
+} | {"/generate": generate_dialect}
 
 
 class ShoalRoutes:

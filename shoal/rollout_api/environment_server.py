@@ -13,6 +13,7 @@ from typing import Any
 from shoal.environments.base import Environment, Item, Model
 from shoal.errors import EngineError, TrainingError
 from shoal.rollout_api.client import ApiClient, RefusedError, Waiting
+from shoal.rollout_api.protocol import WEIGHTS_VERSION
 from shoal.rollout_api.scored_data import ScoredData, to_scored_data
 from shoal.types import Group
 
@@ -58,7 +59,7 @@ class EnvironmentServer:
         self.model = model
         self.session = token_hex(6)
         self.counts = Counts()
-        self.tasks: dict[asyncio.Task[Group], Item] = {}
+        self.tasks: dict[asyncio.Task[Group], tuple[Item, int | None]] = {}
         self.keys = count()
         self.backlog: list[Item] = []
         self.said = monotonic()
@@ -82,7 +83,7 @@ class EnvironmentServer:
                 if 0 < registered.num_steps <= status["current_step"]:
                     logger.info("%s: the trainer has its last step's groups; %s", self.name, self.counts)
                     return self.counts
-                self._start(registered, status["queue_size"])
+                self._start(registered, status)
                 await self._send_finished(registered)
         finally:
             for task in self.tasks:
@@ -132,15 +133,16 @@ class EnvironmentServer:
             logger.warning("%s: %s: registering again", self.name, error)
             return None
 
-    def _start(self, registered: Registration, queued: int) -> None:
+    def _start(self, registered: Registration, status: dict[str, Any]) -> None:
         """Starts as many groups as the bound leaves room for."""
+        queued = status["queue_size"]
         room = int(self.settings.ahead * registered.batch_size / self.environment.group_size) - queued
         room = min(max(room, 1 if queued == 0 else 0), self.settings.max_groups) - len(self.tasks)
         for _ in range(room):
             item = self.backlog.pop(0) if self.backlog else self.environment.next_item()
             sampling, size = self.environment.sampling, self.environment.group_size
             task = asyncio.create_task(self.environment.group(item, self.model, size, sampling))
-            self.tasks[task] = item
+            self.tasks[task] = (item, status.get(WEIGHTS_VERSION))
 
     async def _send_finished(self, registered: Registration) -> None:
         """Waits a little; scores and sends what is finished by then."""
@@ -170,10 +172,10 @@ class EnvironmentServer:
         Raises:
             EngineError: the engine was not there before the deadline.
         """
-        item = self.tasks.pop(task)
+        item, version = self.tasks.pop(task)
         error = task.exception()
         if error is None:
-            return task.result()
+            return stamped(task.result(), version)
         if isinstance(error, EngineError):
             raise error
         self.counts.failed += 1
@@ -206,3 +208,12 @@ class EnvironmentServer:
             self.api.post("/disconnect-env", {"env_id": registered.env_id})
         except TrainingError as error:
             logger.info("%s: could not say goodbye: %s", self.name, error)
+
+
+def stamped(group: Group, version: int | None) -> Group:
+    """The group, with `version` where the engine told none: the trainer's when the rollout began, so that no token is
+    older."""
+    for completion in group.completions:
+        if not completion.versions and version is not None:
+            completion.versions = [(0, version)]
+    return group

@@ -11,6 +11,7 @@ from typing import Any
 from shoal.config import ShoalConfig
 from shoal.engines.generate_server import GenerateServer
 from shoal.engines.served_engine import ServedEngine
+from shoal.engines.vllm_server import VllmServerEngine
 from shoal.errors import DataError
 from shoal.monitor.monitor import Monitor
 from shoal.rollout_api.client import ApiClient
@@ -58,6 +59,9 @@ class RolloutApiSource(GroupSource):
             self.server = GenerateServer(self.engine, parts.policy.tokenizer, engine.serve_host, engine.serve_port)
             self.engine_url = self.server.url
             monitor.message(f"the engine is served at {self.engine_url}")
+        elif isinstance(parts.engine, VllmServerEngine):
+            self.engine_url = parts.engine.servers[0].url
+            monitor.message(f"environments may ask {', '.join(server.url for server in parts.engine.servers)}")
 
     def next_groups(self, step: int) -> list[Group]:
         """The groups of the next batch that has any to train on.
