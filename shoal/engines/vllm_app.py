@@ -128,7 +128,8 @@ async def adapter(request: Request) -> Response:
 ROUTES: dict[str, Handler] = {
     f"{PREFIX}/{handler.__name__}": handler
     for handler in (about, generate, counts, abort, call, pause, resume, reset_prefix_cache, adapter)
-} | {"/generate": generate_dialect}
+}
+ROUTES["/generate"] = generate_dialect
 
 
 class ShoalRoutes:

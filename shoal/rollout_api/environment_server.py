@@ -61,7 +61,6 @@ class EnvironmentServer:
         self.counts = Counts()
         self.tasks: dict[asyncio.Task[Group], tuple[Item, int | None]] = {}
         self.keys = count()
-        self.backlog: list[Item] = []
         self.said = monotonic()
 
     async def serve(self) -> Counts:
@@ -139,7 +138,7 @@ class EnvironmentServer:
         room = int(self.settings.ahead * registered.batch_size / self.environment.group_size) - queued
         room = min(max(room, 1 if queued == 0 else 0), self.settings.max_groups) - len(self.tasks)
         for _ in range(room):
-            item = self.backlog.pop(0) if self.backlog else self.environment.next_item()
+            item = self.environment.next_item()
             sampling, size = self.environment.sampling, self.environment.group_size
             task = asyncio.create_task(self.environment.group(item, self.model, size, sampling))
             self.tasks[task] = (item, status.get(WEIGHTS_VERSION))
