@@ -14,7 +14,7 @@ from shoal.environments.base import Environment, Item, Model
 from shoal.errors import EngineError, TrainingError
 from shoal.rollout_api.client import ApiClient, RefusedError, Waiting
 from shoal.rollout_api.protocol import WEIGHTS_VERSION
-from shoal.rollout_api.scored_data import ScoredData, to_scored_data
+from shoal.rollout_api.scored_data import ScoredData, stamp, to_scored_data
 from shoal.types import Group
 
 logger = getLogger(__name__)
@@ -174,7 +174,9 @@ class EnvironmentServer:
         item, version = self.tasks.pop(task)
         error = task.exception()
         if error is None:
-            return stamped(task.result(), version)
+            # The trainer's when the rollout began, so that no token is older.
+            stamp(task.result(), version)
+            return task.result()
         if isinstance(error, EngineError):
             raise error
         self.counts.failed += 1
@@ -207,12 +209,3 @@ class EnvironmentServer:
             self.api.post("/disconnect-env", {"env_id": registered.env_id})
         except TrainingError as error:
             logger.info("%s: could not say goodbye: %s", self.name, error)
-
-
-def stamped(group: Group, version: int | None) -> Group:
-    """The group, with `version` where the engine told none: the trainer's when the rollout began, so that no token is
-    older."""
-    for completion in group.completions:
-        if not completion.versions and version is not None:
-            completion.versions = [(0, version)]
-    return group

@@ -20,7 +20,7 @@ from shoal.rollout_api.journal import Entry, Journal
 from shoal.rollout_api.launch import Companions
 from shoal.rollout_api.overlong import fit
 from shoal.rollout_api.protocol import TRAINER_TOKEN
-from shoal.rollout_api.scored_data import to_group
+from shoal.rollout_api.scored_data import stamp, to_group
 from shoal.training.checkpoint import CheckpointStore
 from shoal.training.parts import Parts
 from shoal.training.sources import GroupSource
@@ -148,7 +148,7 @@ class RolloutApiSource(GroupSource):
     def _groups(self, entry: Entry) -> list[Group]:
         """The batch's groups that can be trained on, overlong sequences dealt with."""
         groups = []
-        for place, data in enumerate(entry.groups):
+        for place, (data, version) in enumerate(zip(entry.groups, entry.versions, strict=True)):
             source = f"environment {data['env_id']}" if data.get("env_id") is not None else "unknown"
             try:
                 group = to_group(data, f"batch_{entry.number}/{place}", source)
@@ -156,6 +156,7 @@ class RolloutApiSource(GroupSource):
                 self.last["unusable"] += 1
                 logger.warning("left out: %s", error)
                 continue
+            stamp(group, version)
             overlong = fit(group, self.seq_len, self.cfg.source.overlong)
             self.last["overlong"] += overlong
             if not (overlong and self.cfg.source.overlong == "drop"):
