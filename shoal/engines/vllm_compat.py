@@ -10,6 +10,8 @@ Requests and results have a form of Shoal's own here, dicts that are JSON, in th
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import re
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -161,9 +163,23 @@ async def generate(engine: Any, request: Mapping[str, Any], adapter: Any) -> dic
     return result_of(request, output)
 
 
+def _fork_the_engine_core() -> None:
+    """Half of a small server's start is a second import of vLLM, because its CPU build spawns the engine core.
+
+    That is for OpenMP's threads, which do not survive a fork; with one thread there are none.
+    """
+    try:
+        from vllm.v1.engine import utils  # noqa: PLC0415
+    except ImportError:  # elsewhere in another release: it starts all the same, only later
+        return
+    utils.get_mp_context = lambda: multiprocessing.get_context("fork")
+
+
 def serve(arguments: Sequence[str]) -> None:
     """vLLM's API server, until it is told to end."""
     sys.argv = ["vllm", *arguments]
+    if os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") == "0" and os.environ.get("OMP_NUM_THREADS") == "1":
+        _fork_the_engine_core()
     try:
         from vllm.entrypoints.launchers.api_server.entry import main  # noqa: PLC0415
     except ImportError:  # before 0.32
