@@ -13,8 +13,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import re
+import socket
+import stat
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -173,6 +176,20 @@ def _fork_the_engine_core() -> None:
     except ImportError:  # elsewhere in another release: it starts all the same, only later
         return
     utils.get_mp_context = lambda: multiprocessing.get_context("fork")
+    os.register_at_fork(after_in_child=_let_go_of_the_port)
+
+
+def _let_go_of_the_port() -> None:
+    """A forked engine core that held the server's port would keep callers waiting after the API server has died."""
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # the listing's own descriptor is gone by now
+            if not stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+                continue
+            held = socket.socket(fileno=int(name))
+            if held.family in (socket.AF_INET, socket.AF_INET6):
+                held.close()
+            else:
+                held.detach()
 
 
 def serve(arguments: Sequence[str]) -> None:
