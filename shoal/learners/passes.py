@@ -15,13 +15,14 @@ from shoal.config.parts import LearnerConfig
 from shoal.learners.forward import PolicyForward, packing_obstacle, refuse_packing
 from shoal.learners.model import Policy
 from shoal.learners.step import scatter
+from shoal.learners.tree_attention import LONGEST, NAME
 from shoal.runtime import Runtime
 from shoal.types import Segment, TrainSequence
 
 logger = getLogger(__name__)
 
-# Tokens of a packed row on a GPU, which prefers few long rows.
-DEVICE_ROW = 1024
+# Tokens of a packed row on a GPU, which prefers few long rows, and where attention does not grow with the row.
+LONG_ROW = 1024
 PACKING_TOLERANCE = {4: 1e-3, 2: 0.2, 8: 1e-6}
 
 
@@ -42,8 +43,8 @@ class Passes:
         length = self.cfg.pack_length
         if flash:  # one flat row, whose sequences the kernel tells apart by their bounds
             length = self.cfg.micro_batch_tokens
-        elif not length and self.runtime.device.type != "cpu":
-            length = DEVICE_ROW
+        elif not length and (self.runtime.device.type != "cpu" or self._by_trees(sequences)):
+            length = LONG_ROW
         return pack(
             sequences,
             micro_batch_tokens=self.cfg.micro_batch_tokens,
@@ -52,6 +53,10 @@ class Passes:
             pack_length=length,
             share_prefix=self.cfg.share_prefix and not flash,
         )
+
+    def _by_trees(self, sequences: Sequence[TrainSequence]) -> bool:
+        """Whether attention goes by trees, so that padding and contexts that are run twice are all that rows cost."""
+        return self.forward.attention == NAME and all(len(sequence.ids) < LONGEST for sequence in sequences)
 
     @torch.no_grad()
     def score(
