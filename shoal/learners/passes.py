@@ -21,8 +21,8 @@ from shoal.types import Segment, TrainSequence
 
 logger = getLogger(__name__)
 
-# Tokens of a packed row on a GPU, which prefers few long rows, and where attention does not grow with the row.
-LONG_ROW = 1024
+# Tokens of a packed row on a GPU, which prefers few long rows.
+DEVICE_ROW = 1024
 PACKING_TOLERANCE = {4: 1e-3, 2: 0.2, 8: 1e-6}
 
 
@@ -41,10 +41,11 @@ class Passes:
         """Micro-batches of the sequences, by the configuration's bounds, on the CPU."""
         flash = self.forward.attention == "flash_attention_2"
         length = self.cfg.pack_length
-        if flash:  # one flat row, whose sequences the kernel tells apart by their bounds
+        if flash or (not length and self._by_trees(sequences)):
+            # One flat row without padding: attention is told where sequences begin and end.
             length = self.cfg.micro_batch_tokens
-        elif not length and (self.runtime.device.type != "cpu" or self._by_trees(sequences)):
-            length = LONG_ROW
+        elif not length and self.runtime.device.type != "cpu":
+            length = DEVICE_ROW
         return pack(
             sequences,
             micro_batch_tokens=self.cfg.micro_batch_tokens,
@@ -55,7 +56,7 @@ class Passes:
         )
 
     def _by_trees(self, sequences: Sequence[TrainSequence]) -> bool:
-        """Whether attention goes by trees, so that padding and contexts that are run twice are all that rows cost."""
+        """Whether attention goes by trees, whatever row they are in."""
         return self.forward.attention == NAME and all(len(sequence.ids) < LONGEST for sequence in sequences)
 
     @torch.no_grad()
