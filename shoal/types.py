@@ -174,6 +174,16 @@ class TrainSequence:
     completion_tokens: int
     ref_logprobs: NDArray[np.float32] | None = None
 
+    @property
+    def trained_tokens(self) -> int:
+        """The True entries of the mask."""
+        return np.count_nonzero(self.mask)
+
+    @property
+    def has_signal(self) -> bool:
+        """True where the advantage of a trained token is not 0."""
+        return np.count_nonzero(self.advantages[self.mask]) > 0
+
 
 @dataclass
 class Batch:
