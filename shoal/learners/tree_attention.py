@@ -202,7 +202,7 @@ def tree_attention_forward(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """[R, heads, L, D] and [R, KV heads, L, D] -> [R, L, heads, D], in the form of Hugging Face's attention functions."""
+    """[R, heads, L, D] and [R, KV heads, L, D] -> [R, L, heads, D], as Hugging Face calls its attention functions."""
     if trees is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     return _TreeAttention.apply(query, key, value, trees, scaling or query.shape[-1] ** -0.5), None
