@@ -177,12 +177,12 @@ class TrainSequence:
     @property
     def trained_tokens(self) -> int:
         """The True entries of the mask."""
-        return np.count_nonzero(self.mask)
+        return int(np.count_nonzero(self.mask))
 
     @property
     def has_signal(self) -> bool:
         """True where the advantage of a trained token is not 0."""
-        return np.count_nonzero(self.advantages[self.mask]) > 0
+        return bool(np.count_nonzero(self.advantages[self.mask]))
 
 
 @dataclass

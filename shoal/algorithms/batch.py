@@ -149,7 +149,7 @@ def token_weights(
         scale = {completion: 1 / (len(trained) * max_new_tokens) for completion in trained}
     else:
         raise ValueError(f"aggregation {aggregation!r}: token, sequence or constant")
-    return [sequence.mask * scale[sequence.completion] for sequence in sequences]
+    return [np.where(sequence.mask, scale[sequence.completion], 0.0) for sequence in sequences]
 
 
 def _trainable(
