@@ -15,6 +15,7 @@ import torch
 
 from shoal.config import ShoalConfig
 from shoal.engines.base import Engine
+from shoal.engines.served_engine import ServedEngine
 from shoal.engines.torch_engine import TorchEngine
 from shoal.engines.vllm_arguments import longest, policy_arguments
 from shoal.engines.vllm_inprocess import VllmEngine
@@ -92,7 +93,9 @@ def build_engine(cfg: ShoalConfig, policy: Policy, runtime: Runtime, folder: Pat
         if cfg.engine.kind == "vllm":
             return VllmEngine(arguments, form, cfg.engine.vllm.request_timeout)
         return VllmServerEngine(arguments, form, servers_of(cfg), (folder or Path(cfg.run.root)) / "logs")
-    return TorchEngine(
+    # Environments ask the engine of a run that they send groups to.
+    kind = ServedEngine if cfg.source.kind == "rollout_api" else TorchEngine
+    return kind(
         policy.model,
         policy.tokenizer,
         max_batch=cfg.engine.max_batch,
@@ -136,8 +139,13 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def build_source(cfg: ShoalConfig, parts: Parts, monitor: Monitor) -> GroupSource:
-    """The source that `source.kind` names."""
+def build_source(cfg: ShoalConfig, parts: Parts, monitor: Monitor, folder: Path) -> GroupSource:
+    """The source that `source.kind` names. `folder` is the run's."""
+    if cfg.source.kind == "rollout_api":
+        # Imports FastAPI, which other sources do without.
+        from shoal.rollout_api.source import RolloutApiSource  # noqa: PLC0415
+
+        return RolloutApiSource(cfg, parts, monitor, folder, total_steps(cfg))
     if cfg.source.kind == "replay":
         return ReplaySource(GroupRecording(Path(cfg.source.path or "")))
     return SyncSource(cfg, parts, monitor)
@@ -170,7 +178,7 @@ def build_run(cfg: ShoalConfig, folder: Path, stopping: Callable[[], bool], rewa
         total_steps=total_steps(cfg),
         parts=parts,
         reference=reference,
-        source=build_source(cfg, parts, monitor),
+        source=build_source(cfg, parts, monitor, folder),
         evaluator=Evaluator(cfg, parts),
         monitor=monitor,
         checkpoints=CheckpointStore(folder, cfg.checkpoint.keep_last),
