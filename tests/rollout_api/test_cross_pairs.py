@@ -16,7 +16,6 @@ from typing import Any
 
 import httpx
 import pytest
-from api_server import serving
 from atropos_python import atropos_python
 
 from shoal import load_config, train
@@ -79,6 +78,17 @@ def run_api(folder: Path) -> Iterator[str]:
         yield url
 
 
+@contextmanager
+def shoal_api(folder: Path) -> Iterator[str]:
+    """Shoal's own server; its address."""
+    url, log = f"http://127.0.0.1:{(port := free_port('127.0.0.1'))}", folder / "api.log"
+    store = str(folder / "groups.sqlite")
+    command = [sys.executable, "-m", "shoal.cli", "serve", "api", "--port", str(port), "--store", store]
+    with process(command, log) as started:
+        wait_until_served(url, started, log)
+        yield url
+
+
 def shoal_env(*words: str) -> list[str]:
     return [sys.executable, "-m", "shoal.cli", "env", *words]
 
@@ -117,9 +127,9 @@ def test_an_environment_of_atroposs_and_a_shoal_trainer_through_shoals_server(tm
     own = ["source=rollout_api", f"engine.serve_port={engine_port}", *QUIET, *SMALL]
     command = [atropos_python(), str(Path(__file__).with_name("atropos_env.py")), "--max-tokens", "24"]
     command += ["--generate", f"http://127.0.0.1:{engine_port}", "--prompts", str(tmp_path / "prompts.jsonl")]
-    with serving(tmp_path) as server:
-        cfg = load_config("story", [*own, f"source.url={server.url}"])
-        with process([*command, "--api", server.url, "--steps", str(STEPS)], tmp_path / "environment.log"):
+    with shoal_api(tmp_path) as url:
+        cfg = load_config("story", [*own, f"source.url={url}"])
+        with process([*command, "--api", url, "--steps", str(STEPS)], tmp_path / "environment.log"):
             train(cfg, tmp_path / "run")
     rows_of_steps = steps_of(tmp_path / "run")
     assert [row["step"] for row in rows_of_steps] == list(range(1, STEPS + 1))
