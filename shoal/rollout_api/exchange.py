@@ -45,6 +45,7 @@ from shoal.rollout_api.store import (
     save_environment,
     save_lease,
     save_state,
+    stored_size,
 )
 
 logger = getLogger(__name__)
@@ -156,7 +157,7 @@ class Exchange:
         self.seen: dict[int, float] = {}
         self.backlog = Backlog()
         self.leases: dict[int, Lease] = {}
-        self.latest: Piece | None = None
+        self.latest: Piece | bytes | None = None
         self.bytes = 0
         self.arriving = 0
         self.era = object()
@@ -299,7 +300,7 @@ class Exchange:
                     self.counters["duplicates"] += 1
                     continue
                 self.backlog.add(Waiting(id_, group.size, group.env_id, version))
-                self.bytes += len(group.content.deflated)
+                self.bytes += stored_size(group.content)
                 self.latest = group.content
                 self.counters["groups"] += 1
                 self.counters["sequences"] += group.size
@@ -313,8 +314,8 @@ class Exchange:
         """The trainer's weights: as it said, else the batches that it acknowledged."""
         return self.state.trained if self.state.version is None else self.state.version
 
-    async def next_batch(self, *, explicit: bool, version: int | None) -> Delivery | Shortage:
-        """Leases the next batch, or one again that was not acknowledged.
+    async def next_batch(self, *, explicit: bool, version: int | None, shrink: bool) -> Delivery | Shortage:
+        """Leases the next batch, or one again that was not acknowledged; `shrink` as in `Store.contents`.
 
         Raises:
             OutOfOrderError: no trainer is registered.
@@ -356,7 +357,7 @@ class Exchange:
             lease.delivery += 1
             delivery = Delivery(lease, lease.delivery, self.state.step, infos)
         try:
-            delivery.contents = await self.store.contents(lease.groups)
+            delivery.contents = await self.store.contents(lease.groups, shrink=shrink)
         finally:
             if not delivery.contents:
                 self.delivered(delivery, whole=False)
