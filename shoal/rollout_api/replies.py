@@ -93,6 +93,9 @@ class PartsResponse(Response):
                 if gone.done():
                     return
                 await send({"type": "http.response.body", "body": part, "more_body": True})
+            # The server waits in `send` for what was written before; so this returns when all is on its way.
+            await send({"type": "http.response.body", "body": b"", "more_body": True})
+            await asyncio.sleep(0)
             whole = not gone.done()
             await send({"type": "http.response.body", "body": b""})
         finally:

@@ -67,7 +67,7 @@ def build_app(store: Store, policy: Policy, tokens: Tokens) -> FastAPI:
         bodies.close()
         store.close()
 
-    app = FastAPI(title="Shoal's rollout API", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(title="Shoal's rollout API", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
     exchange = Exchange(store, policy)
     app.add_middleware(Posts, exchange=exchange, bodies=bodies)
     app.add_middleware(Gate, tokens=tokens, exchange=exchange)
