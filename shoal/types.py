@@ -161,7 +161,7 @@ class TrainSequence:
     `ids` [context + sampled] int64; the arrays below have one entry per sampled token. `completion` and
     `group` index within the batch: the segments of one completion share the former, and sequences of one
     group may share their context's forward pass. `completion_tokens` counts the trained tokens of the
-    whole completion, over all its segments.
+    whole completion, over all its segments. `temperature` is the sampler's where it is not the batch's.
     """
 
     completion: int
@@ -173,6 +173,7 @@ class TrainSequence:
     advantages: NDArray[np.float64]
     completion_tokens: int
     ref_logprobs: NDArray[np.float32] | None = None
+    temperature: float | None = None
 
 
 @dataclass

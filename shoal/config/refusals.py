@@ -72,6 +72,18 @@ RUN = (
         "run.record_groups=true would record what source=replay reads: leave it out",
     ),
     Refusal(
+        lambda c: c.source.kind != "rollout_api" and c.source.launch is not None,
+        "source.launch={c.source.launch} starts an environment for source=rollout_api: add that, or leave it out",
+    ),
+    Refusal(
+        lambda c: c.environment.min_allocation > 1,
+        "environment.min_allocation={c.environment.min_allocation} is a share of every batch: at most 1",
+    ),
+    Refusal(
+        lambda c: c.environment.tool_timeout == 0,
+        "environment.tool_timeout=0 leaves no time for a tool: set seconds, such as 10",
+    ),
+    Refusal(
         lambda c: c.memory_profile.enabled and c.memory_profile.interval == 0,
         "memory_profile.interval=0 would sample without a pause: set at least 0.1 seconds",
     ),
@@ -296,4 +308,102 @@ MACHINE = (
     ),
 )
 
-REFUSALS = RUN + DATA + JUDGES + SAMPLING + ALGORITHM + OPTIMIZER + MACHINE
+WEIGHT_SYNC = (
+    Refusal(
+        lambda c: c.weight_sync.kind == "lora" and c.model.train != "lora",
+        "weight_sync=lora hands over adapters, but model.train={c.model.train} trains all weights: set "
+        "model.train=lora, or weight_sync=broadcast",
+    ),
+    Refusal(
+        lambda c: c.weight_sync.kind == "shared" and c.model.train == "lora",
+        "weight_sync=shared shares the base's memory, in which adapters are not merged: set weight_sync=lora, or "
+        "model.train=full",
+    ),
+    Refusal(
+        lambda c: c.weight_sync.kind == "shared" and c.engine.vllm.tensor_parallel > 1,
+        "weight_sync=shared needs an engine that holds each weight whole, but engine.vllm.tensor_parallel="
+        "{c.engine.vllm.tensor_parallel}: set it to 1, or weight_sync=broadcast",
+    ),
+    Refusal(
+        lambda c: c.weight_sync.kind == "shared" and max(c.engine.vllm.servers, len(c.engine.vllm.endpoints)) > 1,
+        "weight_sync=shared is for one server, whose memory the learner's is: set weight_sync=broadcast for several",
+    ),
+    Refusal(
+        lambda c: c.weight_sync.every > 1 and c.weight_sync.kind in ("in_place", "shared"),
+        "weight_sync.every={c.weight_sync.every}: with weight_sync={c.weight_sync.kind} the engine has the learner's "
+        "weights at once: set it to 1, or weight_sync=broadcast with engine=vllm_server",
+    ),
+    Refusal(
+        lambda c: c.weight_sync.in_flight == "keep" and c.weight_sync.kind == "restart",
+        "weight_sync.in_flight=keep: no request outlives weight_sync=restart: set drain or abort, or "
+        "weight_sync=broadcast",
+    ),
+    Refusal(
+        lambda c: c.weight_sync.in_flight != "drain" and c.weight_sync.kind == "in_place",
+        "weight_sync.in_flight={c.weight_sync.in_flight} is for vLLM; with weight_sync=in_place requests in flight go "
+        "on with the new weights: leave it out",
+    ),
+    Refusal(
+        lambda c: c.weight_sync.kind == "restart" and bool(c.engine.vllm.endpoints),
+        "weight_sync=restart cannot restart the servers of engine.vllm.endpoints, which someone else runs: set "
+        "weight_sync=broadcast (servers started by shoal serve vllm), or leave the endpoints out",
+    ),
+    Refusal(
+        lambda c: c.weight_sync.bridge is not None and c.weight_sync.kind != "shared",
+        "weight_sync.bridge={c.weight_sync.bridge} is read by weight_sync=shared only: add that, or leave it out",
+    ),
+)
+
+VLLM = (
+    Refusal(
+        lambda c: 0 < c.engine.vllm.max_model_len < c.data.max_prompt_tokens + _most_new_tokens(c),
+        "engine.vllm.max_model_len={c.engine.vllm.max_model_len} does not hold one completion: set at least "
+        "data.max_prompt_tokens={c.data.max_prompt_tokens} + sampling.max_new_tokens={c.sampling.max_new_tokens} (or "
+        "what evaluation.sampling asks for), or 0",
+    ),
+    Refusal(
+        lambda c: c.engine.vllm.memory_share > 1 or c.reference.memory_share > 1,
+        "engine.vllm.memory_share={c.engine.vllm.memory_share} and reference.memory_share={c.reference.memory_share} "
+        "are shares of a GPU's memory: at most 1",
+    ),
+    Refusal(
+        lambda c: bool(c.engine.vllm.endpoints) and c.engine.kind != "vllm_server",
+        "engine.vllm.endpoints are asked by engine=vllm_server only (given: engine={c.engine.kind}): add that, or "
+        "leave the endpoints out",
+    ),
+    Refusal(
+        lambda c: c.engine.vllm.servers > 1 and bool(c.engine.vllm.endpoints),
+        "engine.vllm.servers={c.engine.vllm.servers} are launched only where no engine.vllm.endpoints are given: leave "
+        "one of them out",
+    ),
+    Refusal(
+        lambda c: c.engine.vllm.servers > 1 and c.engine.kind == "vllm",
+        "engine.vllm.servers={c.engine.vllm.servers}: engine=vllm is the one in this process: set engine=vllm_server, "
+        "or engine.vllm.servers=1",
+    ),
+    Refusal(
+        lambda c: c.engine.max_cache_tokens > 0 and c.engine.kind != "torch",
+        "engine.max_cache_tokens={c.engine.max_cache_tokens} bounds engine=torch: with engine={c.engine.kind} set "
+        "engine.vllm.cache_gib or engine.vllm.memory_share instead, and this to 0",
+    ),
+    Refusal(
+        lambda c: c.reference.kind != "model" and c.reference.polyak_every > 0,
+        "reference.polyak_every={c.reference.polyak_every} moves weights in the learner's process, which "
+        "reference.kind={c.reference.kind} does not hold: set reference.kind=model, or reference.polyak_every=0",
+    ),
+    Refusal(
+        lambda c: c.reference.kind == "vllm_endpoint" and c.reference.port == 0,
+        "reference.kind=vllm_endpoint needs reference.port, where the server listens (and reference.host)",
+    ),
+    Refusal(
+        lambda c: (
+            c.reference.kind == "vllm_launch"
+            and 0 < c.reference.max_model_len <= c.data.max_prompt_tokens + _most_new_tokens(c)
+        ),
+        "reference.max_model_len={c.reference.max_model_len} does not hold one completion and the token that scoring "
+        "samples: set more than data.max_prompt_tokens={c.data.max_prompt_tokens} + sampling.max_new_tokens="
+        "{c.sampling.max_new_tokens}, or 0",
+    ),
+)
+
+REFUSALS = RUN + DATA + JUDGES + SAMPLING + ALGORITHM + OPTIMIZER + MACHINE + VLLM + WEIGHT_SYNC

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from shoal.config import ShoalConfig
-from shoal.config.vllm import VllmConfig
 from shoal.learners.model import Policy
 from shoal.runtime import Runtime
 
@@ -41,6 +40,7 @@ class VllmArguments:
     prefix_cache: bool = True
     sleep: bool = False
     max_lora_rank: int = 0
+    lora_targets: tuple[str, ...] = ()  # empty: every layer that vLLM can adapt
     extra: tuple[str, ...] = field(default_factory=tuple)
 
     def with_model(self, model: str) -> VllmArguments:
@@ -79,6 +79,8 @@ class VllmArguments:
             ]
         if self.max_lora_rank:
             words += ["--enable-lora", f"--max-lora-rank={self.max_lora_rank}", "--max-loras=1"]
+            # Left to itself vLLM would adapt the head too, which costs time and cannot give prompt log-probs.
+            words += ["--lora-target-modules", *self.lora_targets] if self.lora_targets else []
         return [*words, *self.extra]
 
     def environment(self) -> dict[str, str]:
@@ -118,8 +120,9 @@ def policy_arguments(cfg: ShoalConfig, policy: Policy, runtime: Runtime) -> Vllm
         cache_gib=vllm.cache_gib or (1.0 if device == "cpu" else 0.0),
         eager=on_device(vllm.eager, device),
         prefix_cache=vllm.prefix_cache,
-        sleep=vllm.sleep and colocated,
+        sleep=vllm.sleep and colocated and cfg.weight_sync.kind != "shared",  # what sleeps cannot be shared
         max_lora_rank=lora_room(cfg.model.lora.r) if cfg.weight_sync.kind == "lora" else 0,
+        lora_targets=adapted_modules(policy) if cfg.weight_sync.kind == "lora" else (),
         extra=tuple(vllm.extra_args),
     )
 
@@ -142,11 +145,12 @@ def longest(cfg: ShoalConfig) -> int:
     return cfg.data.max_prompt_tokens + new
 
 
+def adapted_modules(policy: Policy) -> tuple[str, ...]:
+    """Names of the layers that the policy's adapter changes; none where it names them by a pattern."""
+    [adapter] = policy.model.peft_config.values()
+    return () if isinstance(adapter.target_modules, str) else tuple(sorted(adapter.target_modules))
+
+
 def lora_room(rank: int) -> int:
     """The smallest rank that vLLM offers for an adapter of this rank; the largest where it is above all."""
     return next((room for room in LORA_RANKS if room >= rank), LORA_RANKS[-1])
-
-
-def api_key_of(cfg: VllmConfig) -> str | None:
-    """The servers' key: as configured, else from the environment."""
-    return cfg.api_key or os.environ.get("SHOAL_VLLM_API_KEY")

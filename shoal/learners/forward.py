@@ -42,7 +42,9 @@ class PolicyForward:
             )
 
     def __call__(self, batch: MicroBatch, temperature: float = 1.0, entropy: bool = False) -> TokenLogprobs:
-        """Log-probs of the micro-batch's N trained tokens. Gradients and dropout are the caller's business."""
+        """Log-probs of the micro-batch's N trained tokens, at its own temperature where it has one. Gradients and
+        dropout are the caller's business."""
+        temperature = temperature if batch.temperature is None else batch.temperature
         inputs = self.attention_inputs(batch)
         with forward_context(self.runtime):
             if self.form is None:

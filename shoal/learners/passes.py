@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from logging import getLogger
 
 import numpy as np
@@ -37,7 +38,18 @@ class Passes:
         self.packing = self._can_pack()
 
     def pack(self, sequences: Sequence[TrainSequence]) -> list[MicroBatch]:
-        """Micro-batches of the sequences, by the configuration's bounds, on the CPU."""
+        """Micro-batches of the sequences, by the configuration's bounds, on the CPU. Each is of one temperature."""
+        by_temperature: dict[float | None, list[int]] = {}
+        for index, sequence in enumerate(sequences):
+            by_temperature.setdefault(sequence.temperature, []).append(index)
+        made = []
+        for temperature, indices in by_temperature.items():
+            places = torch.tensor(indices)
+            for one in self._pack([sequences[index] for index in indices]):
+                made.append(replace(one, sequence=places[one.sequence], temperature=temperature))
+        return made
+
+    def _pack(self, sequences: Sequence[TrainSequence]) -> list[MicroBatch]:
         flash = self.forward.attention == "flash_attention_2"
         length = self.cfg.pack_length
         if flash:  # one flat row, whose sequences the kernel tells apart by their bounds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from logging import getLogger
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 
 from shoal.config import ShoalConfig
 from shoal.engines.base import Engine
+from shoal.engines.served_engine import ServedEngine
 from shoal.engines.torch_engine import TorchEngine
 from shoal.engines.vllm_arguments import longest, policy_arguments
 from shoal.engines.vllm_inprocess import VllmEngine
@@ -23,7 +25,9 @@ from shoal.environments.single_turn import Decode
 from shoal.learners.base import Learner
 from shoal.learners.local import LocalLearner
 from shoal.learners.model import Policy, load_policy
-from shoal.learners.reference import ReferencePolicy
+from shoal.learners.reference import Reference
+from shoal.learners.reference_model import ModelReference
+from shoal.learners.reference_vllm import endpoint_reference, launched_reference
 from shoal.monitor.monitor import Monitor
 from shoal.monitor.progress import ProgressDisplay
 from shoal.rewards.base import Verifier
@@ -39,6 +43,7 @@ from shoal.training.recording import GroupRecording
 from shoal.training.sources import GroupSource, ReplaySource, SyncSource
 from shoal.training.state import Run
 from shoal.weight_sync.base import WeightSync
+from shoal.weight_sync.build import build_vllm_sync, servers_of
 from shoal.weight_sync.check import SelfCheck, logprob_tolerance, make_probe
 from shoal.weight_sync.in_place import InPlaceSync
 
@@ -75,7 +80,8 @@ def build_parts(cfg: ShoalConfig, rewards: Mapping[str, Verifier], folder: Path 
     learner = LocalLearner(policy, cfg, runtime, total_steps(cfg))
     engine = build_engine(cfg, policy, runtime, folder)
     sync = build_weight_sync(cfg, learner, engine, self_check(cfg, runtime, policy, task, engine, learner), folder)
-    scorer = Scorer(cfg.reward, task.verifiers, rewards, folder)
+    named = {name for prompt in (*task.train, *task.evaluation) for name in prompt.verifiers}
+    scorer = Scorer(cfg.reward, task.verifiers, rewards, folder, named)
     return Parts(runtime, policy, task, decoder(policy), scorer, learner, engine, sync)
 
 
@@ -86,8 +92,10 @@ def build_engine(cfg: ShoalConfig, policy: Policy, runtime: Runtime, folder: Pat
         form = RequestForm(policy.causal_lm, policy.tokenizer, arguments.max_model_len, longest(cfg))
         if cfg.engine.kind == "vllm":
             return VllmEngine(arguments, form, cfg.engine.vllm.request_timeout)
-        return VllmServerEngine(arguments, form, cfg.engine.vllm, (folder or Path(cfg.run.root)) / "logs")
-    return TorchEngine(
+        return VllmServerEngine(arguments, form, servers_of(cfg), (folder or Path(cfg.run.root)) / "logs")
+    # Environments ask the engine of a run that they send groups to.
+    kind = ServedEngine if cfg.source.kind == "rollout_api" else TorchEngine
+    return kind(
         policy.model,
         policy.tokenizer,
         max_batch=cfg.engine.max_batch,
@@ -100,8 +108,9 @@ def build_weight_sync(
     cfg: ShoalConfig, learner: LocalLearner, engine: Engine, check: SelfCheck, folder: Path | None
 ) -> WeightSync:
     """The weight sync that `weight_sync.kind` names. `folder` is the run's, for what is handed over on disk."""
-    assert isinstance(engine, TorchEngine)
-    return InPlaceSync(engine, check)
+    if isinstance(engine, TorchEngine):
+        return InPlaceSync(engine, check)
+    return build_vllm_sync(cfg, learner, engine, check, folder)
 
 
 def self_check(
@@ -130,16 +139,25 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def build_source(cfg: ShoalConfig, parts: Parts, monitor: Monitor) -> GroupSource:
-    """The source that `source.kind` names."""
+def build_source(cfg: ShoalConfig, parts: Parts, monitor: Monitor, folder: Path) -> GroupSource:
+    """The source that `source.kind` names. `folder` is the run's."""
+    if cfg.source.kind == "rollout_api":
+        # Imports FastAPI, which other sources do without.
+        from shoal.rollout_api.source import RolloutApiSource  # noqa: PLC0415
+
+        return RolloutApiSource(cfg, parts, monitor, folder, total_steps(cfg))
     if cfg.source.kind == "replay":
         return ReplaySource(GroupRecording(Path(cfg.source.path or "")))
     return SyncSource(cfg, parts, monitor)
 
 
-def build_reference(cfg: ShoalConfig, parts: Parts, folder: Path) -> ReferencePolicy:
-    """What scores completions for the KL."""
-    return ReferencePolicy(parts.policy, cfg, parts.runtime)
+def build_reference(cfg: ShoalConfig, parts: Parts, folder: Path) -> Reference:
+    """The reference that `reference.kind` names. `folder` is the run's, for log files."""
+    if cfg.reference.kind == "vllm_launch":
+        return launched_reference(cfg, parts.policy, parts.runtime, folder / "logs")
+    if cfg.reference.kind == "vllm_endpoint":
+        return endpoint_reference(cfg, parts.policy)
+    return ModelReference(parts.policy, cfg, parts.runtime)
 
 
 def build_run(cfg: ShoalConfig, folder: Path, stopping: Callable[[], bool], rewards: Mapping[str, Verifier]) -> Run:
@@ -150,13 +168,17 @@ def build_run(cfg: ShoalConfig, folder: Path, stopping: Callable[[], bool], rewa
     notes = [*parts.runtime.notes, *(f"left out: {count} prompts ({why})" for why, count in parts.task.dropped.items())]
     for note in notes:
         monitor.message(note)
+    with ExitStack() as undo:
+        undo.callback(parts.close)
+        reference = build_reference(cfg, parts, folder) if cfg.algorithm.kl_coef else None
+        undo.pop_all()
     return Run(
         cfg=cfg,
         folder=folder,
         total_steps=total_steps(cfg),
         parts=parts,
-        reference=build_reference(cfg, parts, folder) if cfg.algorithm.kl_coef else None,
-        source=build_source(cfg, parts, monitor),
+        reference=reference,
+        source=build_source(cfg, parts, monitor, folder),
         evaluator=Evaluator(cfg, parts),
         monitor=monitor,
         checkpoints=CheckpointStore(folder, cfg.checkpoint.keep_last),

@@ -37,6 +37,9 @@ class GroupSource(ABC):
         """What the last step's groups cost to get, by metric name."""
         return {}
 
+    def close(self) -> None:
+        """Frees what the source holds."""
+
 
 def sampling_params(cfg: ShoalConfig, overrides: dict[str, Any] | None = None) -> SamplingParams:
     """The configuration's sampling, with overrides by field name."""
