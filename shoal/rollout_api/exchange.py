@@ -46,6 +46,7 @@ from shoal.rollout_api.store import (
     save_lease,
     save_state,
     stored_size,
+    update_lease,
 )
 
 logger = getLogger(__name__)
@@ -203,7 +204,7 @@ class Exchange:
             def job(connection: Connection) -> None:
                 save_state(connection, state)
                 for row in rows:
-                    save_lease(connection, row)
+                    update_lease(connection, row)
 
             await self.store.write(job)
             again = "again " if old else ""
@@ -351,7 +352,7 @@ class Exchange:
             self._count_batch(packed, trainer.batch_size)
             if lease is None:
                 assert packed.shortage is not None
-                return packed.shortage
+                return self._explained(packed.shortage)
             self.leases[lease.id] = lease
             lease.explicit, lease.sent, lease.counted, lease.sending = explicit, False, True, True
             lease.delivery += 1
@@ -387,6 +388,11 @@ class Exchange:
         self.bytes -= freed
         return infos
 
+    def _explained(self, shortage: Shortage) -> Shortage:
+        if not self.leases:
+            return shortage
+        return shortage._replace(reason=f"{shortage.reason}; {len(self.leases)} batches are not acknowledged yet")
+
     def _new_lease(self, groups: list[Waiting]) -> Lease:
         lease = Lease(self.state.next_lease, [group.id for group in groups])
         self.state.next_lease += 1
@@ -400,7 +406,7 @@ class Exchange:
         lease.sending, lease.sent = False, whole
         if whole and lease.id in self.leases:
             row = lease.row()
-            self.store.submit(lambda connection: save_lease(connection, row))
+            self.store.submit(lambda connection: update_lease(connection, row))
 
     async def acknowledge(self, lease_id: int, version: int | None) -> None:
         """The trainer has this batch for good. Saying so twice is harmless.
@@ -518,7 +524,7 @@ class Exchange:
 
     def _pack(self, batch_size: int) -> Packed:
         """Takes the next batch out of the backlog, and what is too stale for one."""
-        stale: list[Waiting] = []
+        stale = [] if self.policy.max_staleness is None else self.backlog.take_oldest(self._is_stale)
         while True:
             packed = self._pack_once(batch_size)
             if isinstance(packed, Shortage):

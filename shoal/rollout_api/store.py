@@ -288,8 +288,14 @@ def delete_lease(connection: sqlite3.Connection, lease: int) -> int:
 
 
 def save_lease(connection: sqlite3.Connection, lease: LeaseRow) -> None:
-    """Writes a new lease, or a known one's new state."""
+    """Writes a lease that is handed out, for the first time or again."""
     connection.execute("INSERT OR REPLACE INTO leases VALUES (?, ?, ?, ?)", lease)
+
+
+def update_lease(connection: sqlite3.Connection, lease: LeaseRow) -> None:
+    """Changes a lease, unless it was acknowledged meanwhile."""
+    id_, *values = lease
+    connection.execute("UPDATE leases SET explicit = ?, sent = ?, counted = ? WHERE id = ?", [*values, id_])
 
 
 def infos_of(connection: sqlite3.Connection, ids: Iterable[int]) -> list[GroupInfo]:

@@ -196,3 +196,12 @@ def test_put_back_undoes_take(groups, data):
     backlog.put_back(taken)
     assert list(backlog.oldest_first()) == before
     assert backlog.sequences == sum(size for size, _ in groups)
+
+
+def test_the_oldest_groups_are_taken_as_long_as_they_are_unwanted():
+    backlog = Backlog()
+    for id_, (version, env_id) in enumerate([(0, 0), (0, 1), (3, 0), (0, 0)], 1):
+        backlog.add(Waiting(id_, 2, env_id, version))
+    assert [group.id for group in backlog.take_oldest(lambda group: group.version < 2)] == [1, 2]
+    assert [group.id for group in backlog.oldest_first()] == [3, 4]
+    assert backlog.sequences == backlog.sequences_of(0) == 4
