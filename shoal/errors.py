@@ -23,3 +23,7 @@ class BudgetError(TrainingError):
 
 class EngineError(TrainingError):
     """An inference server is not there, does not answer, or refuses what it is asked."""
+
+
+class ServerDied(EngineError):
+    """An inference server that answered before does not any more."""

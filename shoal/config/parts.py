@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from shoal.config.options import option
+from shoal.config.vllm import VllmConfig
 
 
 @dataclass
@@ -19,9 +20,14 @@ class SourceConfig:
 class EngineConfig:
     """What turns prompts into tokens and log-probs."""
 
-    kind: str = option("torch", "torch: built in, any device", choices=("torch",))
+    kind: str = option(
+        "torch",
+        "torch: built in, any device. vllm: vLLM in this process. vllm_server: vLLM behind HTTP, launched or given",
+        choices=("torch", "vllm", "vllm_server"),
+    )
     max_batch: int = option(256, "Most completions decoded at a time", least=1)
     max_cache_tokens: int = option(0, "Most tokens held in the KV cache. 0: no bound but max_batch", least=0)
+    vllm: VllmConfig = option(VllmConfig, "vLLM")
 
 
 @dataclass

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from shoal.types import Segment
 
 PAUSE_MODES = ("drain", "keep", "abort")
 """What an update does to requests in flight: they finish first; they go on after it; they end and are asked again."""
@@ -16,7 +19,11 @@ class VllmControl(ABC):
     Every call has a deadline. All raise EngineError, which names the server, what was asked of it, and the remedy.
     """
 
+    name: str = "vLLM"  # as error lines call it
+    model: str = ""  # folder or Hub name that it was started with
     tensor_parallel: int = 1
+    max_lora_rank: int = 0  # 0: no adapters
+    launched: bool = True  # False: someone else's server, which cannot be restarted from here
 
     @abstractmethod
     def call_workers(self, method: str, *arguments: Any) -> list[Any]:
@@ -40,6 +47,14 @@ class VllmControl(ABC):
     @abstractmethod
     def load_adapter(self, name: str, folder: Path, version: int) -> None:
         """Takes the PEFT adapter in `folder` as version `version`; requests use it from now on."""
+
+    @abstractmethod
+    def logprobs(self, segments: Sequence[Segment]) -> list[list[float]]:
+        """Log-probs of each segment's sampled ids after its context, by this one vLLM. Requests in flight go on."""
+
+    @abstractmethod
+    def sample_token(self, prompt_ids: Sequence[int]) -> tuple[int, float]:
+        """One token sampled at temperature 1, through the prefix cache as rollouts are, and its log-prob."""
 
     @abstractmethod
     def restart(self, model: Path) -> None:

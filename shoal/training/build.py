@@ -15,6 +15,10 @@ import torch
 from shoal.config import ShoalConfig
 from shoal.engines.base import Engine
 from shoal.engines.torch_engine import TorchEngine
+from shoal.engines.vllm_arguments import longest, policy_arguments
+from shoal.engines.vllm_inprocess import VllmEngine
+from shoal.engines.vllm_requests import RequestForm
+from shoal.engines.vllm_server import VllmServerEngine
 from shoal.environments.single_turn import Decode
 from shoal.learners.base import Learner
 from shoal.learners.local import LocalLearner
@@ -77,6 +81,12 @@ def build_parts(cfg: ShoalConfig, rewards: Mapping[str, Verifier], folder: Path 
 
 def build_engine(cfg: ShoalConfig, policy: Policy, runtime: Runtime, folder: Path | None) -> Engine:
     """The engine that `engine.kind` names. `folder` is the run's, for log files."""
+    if cfg.engine.kind != "torch":
+        arguments = policy_arguments(cfg, policy, runtime)
+        form = RequestForm(policy.causal_lm, policy.tokenizer, arguments.max_model_len, longest(cfg))
+        if cfg.engine.kind == "vllm":
+            return VllmEngine(arguments, form, cfg.engine.vllm.request_timeout)
+        return VllmServerEngine(arguments, form, cfg.engine.vllm, (folder or Path(cfg.run.root)) / "logs")
     return TorchEngine(
         policy.model,
         policy.tokenizer,

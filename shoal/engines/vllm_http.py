@@ -1,0 +1,234 @@
+"""One vLLM server as its client sees it, launched by Shoal or run by someone else."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any, Protocol
+
+import httpx
+
+from shoal.engines.vllm_arguments import VllmArguments
+from shoal.engines.vllm_control import PAUSE_MODES, VllmControl
+from shoal.engines.vllm_metrics import parse_metrics
+from shoal.engines.vllm_process import ServerProcess
+from shoal.engines.vllm_requests import RequestForm, scored
+from shoal.errors import EngineError, ServerDied
+from shoal.types import Segment
+
+VLLM_MODES = {"drain": "wait", "keep": "keep", "abort": "abort"}
+
+
+class Owner(Protocol):
+    """What a server asks of the engine that it belongs to."""
+
+    form: RequestForm
+    timeout: float
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Waits for a coroutine that runs in the engine's event loop."""
+
+    def paused_with(self, server: VllmServer, counts: Mapping[str, int]) -> None:
+        """Takes note of the tokens that requests had when generation stopped."""
+
+    def resumed(self, server: VllmServer) -> None:
+        """Takes note that generation goes on."""
+
+
+class VllmServer(VllmControl):
+    """Controls and asks one server. `process` is None where someone else runs it."""
+
+    def __init__(
+        self,
+        owner: Owner,
+        url: str,
+        model: str,
+        *,
+        arguments: VllmArguments | None = None,
+        process: ServerProcess | None = None,
+        api_key: str | None = None,
+    ) -> None:
+        self.owner = owner
+        self.url = url.rstrip("/")
+        self.name = f"vLLM server {self.url}"
+        self.model = model
+        self.arguments = arguments
+        self.process = process
+        self.launched = process is not None
+        self.tensor_parallel = arguments.tensor_parallel if arguments else 1
+        self.max_lora_rank = arguments.max_lora_rank if arguments else 0
+        self.headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self.incarnation = 0  # of the server, so that nothing of an earlier one is taken for the present one's
+        self.in_flight = 0
+
+    # Asking.
+
+    def client(self) -> httpx.AsyncClient:
+        """A client for the engine's event loop."""
+        limits = httpx.Limits(max_connections=None, keepalive_expiry=60.0)
+        return httpx.AsyncClient(
+            base_url=self.url, headers=self.headers, timeout=self.owner.timeout, limits=limits, trust_env=False
+        )
+
+    async def ask(self, client: httpx.AsyncClient, requests: Sequence[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
+        """Results, each as soon as it is there.
+
+        Raises:
+            httpx.HTTPError: the server is not there, or went away before all results were.
+            EngineError: it refuses to be asked.
+        """
+        async with client.stream("POST", "/shoal/generate", json={"requests": list(requests)}) as response:
+            if response.status_code != 200:
+                await response.aread()
+                raise EngineError(self._refused("POST /shoal/generate", response))
+            missing = len(requests)
+            async for line in response.aiter_lines():
+                yield json.loads(line)
+                missing -= 1
+        if missing > 0:
+            raise httpx.RemoteProtocolError(f"{missing} results are missing")
+
+    def ask_all(self, requests: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Results in the order of the requests; those in flight go on meanwhile."""
+
+        return self.owner.run(self.collect(requests))
+
+    async def collect(self, requests: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The same, in the engine's event loop."""
+        found = {}
+        try:
+            async with asyncio.timeout(self.owner.timeout), self.client() as client:
+                async for result in self.ask(client, requests):
+                    if "error" in result:
+                        raise EngineError(f"{self.name}: {result['error']}")
+                    found[result["id"]] = result
+        except httpx.HTTPError as error:
+            raise ServerDied(self._gone("log-probs", error)) from error
+        except TimeoutError as error:
+            raise EngineError(f"{self.name}: no answer within {self.owner.timeout:.0f} s; is it paused?") from error
+        return [found[request["id"]] for request in requests]
+
+    async def metrics(self, client: httpx.AsyncClient) -> dict[str, float]:
+        """What the server says of its load; nothing where it does not answer."""
+        try:
+            response = await client.get("/metrics", timeout=10.0)
+        except httpx.HTTPError:
+            return {}
+        return parse_metrics(response.text) if response.status_code == 200 else {}
+
+    # Controls.
+
+    def call_workers(self, method: str, *arguments: Any) -> list[Any]:
+        body = {"method": method, "arguments": list(arguments), "timeout": self.owner.timeout}
+        return list(self._post("/shoal/call", f"{method} in its workers", body)["results"])
+
+    def pause(self, mode: str) -> None:
+        assert mode in PAUSE_MODES
+        self._post("/shoal/pause", f"pause ({mode})", {"mode": VLLM_MODES[mode]})
+        counts = self._post("/shoal/counts", "tokens in flight", {}) if mode == "keep" else {}
+        self.owner.paused_with(self, counts)
+
+    def resume(self) -> None:
+        self._post("/shoal/resume", "resume", {})
+        self.owner.resumed(self)
+
+    def reset_prefix_cache(self) -> None:
+        if not self._post("/shoal/reset_prefix_cache", "reset of the prefix cache", {})["done"]:
+            raise EngineError(f"{self.name} did not reset its prefix cache: completions would mix old and new weights")
+
+    def load_adapter(self, name: str, folder: Path, version: int) -> None:
+        body = {"name": name, "folder": str(folder)}
+        if not self._post("/shoal/adapter", f"adapter {folder}", body)["done"]:
+            raise EngineError(f"{self.name} did not take the adapter in {folder}")
+
+    def logprobs(self, segments: Sequence[Segment]) -> list[list[float]]:
+        return scored(segments, self.ask_all(self.owner.form.scoring(segments)))
+
+    def sample_token(self, prompt_ids: Sequence[int]) -> tuple[int, float]:
+        (result,) = self.ask_all([self.owner.form.token(prompt_ids)])
+        return result["tokens"][0], result["logprobs"][0]
+
+    def restart(self, model: Path | None = None) -> None:
+        """Ends the server and starts it again, on `model` where one is given, on the same port."""
+        if self.process is None or self.arguments is None:
+            raise EngineError(f"{self.name} is run by someone else, so it cannot be restarted from here")
+        if model is not None:
+            self.arguments = self.arguments.with_model(str(model))
+            self.model = str(model)
+        self.process.stop()
+        self.incarnation += 1
+        self.process.launch(self.arguments.line())
+        self.process.wait_until_healthy()
+
+    def look_up(self) -> None:
+        """Asks the server how it was started."""
+        found = self._post("/shoal/about", "Shoal's routes", {})
+        self.tensor_parallel = found["tensor_parallel"]
+        self.max_lora_rank = found["max_lora_rank"]
+
+    def come_back(self) -> None:
+        """Starts a server again that died; waits for one that someone else runs.
+
+        Raises:
+            EngineError: it does not come back in time.
+        """
+        if self.process is not None:
+            self.restart()
+            return
+        self.incarnation += 1
+        deadline = monotonic() + self.owner.timeout
+        while not self.alive():
+            if monotonic() > deadline:
+                raise EngineError(f"{self.name} has not answered for {self.owner.timeout:.0f} s; start it again")
+            sleep(1.0)
+
+    def abort(self, ids: Sequence[str]) -> None:
+        """Ends requests early; what they have comes out where they were asked for."""
+        self._post("/shoal/abort", "abort", {"ids": list(ids)})
+
+    def where_to_look(self) -> str:
+        """Where the reason of a failure is written."""
+        return f"its log: {self.process.log}" if self.process else "look into its log"
+
+    def alive(self) -> bool:
+        """Whether the server answers and its engine lives."""
+        try:
+            return httpx.get(f"{self.url}/health", timeout=5.0, trust_env=False).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def close(self) -> None:
+        """Ends the server, where Shoal launched it."""
+        if self.process is not None:
+            self.process.stop()
+
+    def _post(self, path: str, what: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            response = httpx.post(
+                self.url + path, json=body, headers=self.headers, timeout=self.owner.timeout, trust_env=False
+            )
+        except httpx.TimeoutException as error:
+            raise EngineError(
+                f"{self.name}: no answer to {what} within {self.owner.timeout:.0f} s (engine.vllm.request_timeout)"
+            ) from error
+        except httpx.HTTPError as error:
+            raise ServerDied(self._gone(what, error)) from error
+        if response.status_code != 200:
+            raise EngineError(self._refused(what, response))
+        found: dict[str, Any] = response.json()
+        return found
+
+    def _gone(self, what: str, error: httpx.HTTPError) -> str:
+        where = f"; its log: {self.process.log}" if self.process else "; is it running, and is the port right?"
+        return f"{self.name} does not answer ({what}: {type(error).__name__}){where}"
+
+    def _refused(self, what: str, response: httpx.Response) -> str:
+        said = " ".join(response.text.split())[:300]
+        remedy = {
+            401: "set engine.vllm.api_key, or SHOAL_VLLM_API_KEY in the environment, to the server's key",
+            404: "it was not started by Shoal: start it with `shoal serve vllm`",
+        }.get(response.status_code, self.where_to_look())
+        return f"{self.name} refuses {what} (HTTP {response.status_code}: {said}); {remedy}"

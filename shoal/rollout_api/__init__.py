@@ -1,0 +1,1 @@
+"""The rollout API: environments post scored groups, a trainer fetches them in batches. Atropos's protocol."""
