@@ -13,6 +13,7 @@ from shoal.learners.model import Policy
 from shoal.runtime import Runtime
 
 SERVED_NAME = "policy"
+API_KEY_VARIABLE = "SHOAL_VLLM_API_KEY"
 WORKER_EXTENSION = "shoal.engines.vllm_worker.ShoalWorker"
 PROBE_ROOM = 400  # of the self-check's longest probe
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -149,4 +150,4 @@ def lora_room(rank: int) -> int:
 
 def api_key_of(cfg: VllmConfig) -> str | None:
     """The servers' key: as configured, else from the environment."""
-    return cfg.api_key or os.environ.get("SHOAL_VLLM_API_KEY")
+    return cfg.api_key or os.environ.get(API_KEY_VARIABLE)
