@@ -3,8 +3,10 @@
 The engine samples them from the default task's architecture (0.41M parameters, the least that generation can cost),
 with no end-of-sequence id, so that each has all its tokens. What is verified are made-up solutions of as many words, in
 groups of 8 that share a problem: half of the answers right. For `math` three problems in four have a fraction for an
-answer, one in eight a polynomial, one in sixteen a root, and one in sixteen what only math-verify and sympy can judge.
-Scored by `Scorer`, as in training, with one worker process that has started. Each figure is the median of `--runs`.
+answer, one in eight a polynomial, one in sixteen a root, and one in sixteen a matrix, a complex number, a sine or a
+union of intervals. One problem in `--hard` has a factorial for an answer instead, which only math-verify and sympy can
+judge. Scored by `Scorer`, as in training, with one worker process that has started. Each figure is the median of
+`--runs`.
 
     python benchmarks/rewards.py
 """
@@ -12,6 +14,7 @@ Scored by `Scorer`, as in training, with one worker process that has started. Ea
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from random import Random
 from statistics import median
 from time import perf_counter
@@ -51,9 +54,12 @@ def gsm8k_problem(random: Random) -> tuple[str, list[str], str]:
     return str(value), [str(value), f"{value:,}", f"${value}.00"], str(value + 1)
 
 
-def math_problem(random: Random) -> tuple[str, list[str], str]:
-    """As `gsm8k_problem`."""
+def math_problem(random: Random, hard: int) -> tuple[str, list[str], str]:
+    """As `gsm8k_problem`; one in `hard` is for sympy."""
     a, b, kind = random.randint(2, 99), random.randint(2, 99), random.randrange(16)
+    if hard and random.randrange(hard) == 0:
+        truth = f"{a}\\cdot n!"
+        return truth, [f"n! \\cdot {a}", f"{a}n!", f"{a}n\\cdot(n-1)!"], f"{b + 100}n!"
     if kind < 12:
         return f"\\frac{{{a}}}{{{b}}}", [f"\\frac{{{a}}}{{{b}}}", f"{a}/{b}", f"\\frac{{{2 * a}}}{{{2 * b}}}"], str(a)
     if kind < 14:
@@ -62,6 +68,21 @@ def math_problem(random: Random) -> tuple[str, list[str], str]:
     if kind < 15:
         truth = f"{a}\\sqrt{{{b}}}"
         return truth, [truth, f"\\sqrt{{{a * a * b}}}", f"\\sqrt{{{b}}}\\cdot {a}"], f"\\sqrt{{{a * b}}}"
+    return special_problem(a, b, random.randrange(4))
+
+
+def special_problem(a: int, b: int, kind: int) -> tuple[str, list[str], str]:
+    """As `gsm8k_problem`."""
+    if kind == 0:
+        truth = f"{a}+{b}i"
+        return truth, [truth, f"{b}i+{a}", f"{a}.0+{b}i"], f"{a}-{b}i"
+    if kind == 1:
+        truth = f"{a}\\sin {b}x"
+        return truth, [truth, f"{a}\\sin({b}x)", f"{a}\\cos(\\frac{{\\pi}}{{2}}-{b}x)"], f"{a}\\cos {b}x"
+    if kind == 2:
+        low, high = f"(-\\infty,{a})", f"({a + b},\\infty)"
+        truth = f"{low}\\cup{high}"
+        return truth, [truth, f"{high}\\cup{low}", f"{low} \\cup ({2 * (a + b)}/2, \\infty)"], f"({a},{a + b})"
     truth = column(a, b)
     return truth, [truth, column(f"\\frac{{{2 * a}}}{{2}}", b), column(a, f"{b}.0")], column(b + 1, a)
 
@@ -70,9 +91,10 @@ def column(first: object, second: object) -> str:
     return f"\\begin{{pmatrix}}{first}\\\\{second}\\end{{pmatrix}}"
 
 
-def make_groups(verifier: str, words: int) -> list[Group]:
+def make_groups(verifier: str, words: int, hard: int) -> list[Group]:
     random = Random(0)
-    problem, place = {"gsm8k": (gsm8k_problem, "\n#### {}"), "math": (math_problem, " \\boxed{{{}}}")}[verifier]
+    problem = gsm8k_problem if verifier == "gsm8k" else partial(math_problem, hard=hard)
+    place = "\n#### {}" if verifier == "gsm8k" else " \\boxed{{{}}}"
     groups = []
     for index in range(COMPLETIONS // GROUP):
         truth, right, wrong = problem(random)
@@ -85,11 +107,18 @@ def make_groups(verifier: str, words: int) -> list[Group]:
     return groups
 
 
-def verify(verifier: str, words: int, workers: int) -> float:
+def warm_up() -> list[Group]:
+    """For what happens once in a run: worker processes start, import sympy, and learn the grammar of a factorial."""
+    answers = ("1000n!", "2n\\cdot(n-1)!", "n! \\cdot 2")
+    completions = [Completion([Segment([], [], [], [])], StopReason.STOP, f"\\boxed{{{answer}}}") for answer in answers]
+    return [Group("warm up", completions, Prompt("warm up", [], "2\\cdot n!"))]
+
+
+def verify(verifier: str, words: int, workers: int, hard: int) -> float:
     """Seconds in which the scorer judges all completions."""
-    groups = make_groups(verifier, words)
+    groups = make_groups(verifier, words, hard)
     with Scorer(RewardConfig(workers=workers), {verifier: 1.0}) as scorer:
-        scorer.score(groups[:1])  # the worker processes start once in a run
+        scorer.score(warm_up())
         start = perf_counter()
         report = scorer.score(groups)
         elapsed = perf_counter() - start
@@ -103,13 +132,14 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--tokens", type=int, nargs="+", default=[40, 128, 256], help="lengths to generate")
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--hard", type=int, default=128, help="one problem in so many is for sympy; 0: none")
     arguments = parser.parse_args()
     prepare_process(RuntimeConfig(threads=1))
     for tokens in arguments.tokens:
         seconds: dict[str, list[float]] = {"generate": [], "gsm8k": [], "math": []}
         for _ in range(arguments.runs):
             for verifier in ("gsm8k", "math"):
-                seconds[verifier].append(verify(verifier, tokens, arguments.workers))
+                seconds[verifier].append(verify(verifier, tokens, arguments.workers, arguments.hard))
             seconds["generate"].append(generate(tokens))
         generation = median(seconds["generate"])
         print(f"{COMPLETIONS} completions of {tokens} tokens: {generation:.2f} s to generate")

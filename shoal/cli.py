@@ -151,11 +151,12 @@ def _serve(verbs: Any) -> None:
     code.add_argument("--python", metavar="FILE", help="Python that runs the programs, with its packages")
     code.add_argument("--workers", type=int, default=os.cpu_count(), help="programs at once (default: one a core)")
     code.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    _serve_api(servers)
     _serve_vllm(servers)
 
 
 def _serve_vllm(servers: Any) -> None:
-    text = "Run a vLLM server for trainers (engine.vllm.endpoints, reference.endpoint) and environments (/generate)."
+    text = "Run a vLLM server for trainers (engine.vllm.endpoints, reference.kind=vllm_endpoint) and environments (/generate)."
     vllm: ArgumentParser = servers.add_parser("vllm", help=text, description=text)
     vllm.set_defaults(run=run_serve_vllm, overrides=[])
     vllm.add_argument("--model", required=True, help="Hub name or local folder")
@@ -184,6 +185,37 @@ def _serve_vllm(servers: Any) -> None:
     vllm.add_argument("--eager", default="auto", choices=("auto", "on", "off"), help="no compiled graphs")
     vllm.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     vllm.add_argument("extra", nargs="*", metavar="-- ARGUMENT", help="further arguments of vLLM's own command line")
+
+
+def _serve_api(servers: Any) -> None:
+    text = (
+        "Run the rollout API: environments post scored groups, a trainer fetches them in batches (docs/rollout-api.md)."
+    )
+    api: ArgumentParser = servers.add_parser("api", help=text, description=text)
+    api.set_defaults(run=run_serve_api, overrides=[])
+    api.add_argument("--host", default="127.0.0.1", help="a public address needs tokens in the environment")
+    api.add_argument("--port", type=int, default=8000, help="0: a free one, which the first line names (default: 8000)")
+    api.add_argument(
+        "--store", metavar="FILE", required=True, help="SQLite file that keeps everything; made when missing"
+    )
+    api.add_argument("--max-groups", type=int, default=100_000, help="groups that may wait (default: 100000)")
+    api.add_argument("--max-gigabytes", type=float, default=50.0, help="size of what is stored (default: 50)")
+    api.add_argument("--max-request-mb", type=float, default=256.0, help="size of one request, inflated (default: 256)")
+    api.add_argument(
+        "--max-staleness", type=int, metavar="N", help="drop groups sampled more than N weight versions ago"
+    )
+    api.add_argument(
+        "--environment-timeout", type=float, default=60.0, metavar="S", help="silent after S seconds (default: 60)"
+    )
+    api.add_argument(
+        "--minimum-wait",
+        type=float,
+        default=10.0,
+        metavar="S",
+        help="batches wait S seconds for a minimum (default: 10)",
+    )
+    api.add_argument("--extra-fields", default="refuse", choices=("refuse", "drop"), help="unknown fields of a group")
+    api.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
 
 
 def _join_smoke_steps(words: list[str]) -> list[str]:
@@ -249,6 +281,34 @@ def run_serve_vllm(options: Namespace) -> int:
 
     flags = {name: value for name, value in vars(options).items() if name in ServeOptions.__dataclass_fields__}
     return serve_vllm(ServeOptions(**flags))
+
+
+def run_serve_api(options: Namespace) -> int:
+    """`shoal serve api`: serves until Ctrl-C or SIGTERM."""
+    for name in (
+        "max_groups",
+        "max_gigabytes",
+        "max_request_mb",
+        "environment_timeout",
+        "minimum_wait",
+        "max_staleness",
+    ):
+        value, least = getattr(options, name), 0 if name in ("minimum_wait", "max_staleness") else 1e-9
+        if value is not None and not value >= least:
+            raise ConfigError(f"--{name.replace('_', '-')} {value}: {'at least 0' if least == 0 else 'more than 0'}")
+    from shoal.rollout_api.exchange import Policy  # noqa: PLC0415 imports FastAPI, which --help must not wait for
+    from shoal.rollout_api.serve import serve_api  # noqa: PLC0415 the same
+
+    policy = Policy(
+        max_groups=options.max_groups,
+        max_bytes=int(options.max_gigabytes * 2**30),
+        max_request=int(options.max_request_mb * 2**20),
+        max_staleness=options.max_staleness,
+        environment_timeout=options.environment_timeout,
+        minimum_wait=options.minimum_wait,
+        drop_extra=options.extra_fields == "drop",
+    )
+    return serve_api(options.host, options.port, Path(options.store), policy)
 
 
 def run_data_preview(options: Namespace) -> int:

@@ -19,6 +19,7 @@ class StubVllm:
         self.tokens: list[int] | None = None
         self.generate = "answer"
         self.asked: list[dict[str, Any]] = []
+        self.streams = 0
         self.over = Event()
         self.url = ""
 
@@ -71,6 +72,7 @@ def handler_of(stub: StubVllm) -> type[BaseHTTPRequestHandler]:
 
         def stream(self, requests: list[dict[str, Any]]) -> None:
             stub.asked += requests
+            stub.streams += 1
             self.send_response(200)
             self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()

@@ -44,16 +44,6 @@ class ModelConfig:
 
 
 @dataclass
-class ReferenceConfig:
-    """The policy that the KL is measured to. Loaded only where algorithm.kl_coef > 0."""
-
-    name: str | None = option(None, "Hub name or folder. None: the policy as it was at the start")
-    revision: str | None = option(None, "Branch, tag or commit")
-    polyak_every: int = option(0, "Steps between updates of the reference towards the policy. 0: never", least=0)
-    polyak_alpha: float = option(0.6, "reference <- alpha x policy + (1 - alpha) x reference", least=0)
-
-
-@dataclass
 class OptimizerConfig:
     """AdamW and its schedule."""
 

@@ -296,4 +296,56 @@ MACHINE = (
     ),
 )
 
-REFUSALS = RUN + DATA + JUDGES + SAMPLING + ALGORITHM + OPTIMIZER + MACHINE
+VLLM = (
+    Refusal(
+        lambda c: 0 < c.engine.vllm.max_model_len < c.data.max_prompt_tokens + _most_new_tokens(c),
+        "engine.vllm.max_model_len={c.engine.vllm.max_model_len} does not hold one completion: set at least "
+        "data.max_prompt_tokens={c.data.max_prompt_tokens} + sampling.max_new_tokens={c.sampling.max_new_tokens} (or "
+        "what evaluation.sampling asks for), or 0",
+    ),
+    Refusal(
+        lambda c: c.engine.vllm.memory_share > 1 or c.reference.memory_share > 1,
+        "engine.vllm.memory_share={c.engine.vllm.memory_share} and reference.memory_share={c.reference.memory_share} "
+        "are shares of a GPU's memory: at most 1",
+    ),
+    Refusal(
+        lambda c: bool(c.engine.vllm.endpoints) and c.engine.kind != "vllm_server",
+        "engine.vllm.endpoints are asked by engine=vllm_server only (given: engine={c.engine.kind}): add that, or "
+        "leave the endpoints out",
+    ),
+    Refusal(
+        lambda c: c.engine.vllm.servers > 1 and bool(c.engine.vllm.endpoints),
+        "engine.vllm.servers={c.engine.vllm.servers} are launched only where no engine.vllm.endpoints are given: leave "
+        "one of them out",
+    ),
+    Refusal(
+        lambda c: c.engine.vllm.servers > 1 and c.engine.kind == "vllm",
+        "engine.vllm.servers={c.engine.vllm.servers}: engine=vllm is the one in this process: set engine=vllm_server, "
+        "or engine.vllm.servers=1",
+    ),
+    Refusal(
+        lambda c: c.engine.max_cache_tokens > 0 and c.engine.kind != "torch",
+        "engine.max_cache_tokens={c.engine.max_cache_tokens} bounds engine=torch: with engine={c.engine.kind} set "
+        "engine.vllm.cache_gib or engine.vllm.memory_share instead, and this to 0",
+    ),
+    Refusal(
+        lambda c: c.reference.kind != "model" and c.reference.polyak_every > 0,
+        "reference.polyak_every={c.reference.polyak_every} moves weights in the learner's process, which "
+        "reference.kind={c.reference.kind} does not hold: set reference.kind=model, or reference.polyak_every=0",
+    ),
+    Refusal(
+        lambda c: c.reference.kind == "vllm_endpoint" and c.reference.port == 0,
+        "reference.kind=vllm_endpoint needs reference.port, where the server listens (and reference.host)",
+    ),
+    Refusal(
+        lambda c: (
+            c.reference.kind == "vllm_launch"
+            and 0 < c.reference.max_model_len <= c.data.max_prompt_tokens + _most_new_tokens(c)
+        ),
+        "reference.max_model_len={c.reference.max_model_len} does not hold one completion and the token that scoring "
+        "samples: set more than data.max_prompt_tokens={c.data.max_prompt_tokens} + sampling.max_new_tokens="
+        "{c.sampling.max_new_tokens}, or 0",
+    ),
+)
+
+REFUSALS = RUN + DATA + JUDGES + SAMPLING + ALGORITHM + OPTIMIZER + MACHINE + VLLM

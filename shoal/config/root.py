@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 from shoal.config.algorithm import AlgorithmConfig
 from shoal.config.data import DataConfig, EvaluationConfig, RewardConfig, SamplingConfig
-from shoal.config.model import ModelConfig, OptimizerConfig, ReferenceConfig
+from shoal.config.model import ModelConfig, OptimizerConfig
 from shoal.config.options import option
 from shoal.config.parts import EngineConfig, LearnerConfig, SourceConfig, WeightSyncConfig
+from shoal.config.reference import ReferenceConfig
 from shoal.config.run import CheckpointConfig, MemoryProfileConfig, MonitorConfig, RunConfig
 from shoal.config.runtime import RuntimeConfig
 

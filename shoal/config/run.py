@@ -29,7 +29,9 @@ class CheckpointConfig:
 
     every: int = option(50, "Steps between checkpoints. 0: only when interrupted", least=0)
     keep_last: int = option(3, "Checkpoints kept", least=1)
-    keep_best: bool = option(True, "Keep the model of the best evaluation in best/")
+    keep_best: bool = option(
+        True, "Keep the model of the best evaluation in best/: by accuracy, by mean reward where a judge is asked"
+    )
     save_final: bool = option(True, "Write the trained model to model/ at the end")
 
 

@@ -8,12 +8,10 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from shoal.config import ShoalConfig
-from shoal.config.vllm import VllmConfig
 from shoal.learners.model import Policy
 from shoal.runtime import Runtime
 
 SERVED_NAME = "policy"
-API_KEY_VARIABLE = "SHOAL_VLLM_API_KEY"
 WORKER_EXTENSION = "shoal.engines.vllm_worker.ShoalWorker"
 PROBE_ROOM = 400  # of the self-check's longest probe
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -119,7 +117,7 @@ def policy_arguments(cfg: ShoalConfig, policy: Policy, runtime: Runtime) -> Vllm
         cache_gib=vllm.cache_gib or (1.0 if device == "cpu" else 0.0),
         eager=on_device(vllm.eager, device),
         prefix_cache=vllm.prefix_cache,
-        sleep=vllm.sleep and colocated,
+        sleep=vllm.sleep and colocated and cfg.weight_sync.kind != "shared",  # what sleeps cannot be shared
         max_lora_rank=lora_room(cfg.model.lora.r) if cfg.weight_sync.kind == "lora" else 0,
         extra=tuple(vllm.extra_args),
     )
@@ -146,8 +144,3 @@ def longest(cfg: ShoalConfig) -> int:
 def lora_room(rank: int) -> int:
     """The smallest rank that vLLM offers for an adapter of this rank; the largest where it is above all."""
     return next((room for room in LORA_RANKS if room >= rank), LORA_RANKS[-1])
-
-
-def api_key_of(cfg: VllmConfig) -> str | None:
-    """The servers' key: as configured, else from the environment."""
-    return cfg.api_key or os.environ.get(API_KEY_VARIABLE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import httpx
@@ -9,24 +10,25 @@ import httpx
 from shoal.engines.vllm_arguments import SERVED_NAME
 from shoal.errors import EngineError
 
+API_KEY_VARIABLE = "SHOAL_VLLM_API_KEY"
 PROBE_TEXT = "7-2=5; so the answer is 42.\nGrüße, 東京!"
 ASK_SECONDS = 30.0
 
 
 def check_endpoint(
-    url: str, headers: dict[str, str], *, tokenizer: Any, needed: int, key: str, name: str | None = None
+    url: str, headers: dict[str, str], *, where: str, key: str, tokenizer: Any, needed: int, name: str | None = None
 ) -> dict[str, Any]:
     """The entry of /v1/models that is served there.
 
     Args:
+        where: What named the server, for error lines.
+        key: Option of the server's key.
         needed: Tokens of the longest prompt and completion.
-        key: Option that names the server, for error lines.
         name: The served name that is wanted. None: `policy` where there is one, else the first.
 
     Raises:
         EngineError: nothing answers, the key is wrong, or its model has another tokenizer or too little room.
     """
-    where = f"{key}={url}"
     try:
         response = httpx.get(f"{url}/v1/models", headers=headers, timeout=ASK_SECONDS, trust_env=False)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -35,8 +37,7 @@ def check_endpoint(
         ) from error
     if response.status_code in (401, 403):
         raise EngineError(
-            f"{where}: the server refuses the API key: set {key.rpartition('.')[0]}.api_key, or SHOAL_VLLM_API_KEY in "
-            "the environment, to its own"
+            f"{where}: the server refuses the API key: set {key}, or {API_KEY_VARIABLE} in the environment, to its own"
         )
     models = _models(response)
     if not models:
@@ -53,6 +54,17 @@ def check_endpoint(
         )
     _check_tokenizer(url, headers, where, str(model["id"]), tokenizer)
     return model
+
+
+def has_shoal_routes(url: str, headers: dict[str, str]) -> bool:
+    """Whether the server was started by Shoal."""
+    response = httpx.post(f"{url}/shoal/about", json={}, headers=headers, timeout=ASK_SECONDS, trust_env=False)
+    return response.status_code == 200
+
+
+def key_or_environment(key: str | None) -> str | None:
+    """A server's key: as configured, else from the environment."""
+    return key or os.environ.get(API_KEY_VARIABLE)
 
 
 def _models(response: httpx.Response) -> list[dict[str, Any]]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, Protocol
@@ -12,8 +11,8 @@ from typing import Any, Protocol
 import httpx
 
 from shoal.engines.vllm_arguments import VllmArguments
+from shoal.engines.vllm_client import VllmClient
 from shoal.engines.vllm_control import PAUSE_MODES, VllmControl
-from shoal.engines.vllm_metrics import parse_metrics
 from shoal.engines.vllm_process import ServerProcess
 from shoal.engines.vllm_requests import RequestForm, scored
 from shoal.errors import EngineError, ServerDied
@@ -38,7 +37,7 @@ class Owner(Protocol):
         """Takes note that generation goes on."""
 
 
-class VllmServer(VllmControl):
+class VllmServer(VllmClient, VllmControl):
     """Controls and asks one server. `process` is None where someone else runs it."""
 
     def __init__(
@@ -51,45 +50,16 @@ class VllmServer(VllmControl):
         process: ServerProcess | None = None,
         api_key: str | None = None,
     ) -> None:
+        super().__init__(url, api_key=api_key, timeout=owner.timeout, key="engine.vllm.api_key")
         self.owner = owner
-        self.url = url.rstrip("/")
-        self.name = f"vLLM server {self.url}"
         self.model = model
         self.arguments = arguments
         self.process = process
         self.launched = process is not None
         self.tensor_parallel = arguments.tensor_parallel if arguments else 1
         self.max_lora_rank = arguments.max_lora_rank if arguments else 0
-        self.headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self.incarnation = 0  # of the server, so that nothing of an earlier one is taken for the present one's
         self.in_flight = 0
-
-    # Asking.
-
-    def client(self) -> httpx.AsyncClient:
-        """A client for the engine's event loop."""
-        limits = httpx.Limits(max_connections=None, keepalive_expiry=60.0)
-        return httpx.AsyncClient(
-            base_url=self.url, headers=self.headers, timeout=self.owner.timeout, limits=limits, trust_env=False
-        )
-
-    async def ask(self, client: httpx.AsyncClient, requests: Sequence[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
-        """Results, each as soon as it is there.
-
-        Raises:
-            httpx.HTTPError: the server is not there, or went away before all results were.
-            EngineError: it refuses to be asked.
-        """
-        async with client.stream("POST", "/shoal/generate", json={"requests": list(requests)}) as response:
-            if response.status_code != 200:
-                await response.aread()
-                raise EngineError(self._refused("POST /shoal/generate", response))
-            missing = len(requests)
-            async for line in response.aiter_lines():
-                yield json.loads(line)
-                missing -= 1
-        if missing > 0:
-            raise httpx.RemoteProtocolError(f"{missing} results are missing")
 
     def ask_all(self, requests: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Results in the order of the requests; those in flight go on meanwhile."""
@@ -100,7 +70,7 @@ class VllmServer(VllmControl):
         """The same, in the engine's event loop."""
         found = {}
         try:
-            async with asyncio.timeout(self.owner.timeout), self.client() as client:
+            async with asyncio.timeout(self.timeout), self.connection() as client:
                 async for result in self.ask(client, requests):
                     if "error" in result:
                         raise EngineError(f"{self.name}: {result['error']}")
@@ -108,21 +78,13 @@ class VllmServer(VllmControl):
         except httpx.HTTPError as error:
             raise ServerDied(self._gone("log-probs", error)) from error
         except TimeoutError as error:
-            raise EngineError(f"{self.name}: no answer within {self.owner.timeout:.0f} s; is it paused?") from error
+            raise EngineError(f"{self.name}: no answer within {self.timeout:.0f} s; is it paused?") from error
         return [found[request["id"]] for request in requests]
-
-    async def metrics(self, client: httpx.AsyncClient) -> dict[str, float]:
-        """What the server says of its load; nothing where it does not answer."""
-        try:
-            response = await client.get("/metrics", timeout=10.0)
-        except httpx.HTTPError:
-            return {}
-        return parse_metrics(response.text) if response.status_code == 200 else {}
 
     # Controls.
 
     def call_workers(self, method: str, *arguments: Any) -> list[Any]:
-        body = {"method": method, "arguments": list(arguments), "timeout": self.owner.timeout}
+        body = {"method": method, "arguments": list(arguments), "timeout": self.timeout}
         return list(self._post("/shoal/call", f"{method} in its workers", body)["results"])
 
     def pause(self, mode: str) -> None:
@@ -179,10 +141,10 @@ class VllmServer(VllmControl):
             self.restart()
             return
         self.incarnation += 1
-        deadline = monotonic() + self.owner.timeout
+        deadline = monotonic() + self.timeout
         while not self.alive():
             if monotonic() > deadline:
-                raise EngineError(f"{self.name} has not answered for {self.owner.timeout:.0f} s; start it again")
+                raise EngineError(f"{self.name} has not answered for {self.timeout:.0f} s; start it again")
             sleep(1.0)
 
     def abort(self, ids: Sequence[str]) -> None:
@@ -190,15 +152,7 @@ class VllmServer(VllmControl):
         self._post("/shoal/abort", "abort", {"ids": list(ids)})
 
     def where_to_look(self) -> str:
-        """Where the reason of a failure is written."""
         return f"its log: {self.process.log}" if self.process else "look into its log"
-
-    def alive(self) -> bool:
-        """Whether the server answers and its engine lives."""
-        try:
-            return httpx.get(f"{self.url}/health", timeout=5.0, trust_env=False).status_code == 200
-        except httpx.HTTPError:
-            return False
 
     def close(self) -> None:
         """Ends the server, where Shoal launched it."""
@@ -208,27 +162,19 @@ class VllmServer(VllmControl):
     def _post(self, path: str, what: str, body: Mapping[str, Any]) -> dict[str, Any]:
         try:
             response = httpx.post(
-                self.url + path, json=body, headers=self.headers, timeout=self.owner.timeout, trust_env=False
+                self.url + path, json=body, headers=self.headers, timeout=self.timeout, trust_env=False
             )
         except httpx.TimeoutException as error:
             raise EngineError(
-                f"{self.name}: no answer to {what} within {self.owner.timeout:.0f} s (engine.vllm.request_timeout)"
+                f"{self.name}: no answer to {what} within {self.timeout:.0f} s (engine.vllm.request_timeout)"
             ) from error
         except httpx.HTTPError as error:
             raise ServerDied(self._gone(what, error)) from error
         if response.status_code != 200:
-            raise EngineError(self._refused(what, response))
+            self.refuse(what, response)
         found: dict[str, Any] = response.json()
         return found
 
     def _gone(self, what: str, error: httpx.HTTPError) -> str:
         where = f"; its log: {self.process.log}" if self.process else "; is it running, and is the port right?"
         return f"{self.name} does not answer ({what}: {type(error).__name__}){where}"
-
-    def _refused(self, what: str, response: httpx.Response) -> str:
-        said = " ".join(response.text.split())[:300]
-        remedy = {
-            401: "set engine.vllm.api_key, or SHOAL_VLLM_API_KEY in the environment, to the server's key",
-            404: "it was not started by Shoal: start it with `shoal serve vllm`",
-        }.get(response.status_code, self.where_to_look())
-        return f"{self.name} refuses {what} (HTTP {response.status_code}: {said}); {remedy}"

@@ -22,6 +22,8 @@ from shoal.types import Segment
 
 logger = getLogger(__name__)
 
+LOOK_SECONDS = 1.0  # between looks at the load
+
 
 class Flight:
     """A request that has not come out yet."""
@@ -64,6 +66,7 @@ class VllmEngine(Engine):
         self.changed = Condition()
         self.controls: list[VllmControl] = [InProcessControl(self)]
         self.load = LoadMetrics()
+        self.next_look = 0.0
 
     def refresh(self, version: int) -> None:
         """Says that the weights are now those of `version`; completions in flight are stamped with it."""
@@ -77,6 +80,10 @@ class VllmEngine(Engine):
     def max_length(self) -> int:
         """Most tokens of prompt and completion."""
         return self.form.max_model_len
+
+    def revive(self) -> int:
+        """How many servers had to be started again: none, there is none."""
+        return 0
 
     def in_flight(self) -> int:
         """Requests submitted that have not come out yet."""
@@ -154,7 +161,11 @@ class VllmEngine(Engine):
                 ended = output_of(vllm_compat.result_of(flight.form, output), flight.versions)
                 self.load.count(ended)
                 self.ready.append(ended)
-        self.load.seconds += perf_counter() - start
+        now = perf_counter()
+        self.load.seconds += now - start
+        if now > self.next_look:
+            self.next_look = now + LOOK_SECONDS
+            self.load.look([read_process_metrics()])
         return found
 
     def statistics(self) -> dict[str, float]:

@@ -11,8 +11,9 @@ import torch
 from transformers import AutoConfig
 
 from shoal.engines import vllm_app
-from shoal.engines.vllm_arguments import API_KEY_VARIABLE, SERVED_NAME, VllmArguments, lora_room, on_device
+from shoal.engines.vllm_arguments import SERVED_NAME, VllmArguments, lora_room, on_device
 from shoal.engines.vllm_compat import check_vllm
+from shoal.engines.vllm_endpoint import API_KEY_VARIABLE
 from shoal.engines.vllm_process import refuse_taken_port
 from shoal.engines.vllm_routes import BRIDGE
 from shoal.errors import ConfigError

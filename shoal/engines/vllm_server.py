@@ -17,9 +17,9 @@ import torch
 from shoal.config.vllm import VllmConfig
 from shoal.engines import vllm_compat
 from shoal.engines.base import Engine, EngineOutput, Request
-from shoal.engines.vllm_arguments import VllmArguments, api_key_of
+from shoal.engines.vllm_arguments import VllmArguments
 from shoal.engines.vllm_control import VllmControl
-from shoal.engines.vllm_endpoint import check_endpoint
+from shoal.engines.vllm_endpoint import check_endpoint, key_or_environment
 from shoal.engines.vllm_http import VllmServer
 from shoal.engines.vllm_metrics import LoadMetrics
 from shoal.engines.vllm_process import ServerProcess
@@ -87,7 +87,7 @@ class VllmServerEngine(Engine):
             self.close()
             raise
         self.controls: list[VllmControl] = list(self.servers)
-        self.clients = {server.url: server.client() for server in self.servers}
+        self.clients = {server.url: server.connection() for server in self.servers}
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Waits for a coroutine in the event loop; what it does has deadlines of its own."""
@@ -145,6 +145,7 @@ class VllmServerEngine(Engine):
             if result.get("reason") == "abort" and not flight.unwanted:
                 # Ended for an update of the weights: it begins anew, with the same seed.
                 flight.versions = [(0, self.version)]
+                flight.paused_at = 0
                 self._ask(server, [flight])
                 return
             del self.flights[result["id"]]
@@ -206,16 +207,17 @@ class VllmServerEngine(Engine):
 
     # Servers that die.
 
-    def revive(self) -> None:
-        """Starts every launched server again that has died, and gives it the present weights.
+    def revive(self) -> int:
+        """Starts every launched server again that has died, and gives it the present weights; how many had.
 
         Raises:
             EngineError: `engine.vllm.restarts` are used up, or an endpoint does not come back.
         """
         with self.reviving:
-            for server in self.servers:
-                if not server.alive():
-                    self._start_again(server, "it does not answer")
+            dead = [server for server in self.servers if not server.alive()]
+            for server in dead:
+                self._start_again(server, "it does not answer")
+            return len(dead)
 
     def _mend(self) -> None:
         """Sees to servers whose streams broke: they are started again, unless they are well, and asked again."""
@@ -325,7 +327,7 @@ def launch(engine: VllmServerEngine, arguments: VllmArguments, cfg: VllmConfig, 
         EngineError: vLLM is missing, a port is taken, or a server does not start; none is left running.
     """
     vllm_compat.check_vllm()
-    key = api_key_of(cfg)
+    key = key_or_environment(cfg.api_key)
     environment = arguments.environment() | ({"VLLM_API_KEY": key} if key else {})
     servers: list[VllmServer] = []
     try:
@@ -368,7 +370,7 @@ def connect(engine: VllmServerEngine, cfg: VllmConfig) -> list[VllmServer]:
     Raises:
         EngineError: one is not there, or does not fit the policy.
     """
-    key = api_key_of(cfg)
+    key = key_or_environment(cfg.api_key)
     servers = []
     for url in cfg.endpoints:
         server = VllmServer(engine, url, "", api_key=key)
@@ -377,7 +379,8 @@ def connect(engine: VllmServerEngine, cfg: VllmConfig) -> list[VllmServer]:
             server.headers,
             tokenizer=engine.form.tokenizer,
             needed=engine.form.needed,
-            key="engine.vllm.endpoints",
+            where=f"engine.vllm.endpoints={url}",
+            key=server.key,
         )
         server.model = str(model.get("root") or model["id"])
         engine.form.max_model_len = min(engine.form.max_model_len, model.get("max_model_len") or 2**31)

@@ -31,12 +31,19 @@ PLACES = (
 
 
 def write_summary(
-    run_dir: Path, *, config: Mapping[str, Any], seconds_total: float, resume_count: int, status: str
+    run_dir: Path,
+    *,
+    config: Mapping[str, Any],
+    seconds_total: float,
+    resume_count: int,
+    status: str,
+    best_by: str = "accuracy",
 ) -> dict[str, Any]:
     """Writes summary.json from metrics.jsonl and the arguments, and returns it.
 
     `accuracy_before` is the evaluation at step 0, `accuracy_after` the one after the last step, each None where there
-    was none; `accuracy_best` the highest, first reached after `best_step`. `seconds_rl` adds up `seconds/step`:
+    was none; `accuracy_best` that after `best_step`, the first with the highest `best_by` (accuracy, or the mean reward
+    in judged runs: `eval_reward_before` and `_after`). `seconds_rl` adds up `seconds/step`:
     rollouts, rewards, training and weight sync, without the warm start, evaluations and checkpoints.
     `seconds_by_phase` are sums over the rows. `reward_first` and `reward_last` are means over the first and the last
     tenth of the steps.
@@ -45,15 +52,19 @@ def write_summary(
     trained = [row for row in rows if "count/completions" in row]
     evaluated = [row for row in rows if row.get("eval/accuracy") is not None]
     steps = trained[-1]["step"] if trained else 0
-    best = max(evaluated, key=lambda row: row["eval/accuracy"], default=None)
+    graded = [row for row in evaluated if row.get(f"eval/{best_by}") is not None]
+    best = max(graded, key=lambda row: row[f"eval/{best_by}"], default=None)
     rewards = [row["reward/mean"] for row in trained if row.get("reward/mean") is not None]
     tenth = max(len(rewards) // 10, 1)
     summary = {
         "status": status,
-        "accuracy_before": _accuracy_at(evaluated, 0),
-        "accuracy_after": _accuracy_at(evaluated, steps) if steps else None,
+        "accuracy_before": _evaluated_at(evaluated, "accuracy", 0),
+        "accuracy_after": _evaluated_at(evaluated, "accuracy", steps) if steps else None,
         "accuracy_best": best["eval/accuracy"] if best else None,
         "best_step": best["step"] if best else None,
+        "best_by": best_by,
+        "eval_reward_before": _evaluated_at(evaluated, "reward", 0),
+        "eval_reward_after": _evaluated_at(evaluated, "reward", steps) if steps else None,
         "reward_first": _mean(rewards[:tenth]),
         "reward_last": _mean(rewards[-tenth:]),
         "steps": steps,
@@ -100,16 +111,17 @@ def closing_text(
 def _headline(summary: Mapping[str, Any]) -> str:
     rl, total = duration(summary["seconds_rl"]), duration(summary["seconds_total"])
     times = f"{summary['steps']} steps, {rl} of RL, {total} in all"
-    before, after = summary["accuracy_before"], summary["accuracy_after"]
+    name, key = ("reward", "eval_reward") if summary["best_by"] == "reward" else ("accuracy", "accuracy")
+    before, after = summary[f"{key}_before"], summary[f"{key}_after"]
     if before is not None and after is not None:
-        return f"Held-out accuracy {before:.3f} -> {after:.3f} ({times})"
+        return f"Held-out {name} {before:.3f} -> {after:.3f} ({times})"
     if summary["reward_first"] is not None:
         return f"Training reward {summary['reward_first']:.3f} -> {summary['reward_last']:.3f} ({times})"
     return f"Nothing was scored ({times})"
 
 
-def _accuracy_at(evaluated: Sequence[Mapping[str, Any]], step: int) -> float | None:
-    return next((row["eval/accuracy"] for row in evaluated if row["step"] == step), None)
+def _evaluated_at(evaluated: Sequence[Mapping[str, Any]], name: str, step: int) -> float | None:
+    return next((row.get(f"eval/{name}") for row in evaluated if row["step"] == step), None)
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -10,7 +10,9 @@ BOXES = ("\\boxed", "\\fbox")
 MOST_BOXES = 50  # tried from the end; a text with more that do not close has no answer
 THINKING_END = "</think>"
 ANSWER_MARK = "####"
-MINERVA = re.compile(r"final answer is:?\s*(.*?)\.?\s*I hope it is correct", re.IGNORECASE | re.DOTALL)
+MINERVA_START = re.compile(r"final answer is:?", re.IGNORECASE)
+MINERVA_END = re.compile(r"I hope it is correct", re.IGNORECASE)
+TAIL = 4000  # characters at the end of a text in which an answer without any mark is looked for
 ANSWER_WORDS = re.compile(r"answer(?:\s+is|\s*[:=])\s*:?\**\s*", re.IGNORECASE)
 SENTENCE_END = re.compile(r"[.!?;](?=\s|$)|\n|,?\s+(?:because|since|so|which|where|when|as)\b")
 LATEX_SPAN = re.compile(r"\$\$(.+?)\$\$|\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
@@ -45,8 +47,10 @@ def last_boxed(text: str) -> str | None:
 
 def minerva_answer(text: str) -> str | None:
     """The answer of "Final Answer: The final answer is X. I hope it is correct."; None without that sentence."""
-    found = MINERVA.findall(text)
-    return str(found[-1]).strip() if found else None
+    ends = [match.start() for match in MINERVA_END.finditer(text)]
+    end = ends[-1] if ends else 0
+    starts = [match.end() for match in MINERVA_START.finditer(text, 0, end)]
+    return text[starts[-1] : end].strip().removesuffix(".").strip() if starts else None
 
 
 def last_answer(text: str) -> str:
@@ -61,8 +65,11 @@ def last_answer(text: str) -> str:
         return (after.strip().splitlines() or [""])[0]
     parts = ANSWER_WORDS.split(text)
     if len(parts) > 1:
-        spans = _latex_spans(parts[-1].split("\n")[0])
-        return spans[0] if spans else SENTENCE_END.split(parts[-1].strip(), maxsplit=1)[0]
+        after = parts[-1].strip()[:TAIL]
+        spans = _latex_spans(after.split("\n")[0])
+        return spans[0] if spans else SENTENCE_END.split(after, maxsplit=1)[0]
+    if len(text) > TAIL:
+        text = text[-TAIL:].partition("\n")[2] or text[-TAIL:]
     spans = _latex_spans(text)
     if spans:
         return spans[-1]

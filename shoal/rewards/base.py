@@ -31,26 +31,32 @@ between 0 and 1, 1 for exactly right. Raising makes the reward missing."""
 class VerifierEntry:
     """A registered verifier. `bounded` ones (a few string operations) run in this process; all others run in
     a killable worker process under `reward.timeout`. `needs` are the optional packages that it imports when it is
-    called: import name, and the extra of Shoal that installs it."""
+    called: import name, and the extra of Shoal that installs it. `quick` is asked first, in this process: it returns by
+    itself, gives the score that `function` would give, or None where the worker process must be asked."""
 
     name: str
     function: Verifier
     bounded: bool
     needs: Mapping[str, str] = field(default_factory=dict)
+    quick: Callable[..., float | None] | None = None
 
 
 REGISTRY: dict[str, VerifierEntry] = {}
 
 
 def verifier(
-    name: str, *, bounded: bool = False, needs: Mapping[str, str] | None = None
+    name: str,
+    *,
+    bounded: bool = False,
+    needs: Mapping[str, str] | None = None,
+    quick: Callable[..., float | None] | None = None,
 ) -> Callable[[Verifier], Verifier]:
     """Decorator that registers a verifier under a name. Raises ValueError where the name is taken."""
 
     def register(function: Verifier) -> Verifier:
         if name in REGISTRY:
             raise ValueError(f"two verifiers are named {name!r}: {REGISTRY[name].function} and {function}")
-        REGISTRY[name] = VerifierEntry(name, function, bounded, needs or {})
+        REGISTRY[name] = VerifierEntry(name, function, bounded, needs or {}, quick)
         return function
 
     return register

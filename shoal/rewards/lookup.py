@@ -1,12 +1,15 @@
-"""From a verifier's name or import path to the verifier."""
+"""From a verifier's name or import path to the verifier, its options, and back to its import path."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
+from inspect import Parameter, signature
+from typing import Any
 
 import shoal.rewards.citations
 import shoal.rewards.code
@@ -67,3 +70,40 @@ def _imported(name: str) -> VerifierEntry:
         raise ConfigError(f"verifier {name!r}: {module_name} has no function {function_name!r}{hint}")
     registered = (entry for entry in REGISTRY.values() if entry.function is function)
     return next(registered, VerifierEntry(name, function, bounded=False))
+
+
+def check_options(options: Mapping[str, Any], entries: Mapping[str, VerifierEntry]) -> None:
+    """Accepts `reward.options` that the verifiers take.
+
+    Raises:
+        ConfigError: options of a verifier that is not asked, or that it does not know.
+    """
+    for name, given in options.items():
+        if name in JUDGED and name not in entries:
+            raise ConfigError(f"reward.options.{name}: options of this verifier are in reward.judge and reward.rubric")
+        if name not in entries:
+            entries = {**entries, name: find_verifier(name)}
+        known = [
+            key
+            for key, value in signature(entries[name].function).parameters.items()
+            if value.kind is Parameter.KEYWORD_ONLY
+        ]
+        for key in given:
+            if key not in known:
+                there = f"it has {', '.join(known)}" if known else "it has none"
+                raise ConfigError(f"reward.options.{name}.{key}: verifier {name!r} has no such option; {there}")
+
+
+def import_path(entry: VerifierEntry) -> str:
+    """Where a worker process finds a verifier.
+
+    Raises:
+        ConfigError: it is not a module's function.
+    """
+    module, name = entry.function.__module__, entry.function.__qualname__
+    if module == "__main__" or not name.isidentifier():
+        raise ConfigError(
+            f"verifier {entry.name!r} runs in a process of its own, which cannot import it from {module}:{name}; "
+            "make it a function of a module"
+        )
+    return f"{module}:{name}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 from shoal.rewards.answers import last_answer, last_boxed, minerva_answer
@@ -11,6 +12,7 @@ from shoal.rewards.base import Submission, verifier
 from shoal.rewards.quick_equality import quickly_equal
 
 LONGEST_ANSWER = 2000  # characters; anything longer is no answer, and is not given to sympy
+LONGEST_QUICK = 300  # characters; what is longer is read in a process that can be killed
 LARGEST_EXPONENT = 400  # of ten, in scientific notation
 
 SPACES = re.compile(r"(?<!\\)\\[,;:! ]|\\q?quad\b|~|\\(?:left|right|displaystyle|bigl?|bigr?|Bigl?|Bigr?)(?![A-Za-z])")
@@ -44,8 +46,21 @@ LATEX_UNIT = re.compile(
     r"(?P<number>.*[\d})%])\s*\\(?:text|mathrm|mbox|textrm)\s*\{\s*([A-Za-z.$/ ]+)\s*\}(?:\^\{?\d\}?)?"
 )
 
+Number = tuple[Fraction, bool]
+"""A value, and whether it was written as a percentage."""
 
-@verifier("math", needs={"math_verify": "math"})
+
+def quick_math(submission: Submission) -> float | None:
+    """What `math` gives, where that takes no sympy; None otherwise."""
+    return _quick_score(submission.ground_truth, last_answer(submission.text))
+
+
+def quick_strict_math(submission: Submission) -> float | None:
+    """What `strict_math` gives, where that takes no sympy; None otherwise."""
+    return _quick_score(submission.ground_truth, _strict_answer(submission.text))
+
+
+@verifier("math", needs={"math_verify": "math"}, quick=quick_math)
 def math(submission: Submission) -> float:
     r"""1 where the last `\boxed`, or else the last answer, equals the ground truth as mathematics, and 0 otherwise.
 
@@ -55,14 +70,17 @@ def math(submission: Submission) -> float:
     return float(any(same_answer(truth, answer) for truth in ground_truths(submission.ground_truth)))
 
 
-@verifier("strict_math", needs={"math_verify": "math"})
+@verifier("strict_math", needs={"math_verify": "math"}, quick=quick_strict_math)
 def strict_math(submission: Submission) -> float:
     """As `math`, but the answer must stand in "Final Answer: The final answer is X. I hope it is correct.", or be the
     whole completion (open-instruct's rule)."""
-    answer = minerva_answer(submission.text)
-    if answer is None:
-        answer = submission.text
+    answer = _strict_answer(submission.text)
     return float(any(same_answer(truth, answer) for truth in ground_truths(submission.ground_truth)))
+
+
+def _strict_answer(text: str) -> str:
+    answer = minerva_answer(text)
+    return text if answer is None else answer
 
 
 def ground_truths(given: Any) -> list[str]:
@@ -73,12 +91,31 @@ def ground_truths(given: Any) -> list[str]:
 
 def same_answer(truth: str, answer: str) -> bool:
     """Whether two answers are equal: as text, as numbers (exactly), else as expressions."""
+    settled = settle(truth, answer)
+    if isinstance(settled, bool):
+        return settled
+    from shoal.rewards.symbolic import same_expression  # noqa: PLC0415 - math-verify is an optional package
+
+    return same_expression(*settled)
+
+
+def _quick_score(ground_truth: Any, answer: str) -> float | None:
+    if len(answer) > LONGEST_QUICK:
+        return None
+    settled = [settle(truth, answer) for truth in ground_truths(ground_truth)]
+    if True in settled:
+        return 1.0
+    return 0.0 if all(verdict is False for verdict in settled) else None
+
+
+@lru_cache(maxsize=8192)  # a group's completions share their truth, and often their answer
+def settle(truth: str, answer: str) -> bool | tuple[str, str]:
+    """Whether two answers are equal, or the two expressions of which only sympy can tell."""
     if not answer.strip() or len(answer) > LONGEST_ANSWER:
         return False
-    truth, answer = clean(truth), clean(answer)
+    (truth, wanted), answer = _read_truth(truth), clean(answer)
     if _squeezed(truth) == _squeezed(answer):
         return True
-    wanted = number(truth)
     if wanted is not None:
         got = number(_value_part(answer))
         if got is not None:
@@ -91,11 +128,14 @@ def same_answer(truth: str, answer: str) -> bool:
     if PROSE.search(answer):
         return False
     quick = quickly_equal(truth, answer)
-    if quick is not None:
-        return quick
-    from shoal.rewards.symbolic import same_expression  # noqa: PLC0415 - math-verify is an optional package
+    return (truth, answer) if quick is None else quick
 
-    return same_expression(truth, answer)
+
+@lru_cache(maxsize=4096)
+def _read_truth(truth: str) -> tuple[str, Number | None]:
+    """A ground truth as `clean` gives it, and the number that it is."""
+    truth = clean(truth)
+    return truth, number(truth)
 
 
 def clean(text: str) -> str:
@@ -120,10 +160,6 @@ def clean(text: str) -> str:
     if THOUSANDS.fullmatch(text):
         text = text.replace(",", "")
     return re.sub(r"\s+", " ", text)
-
-
-Number = tuple[Fraction, bool]
-"""A value, and whether it was written as a percentage."""
 
 
 def number(text: str) -> Number | None:

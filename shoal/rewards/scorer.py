@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from inspect import Parameter, signature
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from logging import getLogger
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from shoal.config.data import RewardConfig
-from shoal.errors import ConfigError, TrainingError
+from shoal.errors import ConfigError
 from shoal.rewards.base import Submission, Verifier, VerifierEntry
 from shoal.rewards.code import check_code
 from shoal.rewards.deadline import DeadlinePool
 from shoal.rewards.judged import JUDGED, Asked, JudgedVerifier
 from shoal.rewards.judging.client import JudgeClient
 from shoal.rewards.judging.spending import Spending
-from shoal.rewards.lookup import find_verifier
+from shoal.rewards.lookup import check_options, find_verifier, import_path
+from shoal.rewards.report import ScoreReport
 from shoal.rewards.shaping import LENGTH_PENALTY, length_penalty, shaped_reward, verified_sum
-from shoal.rewards.verdict import Verdict, judge
+from shoal.rewards.verdict import Verdict, judge_here
 from shoal.types import FORMAT_PART, Completion, Group, Prompt, StopReason
 
 logger = getLogger(__name__)
@@ -29,67 +29,6 @@ logger = getLogger(__name__)
 MISSING = "missing"
 """Where a completion's `info` says why parts of its reward are missing: reasons by verifier."""
 UNFINISHED = (StopReason.ABORT, StopReason.ERROR)
-
-
-@dataclass
-class VerifierReport:
-    """What one verifier did in one call of `score`. `reasons` counts why scores are missing."""
-
-    scores: list[float] = field(default_factory=list)
-    seconds: float = 0.0
-    reasons: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def missing(self) -> int:
-        return self.reasons.total()
-
-
-@dataclass
-class ScoreReport:
-    """What one call of `score` did. `missing` counts completions without a reward, `unfinished` those among them that
-    the engine did not finish, so that no verifier saw them. `judges` are the metrics of verifiers that ask a judge."""
-
-    completions: int = 0
-    missing: int = 0
-    unfinished: int = 0
-    max_missing: float = 1.0
-    verifiers: dict[str, VerifierReport] = field(default_factory=lambda: defaultdict(VerifierReport))
-    judges: dict[str, float] = field(default_factory=dict)
-
-    def metrics(self) -> dict[str, float]:
-        """`rewards/missing`: share of completions without a reward. Per verifier: `count` of completions it was asked
-        about, `missing` of them without a score (a number); `mean` and `right` (share of exactly 1) over those
-        with one; `seconds` of its own time, summed over workers. And `judges`."""
-        metrics = {"rewards/missing": self.missing / max(self.completions, 1), **self.judges}
-        for name, report in self.verifiers.items():
-            known = len(report.scores)
-            metrics[f"rewards/{name}/count"] = float(known + report.missing)
-            metrics[f"rewards/{name}/missing"] = float(report.missing)
-            metrics[f"rewards/{name}/seconds"] = report.seconds
-            if known:
-                metrics[f"rewards/{name}/mean"] = sum(report.scores) / known
-                metrics[f"rewards/{name}/right"] = report.scores.count(1.0) / known
-        return metrics
-
-    def check(self) -> ScoreReport:
-        """Gives itself back.
-
-        Raises:
-            TrainingError: a larger share of rewards is missing than `reward.max_missing` allows.
-        """
-        if self.missing > self.max_missing * self.completions:
-            raise TrainingError(
-                f"{self.missing} of {self.completions} rewards are missing, more than reward.max_missing="
-                f"{self.max_missing:g} allows: {self.explanation()}"
-            )
-        return self
-
-    def explanation(self) -> str:
-        """Why rewards are missing, in words; empty where none is."""
-        parts = [f"{self.unfinished} completions not finished by the engine"] if self.unfinished else []
-        for name, report in self.verifiers.items():
-            parts += [f"{name}: {reason} ({count} times)" for reason, count in report.reasons.most_common(3)]
-        return "; ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -110,7 +49,8 @@ class Scorer:
 
     `own` are functions by name that are called in this process, so they must return by themselves; where the
     configuration names no verifier, they judge alone, each with weight 1. `folder` is the run's: verifiers that ask
-    a judge write there.
+    a judge write there. `named` are the verifiers that the rows name: what they need is opened now, so that what is
+    missing is found before anything is sampled.
 
     Raises:
         ConfigError: no such verifier, or the judge cannot be asked.
@@ -122,6 +62,7 @@ class Scorer:
         defaults: Mapping[str, float],
         own: Mapping[str, Verifier] | None = None,
         folder: Path | None = None,
+        named: Collection[str] = (),
     ) -> None:
         self.reward = reward
         self.folder = folder
@@ -137,7 +78,7 @@ class Scorer:
             raise ConfigError(
                 "the format is rewarded twice: leave out reward.format.pattern or reward.verifiers.format"
             )
-        for name in [*self.weights, *self.always]:
+        for name in [*self.weights, *self.always, *(sorted(named) if reward.verify else ())]:
             if self.asks_judge(name):
                 self._judged(name)
             else:
@@ -174,7 +115,7 @@ class Scorer:
             request.completion.reward_parts[request.name] = verdict.score
             if verdict.score is None:
                 request.completion.info.setdefault(MISSING, {})[request.name] = verdict.reason
-            _count(report.verifiers[request.name], verdict)
+            report.verifiers[request.name].count(verdict)
         for judged in self.judged.values():
             report.judges |= judged.metrics()
         if self.client is not None:
@@ -223,6 +164,11 @@ class Scorer:
     def asks_judge(self, name: str) -> bool:
         """Whether a verifier asks a judge."""
         return name in JUDGED and name not in self.entries
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether a judge's marks are among the rewards: these are seldom full, so that accuracy says little."""
+        return bool(self.judged)
 
     def close(self) -> None:
         """Ends the worker processes, and closes the judge's cache."""
@@ -284,10 +230,12 @@ class Scorer:
         for place, request in enumerate(asked):
             if self.asks_judge(request.name):
                 places[request.name].append(place)
-            elif self._entry(request.name).bounded:
-                verdicts[place] = judge(self._entry(request.name).function, request.submission)
-            else:
+                continue
+            verdict = judge_here(self._entry(request.name), request.submission)
+            if verdict is None:
                 elsewhere.append(place)
+            else:
+                verdicts[place] = verdict
         jobs = [(import_path(self._entry(asked[place].name)), asked[place].submission) for place in elsewhere]
         if jobs:
             verdicts |= zip(elsewhere, self._pool_for(jobs).judge(jobs), strict=True)
@@ -311,54 +259,9 @@ class Scorer:
         return self.pool
 
 
-def check_options(options: Mapping[str, Any], entries: Mapping[str, VerifierEntry]) -> None:
-    """Accepts `reward.options` that the verifiers take.
-
-    Raises:
-        ConfigError: options of a verifier that is not asked, or that it does not know.
-    """
-    for name, given in options.items():
-        if name in JUDGED and name not in entries:
-            raise ConfigError(f"reward.options.{name}: options of this verifier are in reward.judge and reward.rubric")
-        if name not in entries:
-            entries = {**entries, name: find_verifier(name)}
-        known = [
-            key
-            for key, value in signature(entries[name].function).parameters.items()
-            if value.kind is Parameter.KEYWORD_ONLY
-        ]
-        for key in given:
-            if key not in known:
-                there = f"it has {', '.join(known)}" if known else "it has none"
-                raise ConfigError(f"reward.options.{name}.{key}: verifier {name!r} has no such option; {there}")
-
-
 def own_ground_truth(prompt: Prompt, name: str) -> Any:
     """The ground truth for one verifier: its own where the prompt's is a dict with exactly its verifiers as keys."""
     truth = prompt.ground_truth
     if isinstance(truth, dict) and prompt.verifiers and set(truth) == set(prompt.verifiers):
         return truth.get(name)
     return truth
-
-
-def import_path(entry: VerifierEntry) -> str:
-    """Where a worker process finds a verifier.
-
-    Raises:
-        ConfigError: it is not a module's function.
-    """
-    module, name = entry.function.__module__, entry.function.__qualname__
-    if module == "__main__" or not name.isidentifier():
-        raise ConfigError(
-            f"verifier {entry.name!r} runs in a process of its own, which cannot import it from {module}:{name}; "
-            "make it a function of a module"
-        )
-    return f"{module}:{name}"
-
-
-def _count(report: VerifierReport, verdict: Verdict) -> None:
-    report.seconds += verdict.seconds
-    if verdict.score is None:
-        report.reasons[verdict.reason] += 1
-    else:
-        report.scores.append(verdict.score)

@@ -10,7 +10,8 @@ from typing import Any
 
 from shoal.config.data import RewardConfig
 from shoal.errors import DataError
-from shoal.rewards.scorer import MISSING, Scorer, ScoreReport
+from shoal.rewards.report import ScoreReport
+from shoal.rewards.scorer import MISSING, Scorer
 from shoal.types import Completion, Group, Prompt, Segment, StopReason
 
 COLUMNS = ("completion", "ground_truth")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from logging import getLogger
 from math import isfinite
 from numbers import Real
 
-from shoal.rewards.base import Submission, Verifier
+from shoal.rewards.base import Submission, Verifier, VerifierEntry
+
+logger = getLogger(__name__)
 
 LONGEST_REASON = 300
 
@@ -35,3 +38,18 @@ def judge(function: Verifier, submission: Submission) -> Verdict:
     if not isfinite(score):
         return Verdict(None, seconds, f"gave {score}")
     return Verdict(float(score), seconds)
+
+
+def judge_here(entry: VerifierEntry, submission: Submission) -> Verdict | None:
+    """The verdict of a verifier that can be called in this process; None where a worker process must be asked."""
+    if entry.bounded:
+        return judge(entry.function, submission)
+    if entry.quick is None:
+        return None
+    start = time.perf_counter()
+    try:
+        score = entry.quick(submission, **submission.options)
+    except Exception as error:  # noqa: BLE001 - the verifier itself will say what is wrong
+        logger.debug("verifier %s is asked in a worker: %s", entry.name, error)
+        return None
+    return None if score is None else Verdict(score, time.perf_counter() - start)

@@ -96,9 +96,9 @@ class ScoredGroup(Struct, kw_only=True):
     """The completions of one prompt, with scores: one entry per sequence, and within it one per token.
 
     `tokens` are prompt and completion; `masks` their labels, NOT_TRAINED or the token's id. `advantages` are per token
-    and replace those made from `scores`. `overrides` has one dict per sequence (`set_advantage_to_zero`,
-    `temperature`), `group_overrides` one for all (`group_size`, `temperature`, `sft`). `distill_*` are
-    [sequence][position][k].
+    and replace those made from `scores`; there may be more of them than tokens, the rest is not read. `overrides` has
+    one dict per sequence (`set_advantage_to_zero`, `temperature`), `group_overrides` one for all (`group_size`,
+    `temperature`, `sft`). `distill_*` are [sequence][position][k].
     """
 
     tokens: list[list[TokenId]]

@@ -13,7 +13,8 @@ class Task:
     """Tokenised prompts and the verifiers that judge them unless the configuration names others.
 
     `dropped` counts rows that were left out, by reason. `demonstrate` gives a text that answers the first
-    training prompt, or one of the same source, rightly, for the start-up check.
+    training prompt, or one of the same source, rightly in the eyes of the task's own verifiers, for the start-up check;
+    None where others judge.
     """
 
     train: Sequence[Prompt]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from logging import getLogger
 from pathlib import Path
@@ -23,7 +24,9 @@ from shoal.environments.single_turn import Decode
 from shoal.learners.base import Learner
 from shoal.learners.local import LocalLearner
 from shoal.learners.model import Policy, load_policy
-from shoal.learners.reference import ReferencePolicy
+from shoal.learners.reference import Reference
+from shoal.learners.reference_model import ModelReference
+from shoal.learners.reference_vllm import endpoint_reference, launched_reference
 from shoal.monitor.monitor import Monitor
 from shoal.monitor.progress import ProgressDisplay
 from shoal.rewards.base import Verifier
@@ -75,7 +78,8 @@ def build_parts(cfg: ShoalConfig, rewards: Mapping[str, Verifier], folder: Path 
     learner = LocalLearner(policy, cfg, runtime, total_steps(cfg))
     engine = build_engine(cfg, policy, runtime, folder)
     sync = build_weight_sync(cfg, learner, engine, self_check(cfg, runtime, policy, task, engine, learner), folder)
-    scorer = Scorer(cfg.reward, task.verifiers, rewards, folder)
+    named = {name for prompt in (*task.train, *task.evaluation) for name in prompt.verifiers}
+    scorer = Scorer(cfg.reward, task.verifiers, rewards, folder, named)
     return Parts(runtime, policy, task, decoder(policy), scorer, learner, engine, sync)
 
 
@@ -137,9 +141,13 @@ def build_source(cfg: ShoalConfig, parts: Parts, monitor: Monitor) -> GroupSourc
     return SyncSource(cfg, parts, monitor)
 
 
-def build_reference(cfg: ShoalConfig, parts: Parts, folder: Path) -> ReferencePolicy:
-    """What scores completions for the KL."""
-    return ReferencePolicy(parts.policy, cfg, parts.runtime)
+def build_reference(cfg: ShoalConfig, parts: Parts, folder: Path) -> Reference:
+    """The reference that `reference.kind` names. `folder` is the run's, for log files."""
+    if cfg.reference.kind == "vllm_launch":
+        return launched_reference(cfg, parts.policy, parts.runtime, folder / "logs")
+    if cfg.reference.kind == "vllm_endpoint":
+        return endpoint_reference(cfg, parts.policy)
+    return ModelReference(parts.policy, cfg, parts.runtime)
 
 
 def build_run(cfg: ShoalConfig, folder: Path, stopping: Callable[[], bool], rewards: Mapping[str, Verifier]) -> Run:
@@ -150,12 +158,16 @@ def build_run(cfg: ShoalConfig, folder: Path, stopping: Callable[[], bool], rewa
     notes = [*parts.runtime.notes, *(f"left out: {count} prompts ({why})" for why, count in parts.task.dropped.items())]
     for note in notes:
         monitor.message(note)
+    with ExitStack() as undo:
+        undo.callback(parts.close)
+        reference = build_reference(cfg, parts, folder) if cfg.algorithm.kl_coef else None
+        undo.pop_all()
     return Run(
         cfg=cfg,
         folder=folder,
         total_steps=total_steps(cfg),
         parts=parts,
-        reference=build_reference(cfg, parts, folder) if cfg.algorithm.kl_coef else None,
+        reference=reference,
         source=build_source(cfg, parts, monitor),
         evaluator=Evaluator(cfg, parts),
         monitor=monitor,

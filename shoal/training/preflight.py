@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -34,25 +36,58 @@ class CheckResult:
 
 
 def check_rewards(task: Task, scorer: Scorer) -> CheckResult:
-    """A known-right and a known-wrong answer to a real prompt, through the path that training uses."""
+    """A known-right and a known-wrong answer to a real prompt, through the path that training uses.
+
+    The task's own verifiers must score its demonstrated answer above the wrong one. Others may want a form that is not
+    known here, or more than an answer: the ground truth is tried in several forms, and where none scores higher nothing
+    is claimed. Whoever asks: a run does not start where no score can be had.
+    """
     name = "rewards"
     prompt = task.train[0]
-    if task.demonstrate is None:
-        return CheckResult(name, None, "the task gives no known-right answer to try")
-    right, wrong = (_answer(prompt, text) for text in (task.demonstrate(prompt), WRONG_ANSWER))
     if not scorer.reward.verify:
         return CheckResult(name, None, "reward.verify=false: no verifier is asked")
-    scorer.score([Group(id="start-up check", completions=[right, wrong], prompt=prompt)])
+    judged = any(map(scorer.asks_judge, prompt.verifiers or scorer.weights))
+    texts = [task.demonstrate(prompt)] if task.demonstrate else _forms(prompt.ground_truth)
+    wrong, *right = (_answer(prompt, text) for text in [WRONG_ANSWER, *(texts[:1] if judged else texts)])
+    scorer.score([Group(id="start-up check", completions=[wrong, *right], prompt=prompt)])
     # The verifiers' part only: the known-right answer need not have the format or the length that is rewarded.
-    high, low = scorer.verified(right), scorer.verified(wrong)
-    if any(map(scorer.asks_judge, scorer.weights)):
+    low, high = scorer.verified(wrong), [scorer.verified(answer) for answer in right]
+    known = [(score, answer.text) for score, answer in zip(high, right, strict=True) if score is not None]
+    if low is None or (right and not known):
+        return CheckResult(name, False, f"no score can be had: {_why_missing([wrong, *right])}")
+    if judged:
         # What is good in a judge's eyes need not be what is right.
-        why = "; ".join(
-            answer.info[MISSING][name] for answer in (right, wrong) for name in answer.info.get(MISSING, {})
-        )
-        return CheckResult(name, high is not None and low is not None, why or f"the judge replies: {high} and {low}")
-    detail = f"a right answer scores {high}, a wrong one {low} ({right.text!r} against {wrong.text!r})"
-    return CheckResult(name, high is not None and low is not None and high > low, detail)
+        return CheckResult(name, True, f"the judge replies: {' and '.join(str(score) for score in (low, *high))}")
+    if not right:
+        return CheckResult(name, None, f"no right answer is known that could be tried; a wrong one scores {low}")
+    best, text = max(known, key=lambda pair: pair[0])
+    detail = f"a right answer scores {best}, a wrong one {low} ({text!r} against {wrong.text!r})"
+    if best > low:
+        return CheckResult(name, True, detail)
+    if task.demonstrate:
+        return CheckResult(name, False, detail)
+    asked = ", ".join(prompt.verifiers or scorer.weights)
+    return CheckResult(
+        name,
+        None,
+        f"the form of a right answer is not known for {asked}: the ground truth, written in {len(right)} ways, scores "
+        f"{best} at most, a wrong answer {low}; shoal score FILE --verifier NAME tries answers of your own",
+    )
+
+
+def _forms(ground_truth: Any) -> list[str]:
+    """The ways in which a ground truth is answered, if it is a short text or a number, or a list of some."""
+    truth = ground_truth[0] if isinstance(ground_truth, list) and ground_truth else ground_truth
+    if not isinstance(truth, str | int | float):
+        return []
+    return [
+        form.format(truth) for form in ("{}", "<answer>{}</answer>", "\\boxed{{{}}}", "#### {}", "The answer is {}.")
+    ]
+
+
+def _why_missing(answers: Sequence[Completion]) -> str:
+    reasons = {f"{name}: {why}" for answer in answers for name, why in answer.info.get(MISSING, {}).items()}
+    return "; ".join(sorted(reasons))
 
 
 def _answer(prompt: Prompt, text: str) -> Completion:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from logging import getLogger
+from logging import INFO, WARNING, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,7 @@ def conclude(run: Run, status: str) -> dict[str, Any]:
         seconds_total=run.monitor.seconds_total,
         resume_count=run.monitor.resume_count,
         status=status,
+        best_by=run.best_by,
     )
     if status == "stopped":
         run.monitor.message(f"stopped after step {run.step}; go on with: shoal train resume={run.folder}")
@@ -143,7 +144,7 @@ def refuse_failed(results: list[CheckResult]) -> None:
         TrainingError: a check failed.
     """
     for result in results:
-        logger.info("start-up check, %s: %s", result.name, result.detail)
+        logger.log(WARNING if result.ok is None else INFO, "start-up check, %s: %s", result.name, result.detail)
     failed = [result for result in results if result.ok is False]
     if failed:
         raise TrainingError(

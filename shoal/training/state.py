@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from logging import getLogger
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from shoal.algorithms.batch import BatchReport
 from shoal.config import ShoalConfig
 from shoal.errors import TrainingError
 from shoal.files import write_atomically
-from shoal.learners.reference import ReferencePolicy, penalise_with_kl
+from shoal.learners.reference import Reference, penalise_with_kl
 from shoal.learners.step import NonFiniteError
 from shoal.monitor.monitor import Monitor
 from shoal.training.checkpoint import CheckpointStore, replace_folder, rng_state, set_rng_state, step_named
@@ -30,26 +30,33 @@ logger = getLogger(__name__)
 @dataclass
 class Run:
     """Everything that the loop touches. `step` counts finished steps; `stopping` tells whether a signal came;
-    `evaluated_step` is the step of the newest evaluation, so that a resumed run does not repeat it."""
+    `evaluated_step` is the step of the newest evaluation, so that a resumed run does not repeat it; `best_score` is
+    what the best one gave in `best_by`."""
 
     cfg: ShoalConfig
     folder: Path
     total_steps: int
     parts: Parts
-    reference: ReferencePolicy | None
+    reference: Reference | None
     source: GroupSource
     evaluator: Evaluator
     monitor: Monitor
     checkpoints: CheckpointStore
     stopping: Callable[[], bool]
     step: int = 0
-    best_accuracy: float = -1.0
+    best_score: float = -inf
     evaluated_step: int = -1
     samples: list[Group] | None = None
 
     @property
     def finished(self) -> bool:
         return self.step >= self.total_steps
+
+    @property
+    def best_by(self) -> str:
+        """The metric of an evaluation that best/ goes by: a judge's marks are seldom full, so that their mean says more
+        than the share of full ones."""
+        return "reward" if self.parts.scorer.is_judged else "accuracy"
 
     def batch_arguments(self) -> dict[str, Any]:
         """What `make_batch` needs to know of the sampler."""
@@ -144,8 +151,9 @@ class Run:
         self.parts.engine.statistics()  # what the evaluation sampled is not the next step's
         self.monitor.evaluation(self.step, metrics)
         self.evaluated_step = self.step
-        if metrics["accuracy"] > self.best_accuracy:
-            self.best_accuracy = metrics["accuracy"]
+        score = metrics.get(self.best_by, -inf)  # no mean where every reward is missing
+        if score > self.best_score:
+            self.best_score = score
             if self.cfg.checkpoint.keep_best and self.step > 0:
                 replace_folder(self.folder / "best", self.parts.learner.save_pretrained)
         return metrics
@@ -162,7 +170,7 @@ class Run:
                     "source": self.source.state_dict(),
                     "scorer": self.parts.scorer.state_dict(),
                     "monitor": self.monitor.state_dict(),
-                    "best_accuracy": self.best_accuracy,
+                    "best_score": self.best_score,
                     "evaluated_step": self.evaluated_step,
                     "rng": rng_state(),
                 },
@@ -190,7 +198,7 @@ class Run:
         self.source.load_state_dict(state["source"])
         self.parts.scorer.load_state_dict(state["scorer"], self.step)
         self.monitor.load_state_dict(state["monitor"])
-        self.best_accuracy = state["best_accuracy"]
+        self.best_score = state["best_score"]
         self.evaluated_step = state["evaluated_step"]
         set_rng_state(state["rng"])
         self.monitor.message(f"going on after step {self.step} of {self.total_steps}")
@@ -209,6 +217,8 @@ class Run:
     def close(self, status: str) -> None:
         """Ends every part, the last built first. `status` is `finished`, `stopped` or `failed`."""
         self.monitor.close(status)
+        if self.reference:
+            self.reference.close()
         self.parts.close()
 
 

@@ -15,6 +15,8 @@ from shoal.errors import ConfigError
 
 Values = dict[str, Any]
 
+SERVER: Values = {"engine.kind": "vllm_server", "weight_sync.kind": "broadcast"}
+
 # What is set on top of the default, and what mends it.
 EXAMPLES: list[tuple[Values, Values]] = [
     ({"run.episodes": 255}, {"run.episodes": 256}),
@@ -87,6 +89,16 @@ EXAMPLES: list[tuple[Values, Values]] = [
     ({"learner.pack_length": 512, "learner.packing": "off"}, {"learner.packing": "auto"}),
     ({"engine.max_cache_tokens": 103}, {"engine.max_cache_tokens": 104}),  # 64 of the prompt + 40 new ones
     ({"engine.max_cache_tokens": 104, "evaluation.sampling": {"max_new_tokens": 60}}, {"engine.max_cache_tokens": 124}),
+    ({"engine.vllm.max_model_len": 103}, {"engine.vllm.max_model_len": 104}),
+    ({"engine.vllm.memory_share": 1.5}, {"engine.vllm.memory_share": 0.5}),
+    ({"engine.vllm.endpoints": ["http://h:1"]}, {"engine.kind": "vllm_server", "weight_sync.kind": "broadcast"}),
+    ({**SERVER, "engine.vllm.endpoints": ["http://h:1"], "engine.vllm.servers": 2}, {"engine.vllm.servers": 1}),
+    ({**SERVER, "engine.kind": "vllm", "engine.vllm.servers": 2}, {"engine.kind": "vllm_server"}),
+    ({**SERVER, "engine.max_cache_tokens": 200}, {"engine.max_cache_tokens": 0, "engine.vllm.cache_gib": 1.0}),
+    ({"reference.kind": "vllm_launch", "reference.polyak_every": 2}, {"reference.polyak_every": 0}),
+    ({"reference.kind": "vllm_launch", "reference.polyak_every": 2}, {"reference.kind": "model"}),
+    ({"reference.kind": "vllm_endpoint"}, {"reference.port": 8000}),
+    ({"reference.kind": "vllm_launch", "reference.max_model_len": 104}, {"reference.max_model_len": 105}),
 ]
 
 

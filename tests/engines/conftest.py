@@ -1,11 +1,16 @@
 """A tiny model and a byte-level tokenizer without a pad token."""
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from engine_models import build
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+from vllm_models import save_vllm_model, server_engine
+
+API_KEY = "a key of the tests"
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +29,22 @@ def tokenizer() -> PreTrainedTokenizerFast:
 @pytest.fixture(scope="session")
 def qwen() -> Any:
     return build("qwen3")
+
+
+@pytest.fixture(scope="session")
+def vllm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds the model that vLLM loads, and the servers' logs."""
+    return tmp_path_factory.mktemp("vllm")
+
+
+@pytest.fixture(scope="session")
+def vllm_model(vllm_folder: Path, tokenizer: Any) -> Any:
+    return save_vllm_model(vllm_folder / "model", tokenizer)
+
+
+@pytest.fixture(scope="session")
+def server(vllm_folder: Path, vllm_model: Any, tokenizer: Any) -> Iterator[Any]:
+    """An engine on one launched server, which asks for a key; for all tests, because it takes long to start."""
+    engine = server_engine(vllm_folder / "model", vllm_model, tokenizer, vllm_folder, api_key=API_KEY, restarts=100)
+    yield engine
+    engine.close()

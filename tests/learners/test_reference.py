@@ -13,7 +13,8 @@ from tiny_models import make_batch
 
 from shoal.errors import ConfigError
 from shoal.learners.local import LocalLearner
-from shoal.learners.reference import ReferencePolicy, penalise_with_kl
+from shoal.learners.reference import penalise_with_kl
+from shoal.learners.reference_model import ModelReference
 from shoal.types import Completion, Group, Segment, StopReason
 
 Make = Callable[..., LocalLearner]
@@ -30,11 +31,11 @@ def groups() -> list[Group]:
     return [Group("g", [Completion(first, StopReason.STOP), Completion(second, StopReason.STOP)])]
 
 
-def make_reference(learner: LocalLearner) -> ReferencePolicy:
-    return ReferencePolicy(learner.policy, learner.cfg, learner.runtime)
+def make_reference(learner: LocalLearner) -> ModelReference:
+    return ModelReference(learner.policy, learner.cfg, learner.runtime)
 
 
-def scores(reference: ReferencePolicy) -> list[list[float]]:
+def scores(reference: ModelReference) -> list[list[float]]:
     scored = groups()
     reference.score(scored)
     found = [segment.ref_logprobs for one in scored[0].completions for segment in one.segments]
@@ -118,7 +119,7 @@ def test_the_kl_penalty_is_the_sum_of_log_ratios_over_trained_tokens(make_learne
 
 
 def test_a_penalty_without_a_scored_reference_is_an_error(make_learner: Make):
-    with pytest.raises(ValueError, match=r"call ReferencePolicy\.score first"):
+    with pytest.raises(ValueError, match=r"call Reference\.score first"):
         penalise_with_kl(groups(), make_learner(), 0.1)
 
 

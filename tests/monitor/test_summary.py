@@ -37,6 +37,9 @@ def test_the_summary_holds_the_run_in_numbers(tmp_path: Path):
         "accuracy_after": 0.7,
         "accuracy_best": 0.8,
         "best_step": 10,
+        "best_by": "accuracy",
+        "eval_reward_before": None,
+        "eval_reward_after": None,
         # Tenths of 20 steps: the means of .01, .02 and of .19, .20.
         "reward_first": pytest.approx(0.015),
         "reward_last": pytest.approx(0.195),
@@ -95,3 +98,17 @@ def test_an_unscored_sample_and_a_long_one_are_shown_as_such(tmp_path: Path):
     assert "[unscored]" in text
     assert "4" * 159 + "…" in text
     assert "4" * 160 not in text
+
+
+def test_a_judged_run_is_summed_up_by_its_mean_reward(tmp_path: Path):
+    rows = rows_of_a_run()
+    for row in rows:
+        if "eval/accuracy" in row:
+            row["eval/reward"] = row["step"] / 100
+    (tmp_path / "metrics.jsonl").write_text("".join(map(to_line, rows)))
+    summary = write_summary(
+        tmp_path, config={}, seconds_total=33.0, resume_count=0, status="finished", best_by="reward"
+    )
+    assert (summary["best_step"], summary["accuracy_best"]) == (20, 0.7)
+    text = closing_text(summary, tmp_path, [], lambda ids: "", next_steps=[])
+    assert text.strip().startswith("Held-out reward 0.000 -> 0.200")

@@ -14,6 +14,36 @@ EQUAL = [
     ("0", "x-x"),
     ("(1, \\frac{4}{2})", "\\left(1,2\\right)"),
     ("\\{1,2,3\\}", "3,2,1"),
+    # Functions, roots of names, complex numbers.
+    ("2\\sin x\\cos x", "\\sin 2x"),
+    ("\\sin^2 x+\\cos^2 x", "1"),
+    ("\\sin x", "\\cos(\\frac{\\pi}{2}-x)"),
+    ("\\tan\\frac{\\pi}{4}", "1"),
+    ("\\sec x", "\\frac{1}{\\cos x}"),
+    ("\\arctan(1)", "\\frac{\\pi}{4}"),
+    ("\\ln 8", "3\\ln 2"),
+    ("\\log_2 8", "3"),
+    ("\\log_{2} 5", "\\frac{\\ln 5}{\\ln 2}"),
+    ("e^{2}", "e\\cdot e"),
+    ("2^x", "e^{x\\ln 2}"),
+    ("\\sqrt{4x}", "2\\sqrt{x}"),
+    ("x^{1/3}", "\\sqrt[3]{x}"),
+    ("\\sqrt[3]{54}", "3\\sqrt[3]{2}"),
+    ("3+4i", "4i+3"),
+    ("(1+i)^2", "2i"),
+    # Infinite intervals, unions, matrices, equations.
+    ("(-\\infty, 3]", "(-\\infty,\\frac{6}{2}]"),
+    ("(-\\infty,3)\\cup(5,\\infty)", "(5,+\\infty)\\cup(-\\infty,3)"),
+    ("\\begin{pmatrix}1\\\\2\\end{pmatrix}", "\\begin{bmatrix} 1 \\\\ \\frac{4}{2} \\\\ \\end{bmatrix}"),
+    ("y=2x+3", "3+2x=y"),
+    ("x>5", "(5,\\infty)"),
+    ("x>5", "5<x"),
+    ("-1\\leq x<\\sqrt{2}", "\\left[-1,\\sqrt{2}\\right)"),
+    ("2\\ge x\\ge 1", "x\\in[1,2]"),
+    ("(1,5)\\cup(2,7)", "(1,3)\\cup(2,7)"),
+    ("[1,2)\\cup[2,3]", "[1,3]"),
+    ("(1,2)\\cup[1,2]", "1\\leq x\\leq 2"),
+    ("(1,3)\\cup[1,2]\\cup(2,3]", "[1,3]"),
 ]
 DIFFERENT = [
     ("x^2+2x+1", "(x-1)^2"),
@@ -25,15 +55,48 @@ DIFFERENT = [
     ("(1,2)", "(2,1)"),
     ("[0,1)", "[0,1]"),
     ("1,2", "1,3"),
+    ("\\sin x", "x"),
+    ("\\sin x", "\\cos x"),
+    ("\\sqrt{2x+3}", "\\sqrt{3-2x}"),
+    ("3+4i", "3-4i"),
+    ("e^{3}", "e^{2}"),
+    ("x>5", "x\\geq 5"),
+    ("x>5", "x<5"),
+    ("x>5", "(-\\infty,5)"),
+    ("[1,2)\\cup(2,3]", "[1,3]"),
+    ("(-\\infty,1)\\cup(2,\\infty)", "(1,2)"),
+    ("(-\\infty,1]\\cup(2,\\infty)", "(-\\infty,1)\\cup(2,\\infty)"),
+    ("\\log_2 8", "\\log_8 2"),
+    ("(-\\infty, 3)", "(-\\infty, 4)"),
+    ("(-\\infty, 3)", "(2, 3)"),
+    ("(3,\\infty)", "(3,-\\infty)"),
+    ("\\begin{pmatrix}1&2\\end{pmatrix}", "\\begin{pmatrix}1&3\\end{pmatrix}"),
+    ("\\begin{pmatrix}1&2\\end{pmatrix}", "\\begin{pmatrix}1\\\\2\\end{pmatrix}"),
 ]
 LEFT_TO_SYMPY = [
     ("\\sqrt{x^2}", "x"),  # not for a negative x
     ("9^{9^{9}}", "3"),
     ("1/2x", "\\frac{x}{2}"),
     ("x^23", "x^{23}"),
-    ("3+4i", "4i+3"),
-    ("\\sin x", "x"),
     ("\\frac{1}{0}", "5"),
+    ("\\ln(x^2)", "2\\ln x"),  # not for a negative x
+    ("\\log 100", "2"),  # of which base?
+    ("\\sin^{-1} x", "\\arcsin x"),
+    ("\\sin x^2", "\\sin(x^2)"),
+    ("\\sin 2 \\cdot x", "\\sin(2x)"),
+    ("\\sin(x)y", "y\\sin(x)"),
+    ("sin(x)", "\\sin(x)"),
+    ("\\sqrt{-4}", "2i"),
+    ("\\arcsin(2)", "1"),
+    ("e^{-200}", "e^{-300}"),
+    ("e^{1000}", "e^{1000}+1"),
+    ("y=x", "y=2x"),
+    ("x>5", "y>5"),
+    ("x\\neq 5", "x>5"),
+    ("2x>10", "x>5"),
+    ("x>a", "(a,\\infty)"),
+    ("3<x>2", "x>3"),
+    ("\\begin{pmatrix}1\\\\2\\end{pmatrix}", "(1,2)"),
     ("x=1", "1"),
     ("5!", "120"),
     ("(" * 5000, "x"),
@@ -83,3 +146,28 @@ def test_sympy_agrees_about_roots(a: int, b: int) -> None:
         (f"\\sqrt{{{a}}}+\\sqrt{{{b}}}", f"\\sqrt{{{a + b}}}"),
     ):
         assert quickly_equal(one, other) is same_expression(one, other)
+
+
+@pytest.mark.slow
+@settings(max_examples=3, deadline=None)
+@given(st.integers(2, 9), st.integers(2, 9))
+def test_sympy_agrees_about_functions_matrices_and_intervals(a: int, b: int) -> None:
+    from shoal.rewards.symbolic import same_expression  # noqa: PLC0415 - math-verify is an optional package
+
+    for one, other in (
+        (f"{a}\\sin x", f"{2 * a}\\sin\\frac{{x}}{{2}}\\cos\\frac{{x}}{{2}}"),
+        (f"{a}\\sin x", f"{a}\\cos x"),
+        (f"\\log_{{{a}}} {b}", f"\\frac{{\\ln {b}}}{{\\ln {a}}}"),
+        (f"\\sqrt{{{a}x+{b}}}", f"\\sqrt{{{b}+{a}x}}"),
+        (f"\\sqrt{{{a}x+{b}}}", f"\\sqrt{{{a}x+{b + 1}}}"),
+        (f"{a}+{b}i", f"{b}i+{a}"),
+        (f"{a}+{b}i", f"{a}-{b}i"),
+        (f"{a}e^{{{b}}}", f"{b}e^{{{a}}}") if a != b else ("e^{2}", "e^{3}"),
+        (f"(-\\infty,{a}]", f"(-\\infty,{a})"),
+        (f"(-\\infty,{a})\\cup({a + b},\\infty)", f"({a + b},\\infty)\\cup(-\\infty,{a})"),
+        (f"\\begin{{pmatrix}}{a}\\\\{b}\\end{{pmatrix}}", f"\\begin{{pmatrix}}{a}.0\\\\{b}\\end{{pmatrix}}"),
+        (f"\\begin{{pmatrix}}{a}\\\\{b}\\end{{pmatrix}}", f"\\begin{{pmatrix}}{a + 1}\\\\{b}\\end{{pmatrix}}"),
+    ):
+        quick = quickly_equal(one, other)
+        assert quick is not None, (one, other)
+        assert quick is same_expression(one, other), (one, other)

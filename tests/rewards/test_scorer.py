@@ -7,8 +7,8 @@ import pytest
 from shoal.config.data import RewardConfig
 from shoal.errors import ConfigError, TrainingError
 from shoal.rewards.base import REGISTRY, Submission, verifier
-from shoal.rewards.lookup import find_verifier
-from shoal.rewards.scorer import Scorer, import_path
+from shoal.rewards.lookup import find_verifier, import_path
+from shoal.rewards.scorer import Scorer
 from shoal.types import Completion, Group, Prompt, Segment, StopReason
 
 

@@ -14,7 +14,7 @@ from small_runs import Configure, rows
 
 from shoal import Submission, train
 from shoal.config import ShoalConfig
-from shoal.errors import TrainingError
+from shoal.errors import ConfigError, TrainingError
 from shoal.monitor.rows import read_rows
 from shoal.runtime import Runtime
 from shoal.training.build import build_parts
@@ -52,27 +52,55 @@ def test_all_checks_pass_on_the_built_in_task(configure: Configure, build: Build
     ]
 
 
+def test_the_tasks_own_verifiers_must_find_its_demonstrated_answer_right(configure: Configure, build: Build):
+    cfg = configure()
+    cfg.reward.verifiers = {}
+    parts = build(cfg)
+    assert check_rewards(parts.task, parts.scorer).ok is True
+    parts.task.demonstrate = lambda prompt: "in another form"
+    result = check_rewards(parts.task, parts.scorer)
+    assert result.ok is False and result.detail.startswith("a right answer scores 0.0, a wrong one 0.0")
+
+
+def boxed(submission: Submission) -> float:
+    return float(f"\\boxed{{{submission.ground_truth}}}" in submission.text)
+
+
 @pytest.mark.parametrize(
-    ("function", "detail"),
+    ("function", "ok", "detail"),
     [
-        (easy_rewards.always_zero, "a right answer scores 0.0, a wrong one 0.0"),
-        (easy_rewards.always_raises, "a right answer scores None, a wrong one None"),
-        (lambda submission: 1.0, "a right answer scores 1.0, a wrong one 1.0"),
-        (lambda submission: -float("<answer>" in submission.text), "a right answer scores -1.0, a wrong one 0.0"),
+        (boxed, True, "a right answer scores 1.0, a wrong one 0.0 ('\\\\boxed{"),
+        (easy_rewards.always_zero, None, "the form of a right answer is not known for own"),
+        (lambda submission: 1.0, None, "the form of a right answer is not known for own"),
+        (lambda submission: -float("<answer>" in submission.text), None, "the form of a right"),
+        (easy_rewards.always_raises, False, "no score can be had: own: "),
+        (lambda submission: float("nan"), False, "no score can be had: own: gave nan"),
     ],
 )
-def test_a_reward_that_cannot_tell_right_from_wrong_fails(
-    configure: Configure, build: Build, function: Any, detail: str
+def test_other_verifiers_may_want_another_form_but_must_give_scores(
+    configure: Configure, build: Build, function: Any, ok: bool | None, detail: str
 ):
     parts = build(configure("reward.verifiers={own:1}"), own=function)
     result = check_rewards(parts.task, parts.scorer)
-    assert result.ok is False and result.detail.startswith(detail)
+    assert result.ok is ok and result.detail.startswith(detail), result
 
 
-def test_a_task_without_a_known_right_answer_is_no_failure(configure: Configure, build: Build):
-    parts = build(configure())
-    parts.task.demonstrate = None
-    assert check_rewards(parts.task, parts.scorer).ok is None
+def test_a_ground_truth_that_cannot_be_written_as_an_answer_is_no_failure(configure: Configure, build: Build):
+    parts = build(configure("reward.verifiers={own:1}"), own=lambda submission: 0.0)
+    parts.task.train[0].ground_truth = {"instruction_id_list": []}
+    result = check_rewards(parts.task, parts.scorer)
+    assert (result.ok, result.detail) == (
+        None,
+        "no right answer is known that could be tried; a wrong one scores 0.0",
+    )
+
+
+def test_what_a_verifier_that_the_rows_name_needs_is_opened_at_the_start(configure: Configure):
+    cfg = configure("data.verifiers=[code]", "reward.code.url=http://127.0.0.1:9")
+    with pytest.raises(ConfigError, match=r"reward\.code\.url: .*; start one with `shoal serve code"):
+        build_parts(cfg, {})
+    cfg.reward.verify = False  # nobody asks it
+    build_parts(cfg, {}).close()
 
 
 def test_a_sampler_that_computes_otherwise_than_the_learner_fails(
@@ -134,8 +162,8 @@ def test_failed_checks_are_one_line_and_skipped_ones_do_not_count():
 
 
 def test_a_run_with_a_broken_reward_does_not_start_and_check_says_why(configure: Configure, tmp_path: Path):
-    cfg = configure("run.preflight=true", "run.steps=1", "reward.verifiers={always_zero:1}")
-    with pytest.raises(TrainingError, match=r"start-up check: rewards: a right answer scores 0\.0"):
+    cfg = configure("run.preflight=true", "run.steps=1", "reward.verifiers={always_raises:1}", "reward.max_missing=1")
+    with pytest.raises(TrainingError, match=r"start-up check: rewards: no score can be had"):
         train(cfg, tmp_path)
     assert read_rows(tmp_path) == []
     assert [result.name for result in check(cfg) if result.ok is False] == ["rewards"]

@@ -107,6 +107,16 @@ def test_verdicts_that_cannot_be_had_stop_the_run_above_max_missing_and_not_belo
     assert [row["rewards/missing"] for row in trained_rows(tmp_path / "going_on")] == [1, 1]
 
 
+def test_the_best_model_of_a_judged_run_is_the_one_with_the_highest_mean_reward(rubric_run: Any, tmp_path: Path):
+    with JudgeServer(digits) as server:
+        summary = train(rubric_run(server, "run.steps=4", "evaluation.every=1"), tmp_path / "run")
+    rewards = {row["step"]: row["eval/reward"] for row in rows(tmp_path / "run") if "eval/reward" in row}
+    assert len(rewards) == 5 and len(set(rewards.values())) > 1
+    assert summary["best_by"] == "reward"
+    assert summary["best_step"] == max(rewards, key=lambda step: rewards[step])
+    assert (tmp_path / "run" / "best").is_dir() == (summary["best_step"] > 0)
+
+
 @pytest.mark.slow
 def test_a_rubric_reward_raises_the_rubrics_score_on_the_built_in_task(tmp_path: Path):
     """The criterion asks for a short thinking: no step (2), one (1), more (0). The model starts with one a change."""

@@ -1,0 +1,109 @@
+"""Gzip in both directions: bodies inflated up to a limit, and replies joined from pieces that were deflated before.
+
+A group is deflated once, when it arrives, with a full flush at its end. Such pieces stand on their own, so a gzip reply
+is their concatenation in one member (several members would be standard, but httpx and aiohttp read only the first).
+The checksum of the whole comes from those of the pieces, as in zlib's crc32_combine.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+
+GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
+LAST_BLOCK = b"\x03\x00"
+CRC_POLYNOMIAL = 0xEDB88320
+
+
+class TooLargeError(Exception):
+    """The body inflates to more than the limit."""
+
+
+class CorruptError(Exception):
+    """The body is no gzip, or ends too early."""
+
+
+def inflate(body: bytes, limit: int) -> bytes:
+    """The content of a gzip body of one or more members, never held beyond `limit` bytes.
+
+    Raises:
+        TooLargeError, CorruptError: as they say.
+    """
+    pieces: list[bytes] = []
+    left, rest = limit, body
+    while rest:
+        stream = zlib.decompressobj(16 + zlib.MAX_WBITS)
+        try:
+            # One byte more than may be, so that "exactly the limit" and "more" differ. 0 would mean no limit.
+            piece = stream.decompress(rest, left + 1)
+        except zlib.error as error:
+            raise CorruptError(f"the body is no gzip: {error}") from error
+        if len(piece) > left:
+            raise TooLargeError(f"the body inflates to more than {limit} bytes")
+        if not stream.eof:
+            raise CorruptError("the gzip body ends too early")
+        pieces.append(piece)
+        left -= len(piece)
+        rest = stream.unused_data
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some bytes, deflated so that they can stand anywhere in a stream. `length` and `crc` are of the plain bytes."""
+
+    deflated: bytes
+    length: int
+    crc: int
+
+    @classmethod
+    def of(cls, plain: bytes) -> Piece:
+        """Deflates at the fastest level: digits shrink little more at the slow ones."""
+        stream = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS, 9)
+        deflated = stream.compress(plain) + stream.flush(zlib.Z_FULL_FLUSH)
+        return cls(deflated, len(plain), zlib.crc32(plain))
+
+    def plain(self) -> bytes:
+        """The bytes as they were."""
+        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(self.deflated)
+
+
+def gzip_of(pieces: Iterable[Piece]) -> list[bytes]:
+    """One gzip member with the pieces' bytes one after the other, in parts."""
+    parts, crc, length = [GZIP_HEADER], 0, 0
+    for piece in pieces:
+        parts.append(piece.deflated)
+        crc = combined_crc(crc, piece.crc, piece.length)
+        length += piece.length
+    parts.append(LAST_BLOCK + crc.to_bytes(4, "little") + (length & 0xFFFFFFFF).to_bytes(4, "little"))
+    return parts
+
+
+def combined_crc(first: int, second: int, second_length: int) -> int:
+    """CRC-32 of two byte strings one after the other: the first's times x^(8 length), plus the second's."""
+    return _times(_power(second_length), first) ^ second
+
+
+def _times(a: int, b: int) -> int:
+    """a b modulo the CRC's polynomial, over GF(2), bits reversed (x^0 is the highest)."""
+    product, bit = 0, 1 << 31
+    while bit:
+        if a & bit:
+            product ^= b
+        bit >>= 1
+        b = b >> 1 ^ CRC_POLYNOMIAL if b & 1 else b >> 1
+    return product
+
+
+@lru_cache(maxsize=4096)
+def _power(length: int) -> int:
+    """x^(8 length) modulo the polynomial."""
+    result, square, n = 1 << 31, 1 << 23, length
+    while n:
+        if n & 1:
+            result = _times(square, result)
+        square = _times(square, square)
+        n >>= 1
+    return result
