@@ -156,7 +156,7 @@ def _serve(verbs: Any) -> None:
 
 
 def _serve_vllm(servers: Any) -> None:
-    text = "Run a vLLM server for trainers (engine.vllm.endpoints, reference.kind=vllm_endpoint) and environments (/generate)."
+    text = "Run a vLLM server for trainers (engine.vllm.endpoints, vllm_endpoint references) and environments."
     vllm: ArgumentParser = servers.add_parser("vllm", help=text, description=text)
     vllm.set_defaults(run=run_serve_vllm, overrides=[])
     vllm.add_argument("--model", required=True, help="Hub name or local folder")
