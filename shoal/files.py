@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -23,6 +25,17 @@ def write_atomically(path: Path, content: bytes | str, *, durable: bool = True) 
     partial.replace(path)
     if durable:
         _sync(path.parent)
+
+
+def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
+    """Calls `write(path)` on a fresh folder beside `folder`, then puts it in `folder`'s place."""
+    partial = folder.with_name(f".writing_{folder.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    write(partial)
+    sync_folder(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
 
 
 def sync_folder(folder: Path) -> None:

@@ -50,7 +50,25 @@ class LearnerConfig:
 class WeightSyncConfig:
     """What gets version n's weights into the engine."""
 
-    kind: str = option("in_place", "in_place: engine and learner share one module", choices=("in_place",))
+    kind: str = option(
+        "in_place",
+        "in_place: engine and learner share one module. Into vLLM: broadcast: a process group. shared: one memory. "
+        "lora: adapter hot-swap. restart: checkpoint and restart",
+        choices=("in_place", "broadcast", "shared", "lora", "restart"),
+    )
+    every: int = option(
+        1, "Trained batches between publications to the engine; it stays at the older version meanwhile", least=1
+    )
+    in_flight: str = option(
+        "drain",
+        "Requests that run when new weights come: they end first, go on with the new ones, or are asked again",
+        choices=("drain", "keep", "abort"),
+    )
+    timeout: float = option(300.0, "Seconds that any part of a publication may take", least=1)
+    host: str = option("127.0.0.1", "broadcast: this machine's address, as the engine's workers reach it")
+    bridge: str | None = option(
+        None, "shared: folder of the bridge that a server started by hand has written. None: $LOGDIR"
+    )
     self_check_every: int = option(
         10,
         "Syncs between checks of the engine's log-probs against the learner's. The first always is. 0: no other",

@@ -296,6 +296,52 @@ MACHINE = (
     ),
 )
 
+WEIGHT_SYNC = (
+    Refusal(
+        lambda c: c.weight_sync.kind == "lora" and c.model.train != "lora",
+        "weight_sync=lora hands over adapters, but model.train={c.model.train} trains all weights: set "
+        "model.train=lora, or weight_sync=broadcast",
+    ),
+    Refusal(
+        lambda c: c.weight_sync.kind == "shared" and c.model.train == "lora",
+        "weight_sync=shared shares the base's memory, in which adapters are not merged: set weight_sync=lora, or "
+        "model.train=full",
+    ),
+    Refusal(
+        lambda c: c.weight_sync.kind == "shared" and c.engine.vllm.tensor_parallel > 1,
+        "weight_sync=shared needs an engine that holds each weight whole, but engine.vllm.tensor_parallel="
+        "{c.engine.vllm.tensor_parallel}: set it to 1, or weight_sync=broadcast",
+    ),
+    Refusal(
+        lambda c: c.weight_sync.kind == "shared" and max(c.engine.vllm.servers, len(c.engine.vllm.endpoints)) > 1,
+        "weight_sync=shared is for one server, whose memory the learner's is: set weight_sync=broadcast for several",
+    ),
+    Refusal(
+        lambda c: c.weight_sync.every > 1 and c.weight_sync.kind in ("in_place", "shared"),
+        "weight_sync.every={c.weight_sync.every}: with weight_sync={c.weight_sync.kind} the engine has the learner's "
+        "weights at once: set it to 1, or weight_sync=broadcast with engine=vllm_server",
+    ),
+    Refusal(
+        lambda c: c.weight_sync.in_flight == "keep" and c.weight_sync.kind == "restart",
+        "weight_sync.in_flight=keep: no request outlives weight_sync=restart: set drain or abort, or "
+        "weight_sync=broadcast",
+    ),
+    Refusal(
+        lambda c: c.weight_sync.in_flight != "drain" and c.weight_sync.kind == "in_place",
+        "weight_sync.in_flight={c.weight_sync.in_flight} is for vLLM; with weight_sync=in_place requests in flight go "
+        "on with the new weights: leave it out",
+    ),
+    Refusal(
+        lambda c: c.weight_sync.kind == "restart" and bool(c.engine.vllm.endpoints),
+        "weight_sync=restart cannot restart the servers of engine.vllm.endpoints, which someone else runs: set "
+        "weight_sync=broadcast (servers started by shoal serve vllm), or leave the endpoints out",
+    ),
+    Refusal(
+        lambda c: c.weight_sync.bridge is not None and c.weight_sync.kind != "shared",
+        "weight_sync.bridge={c.weight_sync.bridge} is read by weight_sync=shared only: add that, or leave it out",
+    ),
+)
+
 VLLM = (
     Refusal(
         lambda c: 0 < c.engine.vllm.max_model_len < c.data.max_prompt_tokens + _most_new_tokens(c),
@@ -348,4 +394,4 @@ VLLM = (
     ),
 )
 
-REFUSALS = RUN + DATA + JUDGES + SAMPLING + ALGORITHM + OPTIMIZER + MACHINE + VLLM
+REFUSALS = RUN + DATA + JUDGES + SAMPLING + ALGORITHM + OPTIMIZER + MACHINE + VLLM + WEIGHT_SYNC

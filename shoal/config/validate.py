@@ -17,6 +17,18 @@ SEAMS = ("source", "engine", "learner", "weight_sync")
 # Which kinds go together: in each row every kind of one seam works with every kind of the others.
 WORKING_KINDS: tuple[Mapping[str, tuple[str, ...]], ...] = (
     {"source": ("sync", "replay"), "engine": ("torch",), "learner": ("local",), "weight_sync": ("in_place",)},
+    {
+        "source": ("sync", "replay"),
+        "engine": ("vllm_server", "vllm"),
+        "learner": ("local",),
+        "weight_sync": ("broadcast", "shared", "lora"),
+    },
+    {
+        "source": ("sync", "replay"),
+        "engine": ("vllm_server",),
+        "learner": ("local",),
+        "weight_sync": ("restart", "broadcast", "shared", "lora"),
+    },
 )
 
 

@@ -40,6 +40,7 @@ class VllmArguments:
     prefix_cache: bool = True
     sleep: bool = False
     max_lora_rank: int = 0
+    lora_targets: tuple[str, ...] = ()  # empty: every layer that vLLM can adapt
     extra: tuple[str, ...] = field(default_factory=tuple)
 
     def with_model(self, model: str) -> VllmArguments:
@@ -78,6 +79,8 @@ class VllmArguments:
             ]
         if self.max_lora_rank:
             words += ["--enable-lora", f"--max-lora-rank={self.max_lora_rank}", "--max-loras=1"]
+            # Left to itself vLLM would adapt the head too, which costs time and cannot give prompt log-probs.
+            words += ["--lora-target-modules", *self.lora_targets] if self.lora_targets else []
         return [*words, *self.extra]
 
     def environment(self) -> dict[str, str]:
@@ -119,6 +122,7 @@ def policy_arguments(cfg: ShoalConfig, policy: Policy, runtime: Runtime) -> Vllm
         prefix_cache=vllm.prefix_cache,
         sleep=vllm.sleep and colocated and cfg.weight_sync.kind != "shared",  # what sleeps cannot be shared
         max_lora_rank=lora_room(cfg.model.lora.r) if cfg.weight_sync.kind == "lora" else 0,
+        lora_targets=adapted_modules(policy) if cfg.weight_sync.kind == "lora" else (),
         extra=tuple(vllm.extra_args),
     )
 
@@ -139,6 +143,12 @@ def longest(cfg: ShoalConfig) -> int:
     """Most tokens that a prompt and its completion can have, in training or evaluation."""
     new = max(cfg.sampling.max_new_tokens, int(cfg.evaluation.sampling.get("max_new_tokens", 0)))
     return cfg.data.max_prompt_tokens + new
+
+
+def adapted_modules(policy: Policy) -> tuple[str, ...]:
+    """Names of the layers that the policy's adapter changes; none where it names them by a pattern."""
+    [adapter] = policy.model.peft_config.values()
+    return () if isinstance(adapter.target_modules, str) else tuple(sorted(adapter.target_modules))
 
 
 def lora_room(rank: int) -> int:

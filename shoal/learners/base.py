@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from shoal.engines.weight_stream import WeightSpec
+from shoal.errors import ConfigError
 from shoal.types import Batch, Segment
 
 Writing = Callable[[], AbstractContextManager[None]]
@@ -43,6 +47,32 @@ class Learner(ABC):
     @abstractmethod
     def save_pretrained(self, folder: Path) -> None:
         """Writes the model (or the adapter) and the tokenizer as `from_pretrained` reads them."""
+
+    @abstractmethod
+    def weight_specs(self) -> list[WeightSpec]:
+        """What `named_weights` yields, in its order, without gathering anything."""
+
+    @abstractmethod
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The whole model's weights by their Hugging Face names, one after another, adapters merged into them.
+
+        Each tensor is whole, and valid until the next is asked for. Tied weights come once.
+        """
+
+    def save_merged(self, folder: Path) -> None:
+        """Writes the whole model, adapters merged, and the tokenizer as `from_pretrained` reads them."""
+        raise ConfigError(f"{type(self).__name__} writes no merged model")
+
+    def save_adapter(self, folder: Path) -> None:
+        """Writes the adapter alone, as PEFT reads it."""
+        raise ConfigError(f"{type(self).__name__} writes no adapter")
+
+    def move_weights(self, views: Mapping[str, Tensor]) -> None:
+        """Puts each weight into memory that is shared with the engine: `views` by the names of `named_weights`.
+
+        The learner's values are copied there; from then on it reads and writes them in that memory.
+        """
+        raise ConfigError(f"{type(self).__name__} cannot share its weights with an engine")
 
     def close(self) -> None:
         """Frees what the learner holds."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from logging import getLogger
 from pathlib import Path
@@ -18,8 +18,10 @@ from shoal.algorithms.losses import policy_loss, zero_advantage_is_free
 from shoal.algorithms.measures import Measures
 from shoal.algorithms.micro_batch import MicroBatch
 from shoal.config import ShoalConfig
+from shoal.engines.weight_stream import WeightSpec
 from shoal.errors import ConfigError
 from shoal.learners.base import Learner, Writing
+from shoal.learners.lora import merged_weights, plain_weights
 from shoal.learners.model import Policy
 from shoal.learners.optimizer import PolicyOptimizer, on_cpu
 from shoal.learners.passes import Passes
@@ -198,3 +200,41 @@ class LocalLearner(Learner):
     def save_pretrained(self, folder: Path) -> None:
         self.policy.model.save_pretrained(folder)
         self.policy.tokenizer.save_pretrained(folder)
+
+    def weight_specs(self) -> list[WeightSpec]:
+        return [
+            WeightSpec(name, tuple(value.shape), str(value.dtype).removeprefix("torch."))
+            for name, value in plain_weights(self.policy.causal_lm)
+        ]
+
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        return merged_weights(self.policy.causal_lm)
+
+    def save_merged(self, folder: Path) -> None:
+        if self.policy.lora:
+            # What PEFT put around the layers is not written; the tensors are given by their own names.
+            weights = {name: value.detach().cpu() for name, value in self.named_weights()}
+            self.policy.causal_lm.save_pretrained(folder, state_dict=weights)
+        else:
+            self.policy.model.save_pretrained(folder)
+        self.policy.tokenizer.save_pretrained(folder)
+
+    def save_adapter(self, folder: Path) -> None:
+        self.policy.model.save_pretrained(folder, save_embedding_layers=False)
+
+    @torch.no_grad()
+    def move_weights(self, views: Mapping[str, Tensor]) -> None:
+        """See `Learner.move_weights`.
+
+        Raises:
+            ConfigError: the memory has another dtype or device than the learner's weights.
+        """
+        for name, parameter in plain_weights(self.policy.causal_lm):
+            view = views[name]
+            if view.dtype != parameter.dtype or view.device != parameter.device:
+                raise ConfigError(
+                    f"{name} is {parameter.dtype} on {parameter.device} here, but {view.dtype} on {view.device} in the "
+                    "engine: shared memory needs the same; set model.dtype, or engine.vllm.dtype"
+                )
+            view.copy_(parameter)
+            parameter.data = view

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from shoal.config.model import LoraConfig
 from shoal.errors import ConfigError
@@ -86,3 +88,27 @@ def linear_names(model: Any) -> list[str]:
         if isinstance(module, nn.Linear) and module is not head
     }
     return sorted(found)
+
+
+def plain_weights(model: Any) -> Iterator[tuple[str, nn.Parameter]]:
+    """The model's own parameters, without adapters', by the names that they have without PEFT; tied ones come once."""
+    for name, parameter in model.named_parameters():
+        if ".lora_" not in name:
+            yield name.replace(".base_layer.", "."), parameter
+
+
+@torch.no_grad()
+def merged_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
+    """`plain_weights`, with the active adapters added; a merged copy is made as it is asked for."""
+    adapted = {
+        f"{name}.weight": module for name, module in model.named_modules() if hasattr(module, "get_delta_weight")
+    }
+    for name, parameter in plain_weights(model):
+        weight = parameter.detach()
+        module = adapted.get(name)
+        if module is not None:
+            active = [one for one in module.active_adapters if one in module.lora_A]
+            for one in () if module.disable_adapters else active:
+                if one not in module.merged_adapters:
+                    weight = weight + module.get_delta_weight(one).to(weight.dtype)
+        yield name, weight

@@ -42,6 +42,7 @@ from shoal.training.recording import GroupRecording
 from shoal.training.sources import GroupSource, ReplaySource, SyncSource
 from shoal.training.state import Run
 from shoal.weight_sync.base import WeightSync
+from shoal.weight_sync.build import build_vllm_sync, servers_of
 from shoal.weight_sync.check import SelfCheck, logprob_tolerance, make_probe
 from shoal.weight_sync.in_place import InPlaceSync
 
@@ -90,7 +91,7 @@ def build_engine(cfg: ShoalConfig, policy: Policy, runtime: Runtime, folder: Pat
         form = RequestForm(policy.causal_lm, policy.tokenizer, arguments.max_model_len, longest(cfg))
         if cfg.engine.kind == "vllm":
             return VllmEngine(arguments, form, cfg.engine.vllm.request_timeout)
-        return VllmServerEngine(arguments, form, cfg.engine.vllm, (folder or Path(cfg.run.root)) / "logs")
+        return VllmServerEngine(arguments, form, servers_of(cfg), (folder or Path(cfg.run.root)) / "logs")
     return TorchEngine(
         policy.model,
         policy.tokenizer,
@@ -104,8 +105,9 @@ def build_weight_sync(
     cfg: ShoalConfig, learner: LocalLearner, engine: Engine, check: SelfCheck, folder: Path | None
 ) -> WeightSync:
     """The weight sync that `weight_sync.kind` names. `folder` is the run's, for what is handed over on disk."""
-    assert isinstance(engine, TorchEngine)
-    return InPlaceSync(engine, check)
+    if isinstance(engine, TorchEngine):
+        return InPlaceSync(engine, check)
+    return build_vllm_sync(cfg, learner, engine, check, folder)
 
 
 def self_check(

@@ -106,14 +106,3 @@ class CheckpointStore:
                 f"{file} cannot be read ({' '.join(str(error).split())[:200]}); remove its folder to resume from an "
                 "older checkpoint"
             ) from error
-
-
-def replace_folder(folder: Path, write: Any) -> None:
-    """Calls `write(path)` on a fresh folder beside `folder`, then puts it in `folder`'s place."""
-    partial = folder.with_name(f".writing_{folder.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    write(partial)
-    sync_folder(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)

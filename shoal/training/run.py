@@ -11,10 +11,10 @@ from typing import Any
 from shoal.config import ShoalConfig
 from shoal.config.run_folder import SAVED, find_resume, has_checkpoint, new_run_folder, save_config
 from shoal.errors import BudgetError, ConfigError, TrainingError
+from shoal.files import replace_folder
 from shoal.monitor.summary import closing_text, write_summary
 from shoal.rewards.base import Verifier
 from shoal.training.build import build_parts, build_run
-from shoal.training.checkpoint import replace_folder
 from shoal.training.evaluate import Evaluator
 from shoal.training.interrupt import graceful_stop
 from shoal.training.loop import train_loop

@@ -13,11 +13,11 @@ from typing import Any
 from shoal.algorithms.batch import BatchReport
 from shoal.config import ShoalConfig
 from shoal.errors import TrainingError
-from shoal.files import write_atomically
+from shoal.files import replace_folder, write_atomically
 from shoal.learners.reference import Reference, penalise_with_kl
 from shoal.learners.step import NonFiniteError
 from shoal.monitor.monitor import Monitor
-from shoal.training.checkpoint import CheckpointStore, replace_folder, rng_state, set_rng_state, step_named
+from shoal.training.checkpoint import CheckpointStore, rng_state, set_rng_state, step_named
 from shoal.training.evaluate import Evaluator
 from shoal.training.parts import Parts
 from shoal.training.recording import GroupRecording
@@ -145,6 +145,8 @@ class Run:
 
     def evaluate(self) -> dict[str, float]:
         """Evaluates the weights of now; keeps the model where it is the best so far."""
+        if self.parts.engine.version != self.parts.learner.version:  # weight_sync.every
+            self.parts.sync.publish(self.parts.learner.version, now=True).wait()
         with self.monitor.phase("evaluate"):
             metrics, self.samples = self.evaluator.run()
         self.refuse_broken(self.step, self.samples)

@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from shoal.engines.vllm_control import VllmControl
+
 
 class PublishHandle:
     """A publication under way; this one is already done. Asynchronous kinds override `wait`."""
@@ -28,12 +30,18 @@ class WeightSync(ABC):
         yield
 
     @abstractmethod
-    def publish(self, version: int) -> PublishHandle:
+    def publish(self, version: int, *, now: bool = False) -> PublishHandle:
         """Makes the engine hold this version, checked against the learner's log-probs when due.
+
+        Between the versions that `weight_sync.every` divides nothing is done, unless `now` says so: the engine stays
+        at an older version, which the handle and its completions name.
 
         Raises:
             TrainingError: the engine reports another version or other log-probs.
         """
+
+    def restore(self, control: VllmControl) -> None:
+        """Gives the weights of now to a server that was started again because it had died."""
 
     def close(self) -> None:
         """Frees what the sync holds."""

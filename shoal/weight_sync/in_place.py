@@ -16,7 +16,7 @@ class InPlaceSync(WeightSync):
         self.engine = engine
         self.check = check
 
-    def publish(self, version: int) -> PublishHandle:
+    def publish(self, version: int, *, now: bool = False) -> PublishHandle:
         start = perf_counter()
         self.engine.refresh(version)
         refreshed = perf_counter()

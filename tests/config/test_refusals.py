@@ -89,6 +89,21 @@ EXAMPLES: list[tuple[Values, Values]] = [
     ({"learner.pack_length": 512, "learner.packing": "off"}, {"learner.packing": "auto"}),
     ({"engine.max_cache_tokens": 103}, {"engine.max_cache_tokens": 104}),  # 64 of the prompt + 40 new ones
     ({"engine.max_cache_tokens": 104, "evaluation.sampling": {"max_new_tokens": 60}}, {"engine.max_cache_tokens": 124}),
+    ({**SERVER, "weight_sync.kind": "lora"}, {"model.train": "lora"}),
+    ({**SERVER, "weight_sync.kind": "shared", "model.train": "lora"}, {"weight_sync.kind": "lora"}),
+    ({**SERVER, "weight_sync.kind": "shared", "engine.vllm.tensor_parallel": 2}, {"weight_sync.kind": "broadcast"}),
+    ({**SERVER, "weight_sync.kind": "shared", "engine.vllm.servers": 2}, {"weight_sync.kind": "broadcast"}),
+    ({"weight_sync.every": 2}, {**SERVER, "weight_sync.kind": "broadcast"}),
+    ({**SERVER, "weight_sync.kind": "restart", "weight_sync.in_flight": "keep"}, {"weight_sync.in_flight": "abort"}),
+    ({"weight_sync.in_flight": "abort"}, {"weight_sync.in_flight": "drain"}),
+    (
+        {**SERVER, "weight_sync.kind": "restart", "engine.vllm.endpoints": ["http://127.0.0.1:1"]},
+        {"weight_sync.kind": "broadcast"},
+    ),
+    (
+        {**SERVER, "weight_sync.kind": "broadcast", "weight_sync.bridge": "somewhere"},
+        {"weight_sync.kind": "shared"},
+    ),
     ({"engine.vllm.max_model_len": 103}, {"engine.vllm.max_model_len": 104}),
     ({"engine.vllm.memory_share": 1.5}, {"engine.vllm.memory_share": 0.5}),
     ({"engine.vllm.endpoints": ["http://h:1"]}, {"engine.kind": "vllm_server", "weight_sync.kind": "broadcast"}),

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from shoal.errors import TrainingError
-from shoal.training.checkpoint import CheckpointStore, replace_folder, rng_state, set_rng_state
+from shoal.files import replace_folder
+from shoal.training.checkpoint import CheckpointStore, rng_state, set_rng_state
 
 
 def test_the_newest_checkpoints_are_kept_and_the_newest_is_loaded(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ Make = Callable[..., Parts]
 def bf16(cfg: ShoalConfig) -> None:
     cfg.runtime.mixed_precision = "bf16"
     # The engine computes as the learner does: far below the 0.2 that unequal 16-bit kernels are allowed.
-    cfg.weight_sync.self_check_tolerance = 1e-3
+    cfg.weight_sync.self_check_tolerance = 5e-3
 
 
 def adapter(cfg: ShoalConfig) -> None:
@@ -79,7 +79,7 @@ def test_after_each_publication_the_engine_has_the_learners_version_and_log_prob
     assert handle.version == parts.engine.version == parts.learner.version == 2
     probe = parts.sync.check.probe  # type: ignore[attr-defined]
     for mine, theirs in zip(parts.engine.logprobs(probe), parts.learner.logprobs(probe), strict=True):
-        np.testing.assert_allclose(mine, theirs, atol=1e-4 if way != "bf16" else 1e-3)
+        np.testing.assert_allclose(mine, theirs, atol=1e-4 if way != "bf16" else 5e-3)
 
 
 @pytest.mark.parametrize("way", WAYS)

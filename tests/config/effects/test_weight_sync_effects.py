@@ -2,19 +2,79 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+from recorded_vllm import RecordedEngine, RecordedVllm
 
 from effects.made import metrics_of
 from effects.registry import effect
-from shoal.errors import ConfigError, TrainingError
+from shoal.engines.shared_weights import Bridge
+from shoal.errors import EngineError, TrainingError
+from shoal.types import Segment
+from shoal.weight_sync.build import build_vllm_sync, servers_of
+from shoal.weight_sync.check import SelfCheck
+from shoal.weight_sync.vllm import VllmSync
+
+INTO_VLLM = {"engine.kind": "vllm_server", "weight_sync.kind": "restart"}
+
+
+@pytest.fixture
+def open_sync(settings, make_learner, tmp_path):
+    """A weight sync into a vLLM that writes down what it is asked."""
+
+    def make(changes: dict[str, Any]) -> VllmSync:
+        cfg = settings(changes)
+        learner = make_learner(cfg)
+        probe = [Segment([3, 4, 5], [6, 7], [0.0, 0.0], [True, True])]
+        engine: Any = RecordedEngine(RecordedVllm(learner))
+        check = SelfCheck(engine, learner, probe, every=1, tolerance=1e-4)
+        return build_vllm_sync(cfg, learner, engine, check, tmp_path)
+
+    return make
 
 
 @effect("weight_sync.kind")
-def test_another_kind_of_weight_sync_is_refused(settings):
-    # There is one kind so far.
-    settings({"weight_sync.kind": "in_place"})
-    with pytest.raises(ConfigError, match=r"weight_sync\.kind=broadcast: the nearest choice is 'in_place'"):
-        settings({"weight_sync.kind": "broadcast"})
+def test_the_kind_decides_how_weights_reach_the_engine(settings, open_sync):
+    restart = open_sync(INTO_VLLM)
+    assert restart.publish(0).wait() and restart.publish(1).wait()
+    assert [path.name for path in restart.engine.controls[0].all("restart")] == ["version_1"]
+    broadcast = open_sync({**INTO_VLLM, "weight_sync.kind": "broadcast", "weight_sync.timeout": 1.0})
+    with pytest.raises(EngineError, match="weight_sync=broadcast: no group of 2 on"):
+        broadcast.publish(1)
+
+
+@effect("weight_sync.every")
+def test_between_publications_the_engine_stays_at_the_older_version(settings, open_sync):
+    for every, held in {1: [0, 1, 2, 3, 4], 2: [0, 0, 2, 2, 4]}.items():
+        sync = open_sync({**INTO_VLLM, "weight_sync.every": every})
+        assert [sync.publish(version).version for version in range(5)] == held
+        assert sync.publish(5, now=True).version == sync.engine.version == 5
+
+
+@effect("weight_sync.in_flight")
+def test_requests_in_flight_are_treated_as_asked(settings, open_sync):
+    for mode in ("drain", "abort"):
+        sync = open_sync({**INTO_VLLM, "weight_sync.in_flight": mode})
+        sync.publish(0).wait()
+        assert sync.engine.controls[0].all("pause") == [mode]
+
+
+@effect("weight_sync.host", "weight_sync.timeout")
+def test_a_broadcast_waits_for_workers_at_its_address_and_no_longer_than_told(settings, open_sync):
+    for host, seconds in (("127.0.0.1", 1.0), ("127.0.0.2", 2.0)):
+        changes = {"weight_sync.kind": "broadcast", "weight_sync.host": host, "weight_sync.timeout": seconds}
+        sync = open_sync({**INTO_VLLM, **changes})
+        with pytest.raises(EngineError, match=rf"no group of 2 on {host}:\d+: no word after {seconds:g} s from"):
+            sync.publish(0)
+
+
+@effect("weight_sync.bridge")
+def test_the_bridge_of_a_server_started_by_hand_is_found_where_it_was_said(settings, tmp_path):
+    Bridge("a model", "cpu", {}, {}, url="http://127.0.0.1:7").write(tmp_path)
+    shared = {"engine.kind": "vllm_server", "weight_sync.kind": "shared"}
+    assert servers_of(settings(shared)).endpoints == []
+    assert servers_of(settings({**shared, "weight_sync.bridge": str(tmp_path)})).endpoints == ["http://127.0.0.1:7"]
 
 
 @effect("weight_sync.self_check_every")

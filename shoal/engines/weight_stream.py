@@ -1,0 +1,176 @@
+"""Weights through a process group: large tensors one by one, small ones packed. Both ends of it.
+
+The group is a second one, made from a store and nothing else: it needs no default group and disturbs none.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from math import prod
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+from torch.distributed import PrefixStore, ProcessGroupGloo, TCPStore
+
+BUCKET = 2**20  # bytes: smaller tensors are packed into buckets of at most so many
+ALIGNMENT = 16  # bytes: where a tensor may begin within a bucket
+
+
+@dataclass(frozen=True)
+class WeightSpec:
+    """A weight by its Hugging Face name; `dtype` is torch's name of it, such as float32."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * getattr(torch, self.dtype).itemsize
+
+    def to_row(self) -> list[Any]:
+        """As JSON."""
+        return [self.name, list(self.shape), self.dtype]
+
+    @classmethod
+    def from_row(cls, row: Sequence[Any]) -> WeightSpec:
+        return cls(row[0], tuple(row[1]), row[2])
+
+
+class Sized(Protocol):
+    """A spec or a tensor."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+One = TypeVar("One", bound=Sized)
+
+
+def packets(items: Iterable[tuple[str, One]], bucket: int) -> Iterator[list[tuple[str, One]]]:
+    """What goes together, in the order of the wire: the same at both ends, for the same weights in the same order."""
+    waiting: list[tuple[str, One]] = []
+    size = 0
+    for name, item in items:
+        if item.nbytes >= bucket:
+            yield [(name, item)]
+            continue
+        if size + padded(item.nbytes) > bucket and waiting:
+            yield waiting
+            waiting, size = [], 0
+        waiting.append((name, item))
+        size += padded(item.nbytes)
+    if waiting:
+        yield waiting
+
+
+def padded(nbytes: int) -> int:
+    """So many bytes, rounded up to where the next tensor may begin."""
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+
+def bucket_size(specs: Iterable[WeightSpec]) -> int:
+    """Bytes of a bucket: no more than the largest weight, so that a small model's buckets cost no more than it does."""
+    return min(BUCKET, max((padded(spec.nbytes) for spec in specs), default=BUCKET))
+
+
+class WeightGroup:
+    """A process group of the learner (rank 0) and all workers, Gloo on a CPU and NCCL between GPUs.
+
+    `name` must be new at every (re)connection: a store remembers the addresses of the last one.
+
+    Raises:
+        RuntimeError: not all of the `world` came within `seconds`.
+    """
+
+    def __init__(
+        self, store: TCPStore, name: str, rank: int, world: int, seconds: float, device: torch.device, host: str
+    ) -> None:
+        self.timeout = timedelta(seconds=seconds)
+        named = PrefixStore(name, store)
+        if device.type == "cuda":
+            from torch.distributed import ProcessGroupNCCL  # noqa: PLC0415 - not in builds of torch without CUDA
+
+            options = ProcessGroupNCCL.Options()
+            options._timeout = self.timeout
+            self.group: Any = ProcessGroupNCCL(named, rank, world, options)
+            return
+        gloo = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+        gloo._timeout = self.timeout
+        # Over loopback the host's own name, which may resolve to an address of another network, is not asked for.
+        gloo._devices = [
+            ProcessGroupGloo.create_device(hostname=host)
+            if is_loopback(host)
+            else ProcessGroupGloo.create_default_device()
+        ]
+        self.group = ProcessGroupGloo(named, rank, world, gloo)
+
+    def broadcast(self, tensor: Tensor) -> None:
+        """Rank 0's values, a contiguous tensor of bytes, to all. Raises RuntimeError at a lost peer or deadline."""
+        self.group.broadcast(tensor, 0).wait(self.timeout)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is this machine's own, for processes of this machine only."""
+    return host == "localhost" or host.startswith("127.")
+
+
+def listen(host: str, seconds: float) -> TCPStore:
+    """The store at which a group's members find each other; bound to `host` alone, on a free port (`store.port`)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as door:
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        door.bind((host, 0))
+        door.listen()
+        port = door.getsockname()[1]
+        return TCPStore(
+            host,
+            port,
+            is_master=True,
+            wait_for_workers=False,
+            timeout=timedelta(seconds=seconds),
+            master_listen_fd=door.detach(),
+        )
+
+
+def find(host: str, port: int, seconds: float) -> TCPStore:
+    """The store that `listen` opened."""
+    return TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=seconds))
+
+
+@torch.no_grad()
+def send(group: WeightGroup, weights: Iterable[tuple[str, Tensor]], bucket: int, device: torch.device) -> None:
+    """Broadcasts weights as they come. Beside them no more than one bucket is held, and what had to be moved."""
+    room = torch.empty(bucket, dtype=torch.uint8, device=device)
+    for packet in packets(weights, bucket):
+        if len(packet) == 1 and packet[0][1].nbytes >= bucket:
+            group.broadcast(as_bytes(packet[0][1].to(device)))
+            continue
+        end = 0
+        for _, tensor in packet:
+            room[end : end + tensor.nbytes].copy_(as_bytes(tensor))
+            end += padded(tensor.nbytes)
+        group.broadcast(room[:end])
+
+
+def receive(
+    group: WeightGroup, specs: Sequence[WeightSpec], bucket: int, device: torch.device
+) -> Iterator[tuple[str, Tensor]]:
+    """Yields the weights that `send` broadcasts. Each is valid until the next is asked for: one buffer holds all."""
+    room = torch.empty(max(bucket, *(spec.nbytes for spec in specs)), dtype=torch.uint8, device=device)
+    for packet in packets(((spec.name, spec) for spec in specs), bucket):
+        whole = len(packet) == 1 and packet[0][1].nbytes >= bucket
+        size = packet[0][1].nbytes if whole else sum(padded(spec.nbytes) for _, spec in packet)
+        group.broadcast(room[:size])
+        end = 0
+        for name, spec in packet:
+            yield name, room[end : end + spec.nbytes].view(getattr(torch, spec.dtype)).view(spec.shape)
+            end += padded(spec.nbytes)
+
+
+def as_bytes(tensor: Tensor) -> Tensor:
+    """The same memory as a vector of bytes; a copy where the tensor is not contiguous."""
+    return tensor.detach().contiguous().view(-1).view(torch.uint8)

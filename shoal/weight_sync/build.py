@@ -1,0 +1,78 @@
+"""Which weight sync into vLLM a configuration names, and the bridge where a server was started by hand."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+from shoal.config import ShoalConfig
+from shoal.config.vllm import VllmConfig
+from shoal.engines.shared_weights import BRIDGE_FILE, Bridge
+from shoal.errors import ConfigError
+from shoal.learners.local import LocalLearner
+from shoal.learners.lora import adapter_base
+from shoal.weight_sync.broadcast import BroadcastSync
+from shoal.weight_sync.check import SelfCheck
+from shoal.weight_sync.lora import LoraSync
+from shoal.weight_sync.restart import RestartSync
+from shoal.weight_sync.shared import SEED_FILE, SharedSync, find_bridge, share
+from shoal.weight_sync.vllm import VllmSync
+
+
+def build_vllm_sync(
+    cfg: ShoalConfig, learner: LocalLearner, engine: Any, check: SelfCheck, folder: Path | None
+) -> VllmSync:
+    """The sync of `weight_sync.kind`. What is handed over on disk lies in the run's `folder` while the run lasts.
+
+    Raises:
+        ConfigError: the servers that are there do not fit.
+    """
+    sync = cfg.weight_sync
+    place = folder / "weight_sync" if folder else Path(mkdtemp(prefix="shoal_weight_sync_"))
+    found: VllmSync
+    if sync.kind == "broadcast":
+        found = BroadcastSync(sync, learner, engine, check, learner.runtime.device)
+    elif sync.kind == "restart":
+        found = RestartSync(sync, learner, engine, check, place, fresh=adapter_base(cfg.model.name) is None)
+    elif sync.kind == "lora":
+        found = LoraSync(sync, learner, engine, check, place, cfg.model.lora.r)
+    else:
+        bridge = bridge_of(cfg)
+        if bridge is None:
+            share(engine.controls[0], place)
+        found = SharedSync(sync, learner, engine, check, bridge or place, ours=bridge is None)
+    engine.restore = found.restore
+    return found
+
+
+def servers_of(cfg: ShoalConfig) -> VllmConfig:
+    """`engine.vllm`, with the server that a bridge names where none is given.
+
+    Raises:
+        ConfigError: the server was started without an address.
+    """
+    bridge = bridge_of(cfg)
+    if bridge is None or cfg.engine.vllm.endpoints:
+        return cfg.engine.vllm
+    url = Bridge.read(bridge).url
+    if not url:
+        raise ConfigError(f"the bridge in {bridge} names no server: set engine.vllm.endpoints=[http://HOST:PORT]")
+    return replace(cfg.engine.vllm, endpoints=[url])
+
+
+def bridge_of(cfg: ShoalConfig) -> Path | None:
+    """The folder of the bridge to a server that was started by hand; None where Shoal launches it.
+
+    Raises:
+        ConfigError: such a server is meant, but its bridge is not there.
+    """
+    if cfg.weight_sync.kind != "shared":
+        return None
+    logdir = os.environ.get("LOGDIR")
+    by_environment = bool(logdir) and any((Path(logdir or "") / file).is_file() for file in (BRIDGE_FILE, SEED_FILE))
+    if cfg.weight_sync.bridge or cfg.engine.vllm.endpoints or by_environment:
+        return find_bridge(cfg.weight_sync.bridge)
+    return None

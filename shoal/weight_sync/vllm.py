@@ -1,0 +1,138 @@
+"""What all weight syncs into vLLM share: pause, swap, reset the prefix cache, resume, ask for the version, check."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from logging import getLogger
+from threading import RLock
+from time import perf_counter
+from typing import Any, Protocol
+
+from shoal.config.parts import WeightSyncConfig
+from shoal.engines.vllm_control import VllmControl
+from shoal.errors import EngineError, TrainingError
+from shoal.learners.base import Learner
+from shoal.weight_sync.base import PublishHandle, WeightSync
+from shoal.weight_sync.check import SelfCheck
+from shoal.weight_sync.together import run_together
+
+logger = getLogger(__name__)
+
+
+class VllmEngine(Protocol):
+    """What a sync asks of an engine of one or more vLLMs, beside `Engine`."""
+
+    version: int
+    controls: Sequence[VllmControl]
+
+    def refresh(self, version: int) -> None:
+        """Requests in flight and new ones are sampled by `version` from here on."""
+
+    def revive(self) -> int:
+        """Starts servers again that have died, with the weights of now; how many there were."""
+
+
+class VllmSync(WeightSync):
+    """A kind says what is made ready while the old weights still serve, and how the new ones are put in."""
+
+    def __init__(self, cfg: WeightSyncConfig, learner: Learner, engine: VllmEngine, check: SelfCheck) -> None:
+        self.cfg = cfg
+        self.learner = learner
+        self.engine = engine
+        self.check = check
+        self.published: int | None = None
+        # A server that died may ask for weights while the learner writes them.
+        self.weights = RLock()
+
+    def warm_up(self, version: int) -> None:
+        """Fills prefix caches by the old weights, where the check of this version will look whether they were reset."""
+        self.check.warm_up(version)
+
+    def prepare(self, version: int) -> None:
+        """Makes ready what the swap needs. The engine serves meanwhile."""
+
+    @abstractmethod
+    def swap(self, version: int) -> None:
+        """Puts the learner's weights into every vLLM. Generation is paused; on return each worker has `version`."""
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        with self.weights:
+            yield
+
+    def due(self, version: int) -> bool:
+        """The first version of a process, and those that `every` divides."""
+        return self.published is None or version % self.cfg.every == 0
+
+    def publish(self, version: int, *, now: bool = False) -> PublishHandle:
+        if version == self.published or not (now or self.due(version)):
+            return PublishHandle(self.engine.version, {})
+        seconds: dict[str, float] = {}
+        try:
+            self.update(version, seconds)
+        except EngineError as error:
+            if not self.engine.revive():
+                raise
+            logger.warning("weight sync: %s; a server had died and is started again", error)
+            if self.published != version:
+                self.update(version, seconds)
+        with timed(seconds, "confirm"):
+            self.confirm(version)
+        started = perf_counter()
+        if self.check.run(version) is not None:
+            seconds["self_check"] = perf_counter() - started
+        return PublishHandle(version, seconds)
+
+    def update(self, version: int, seconds: dict[str, float]) -> None:
+        """Pauses, swaps, resets and resumes; fills in the seconds of each.
+
+        Raises:
+            EngineError: a server does not do what it is asked.
+        """
+        with self.weights:
+            with timed(seconds, "prepare"):
+                self.warm_up(version)
+                self.prepare(version)
+            with timed(seconds, "pause"):
+                self.each("pause", lambda control: control.pause(self.cfg.in_flight))
+            with timed(seconds, "swap"):
+                self.swap(version)
+            with timed(seconds, "reset"):
+                self.each("reset the prefix cache", lambda control: control.reset_prefix_cache())
+            with timed(seconds, "resume"):
+                self.engine.refresh(version)
+                self.each("resume", lambda control: control.resume())
+            self.published = version
+
+    def each(self, what: str, call: Callable[[VllmControl], Any]) -> dict[str, Any]:
+        """One call to every vLLM, at the same time. Raises EngineError, naming the version and the server."""
+        controls = self.engine.controls
+        if len(controls) == 1:
+            return {controls[0].name: call(controls[0])}
+        return run_together({control.name: partial(call, control) for control in controls}, self.cfg.timeout)
+
+    def confirm(self, version: int) -> None:
+        """Asks every worker which version it holds.
+
+        Raises:
+            TrainingError: one holds another.
+        """
+        statuses = self.each("tell the version", lambda control: control.call_workers("shoal_status"))
+        for name, rows in statuses.items():
+            for row in rows:
+                if row["version"] != version:
+                    raise TrainingError(
+                        f"weight sync: version {version} was published, but worker {row['rank']} of {name} holds "
+                        f"{row['version']}: the swap failed there without an error; see its log"
+                    )
+
+
+@contextmanager
+def timed(seconds: dict[str, float], part: str) -> Iterator[None]:
+    """Adds the seconds of a part."""
+    started = perf_counter()
+    yield
+    seconds[part] = perf_counter() - started
