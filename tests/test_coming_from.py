@@ -86,7 +86,13 @@ def endpoint(model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[l
     port = free_port("127.0.0.1")
     log = tmp_path_factory.mktemp("endpoint") / "server.log"
     server = ServerProcess(
-        [f"--model={model}", "--dtype=float32", "--max-model-len=400", "--enforce-eager", "--generation-config=vllm"],
+        [
+            f"--model={model}",
+            "--dtype=float32",
+            "--max-model-len=400",
+            "--enforce-eager",
+            "--kv-cache-memory-bytes=200000000",
+        ],
         VllmArguments(model, "float32", 400, 16, "cpu").environment(),
         host="127.0.0.1",
         port=port,
