@@ -175,6 +175,16 @@ class TrainSequence:
     ref_logprobs: NDArray[np.float32] | None = None
     temperature: float | None = None
 
+    @property
+    def trained_tokens(self) -> int:
+        """The True entries of the mask."""
+        return int(np.count_nonzero(self.mask))
+
+    @property
+    def has_signal(self) -> bool:
+        """True where the advantage of a trained token is not 0."""
+        return bool(np.count_nonzero(self.advantages[self.mask]))
+
 
 @dataclass
 class Batch:

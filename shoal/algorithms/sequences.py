@@ -14,7 +14,7 @@ SegmentAdvantages = list[NDArray[np.float64]]
 
 def num_trained(completion: Completion) -> int:
     """The completion's trained tokens, over all segments."""
-    return sum(sum(segment.mask) for segment in completion.segments)
+    return sum(segment.mask.count(True) for segment in completion.segments)
 
 
 def has_own_advantages(completion: Completion) -> bool:

@@ -16,6 +16,7 @@ from shoal.config.parts import LearnerConfig
 from shoal.learners.forward import PolicyForward, packing_obstacle, refuse_packing
 from shoal.learners.model import Policy
 from shoal.learners.step import scatter
+from shoal.learners.tree_attention import LONGEST, NAME
 from shoal.runtime import Runtime
 from shoal.types import Segment, TrainSequence
 
@@ -52,7 +53,8 @@ class Passes:
     def _pack(self, sequences: Sequence[TrainSequence]) -> list[MicroBatch]:
         flash = self.forward.attention == "flash_attention_2"
         length = self.cfg.pack_length
-        if flash:  # one flat row, whose sequences the kernel tells apart by their bounds
+        if flash or (not length and self._by_trees(sequences)):
+            # One flat row without padding: attention is told where sequences begin and end.
             length = self.cfg.micro_batch_tokens
         elif not length and self.runtime.device.type != "cpu":
             length = DEVICE_ROW
@@ -64,6 +66,10 @@ class Passes:
             pack_length=length,
             share_prefix=self.cfg.share_prefix and not flash,
         )
+
+    def _by_trees(self, sequences: Sequence[TrainSequence]) -> bool:
+        """Whether attention goes by trees, whatever row they are in."""
+        return self.forward.attention == NAME and all(len(sequence.ids) < LONGEST for sequence in sequences)
 
     @torch.no_grad()
     def score(

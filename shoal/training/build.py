@@ -18,6 +18,7 @@ from shoal.engines.base import Engine
 from shoal.engines.served_engine import ServedEngine
 from shoal.engines.torch_engine import TorchEngine
 from shoal.engines.vllm_arguments import longest, policy_arguments
+from shoal.engines.vllm_compat import check_vllm
 from shoal.engines.vllm_inprocess import VllmEngine
 from shoal.engines.vllm_requests import RequestForm
 from shoal.engines.vllm_server import VllmServerEngine
@@ -72,6 +73,7 @@ def open_policy(cfg: ShoalConfig, runtime: Runtime) -> Policy:
 
 def build_parts(cfg: ShoalConfig, rewards: Mapping[str, Verifier], folder: Path | None = None) -> Parts:
     """Loads the model and the data and connects the parts. `folder` is the run's, where there is one."""
+    check_packages(cfg)
     runtime = resolve_runtime(cfg.runtime, cfg.model)
     prepare_process(cfg.runtime)
     seed_everything(cfg.run.seed)
@@ -79,10 +81,21 @@ def build_parts(cfg: ShoalConfig, rewards: Mapping[str, Verifier], folder: Path 
     task = build_task(cfg, policy.tokenizer, own_verifiers=rewards)
     learner = LocalLearner(policy, cfg, runtime, total_steps(cfg))
     engine = build_engine(cfg, policy, runtime, folder)
-    sync = build_weight_sync(cfg, learner, engine, self_check(cfg, runtime, policy, task, engine, learner), folder)
-    named = {name for prompt in (*task.train, *task.evaluation) for name in prompt.verifiers}
-    scorer = Scorer(cfg.reward, task.verifiers, rewards, folder, named)
+    with ExitStack() as undo:
+        undo.callback(engine.close)
+        sync = build_weight_sync(cfg, learner, engine, self_check(cfg, runtime, policy, task, engine, learner), folder)
+        undo.callback(sync.close)
+        named = {name for prompt in (*task.train, *task.evaluation) for name in prompt.verifiers}
+        scorer = Scorer(cfg.reward, task.verifiers, rewards, folder, named)
+        undo.pop_all()
     return Parts(runtime, policy, task, decoder(policy), scorer, learner, engine, sync)
+
+
+def check_packages(cfg: ShoalConfig) -> None:
+    """Raises EngineError where vLLM would be started and is not there, before anything large is loaded."""
+    engine = cfg.engine.kind == "vllm" or (cfg.engine.kind == "vllm_server" and not servers_of(cfg).endpoints)
+    if engine or (cfg.algorithm.kl_coef > 0 and cfg.reference.kind == "vllm_launch"):
+        check_vllm()
 
 
 def build_engine(cfg: ShoalConfig, policy: Policy, runtime: Runtime, folder: Path | None) -> Engine:
