@@ -177,6 +177,39 @@ def _serve(verbs: Any) -> None:
     code.add_argument("--workers", type=int, default=os.cpu_count(), help="programs at once (default: one a core)")
     code.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     _serve_api(servers)
+    _serve_vllm(servers)
+
+
+def _serve_vllm(servers: Any) -> None:
+    text = "Run a vLLM server for trainers (engine.vllm.endpoints, vllm_endpoint references) and environments."
+    vllm: ArgumentParser = servers.add_parser("vllm", help=text, description=text)
+    vllm.set_defaults(run=run_serve_vllm, overrides=[])
+    vllm.add_argument("--model", required=True, help="Hub name or local folder")
+    vllm.add_argument(
+        "--host", default="127.0.0.1", help="a public address needs SHOAL_VLLM_API_KEY in the environment"
+    )
+    vllm.add_argument("--port", type=int, default=9001, help="(default: %(default)s)")
+    vllm.add_argument(
+        "--bridge", metavar="DIR", help="share the weights with a trainer on this machine (weight_sync=shared)"
+    )
+    vllm.add_argument(
+        "--lora-rank", type=int, default=0, metavar="R", help="take adapters up to this rank (weight_sync=lora)"
+    )
+    vllm.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
+    vllm.add_argument("--tensor-parallel", type=int, default=1, metavar="N", help="devices that share each layer")
+    vllm.add_argument(
+        "--memory-share", type=float, default=0.9, metavar="X", help="of a GPU's memory (default: %(default)s)"
+    )
+    vllm.add_argument(
+        "--cache-gib", type=float, default=0.0, metavar="G", help="KV cache; default: by --memory-share, 1 on a CPU"
+    )
+    vllm.add_argument(
+        "--max-model-len", type=int, default=0, metavar="N", help="tokens of prompt and completion (default: 4096)"
+    )
+    vllm.add_argument("--max-batch", type=int, default=256, metavar="N", help="completions at a time (default: 256)")
+    vllm.add_argument("--eager", default="auto", choices=("auto", "on", "off"), help="no compiled graphs")
+    vllm.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    vllm.add_argument("extra", nargs="*", metavar="-- ARGUMENT", help="further arguments of vLLM's own command line")
 
 
 def _serve_api(servers: Any) -> None:
@@ -265,6 +298,14 @@ def run_serve_code(options: Namespace) -> int:
     if options.workers < 1:
         raise ConfigError(f"--workers {options.workers}: at least 1")
     return serve_code(options.host, options.port, tier=options.tier, python=options.python, workers=options.workers)
+
+
+def run_serve_vllm(options: Namespace) -> int:
+    """`shoal serve vllm`: serves until Ctrl-C or SIGTERM."""
+    from shoal.engines.vllm_serve import ServeOptions, serve_vllm  # noqa: PLC0415 imports torch, slow for --help
+
+    flags = {name: value for name, value in vars(options).items() if name in ServeOptions.__dataclass_fields__}
+    return serve_vllm(ServeOptions(**flags))
 
 
 def run_env(options: Namespace) -> int:

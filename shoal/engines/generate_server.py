@@ -1,10 +1,4 @@
-"""The built-in engine behind HTTP: POST /generate in the dialect of vLLM's small API server, GET /health.
-
-A request is `{"prompt": {"prompt_token_ids": [...]}, "max_tokens": ..., "temperature": ..., "seed": ..., "n": ...}`;
-the reply has, for each completion, `text`, `finish_reasons`, `token_ids`, `logprobs` (a list over positions of
-`[{token id: log-prob}]`) and `versions` (runs of first token and weights version). In place of `n` and `seed`, `seeds`
-gives each completion its own.
-"""
+"""The built-in engine behind HTTP: POST /generate (generate_dialect.py), and GET /health."""
 
 from __future__ import annotations
 
@@ -12,67 +6,27 @@ import asyncio
 import hmac
 import os
 import secrets
-from collections.abc import Callable
 from logging import getLogger
 from socket import create_server
 from threading import Thread
 from time import monotonic, sleep
-from typing import Annotated, Any
+from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
-from pydantic import BaseModel, ConfigDict, Field
 from uvicorn import Config, Server
 
 from shoal.engines import base
-from shoal.engines.base import EngineOutput, SamplingParams
+from shoal.engines.base import EngineOutput
+from shoal.engines.generate_dialect import GenerateRequest, reply
 from shoal.engines.served_engine import ServedEngine
 from shoal.errors import ConfigError, EngineError
 from shoal.rewards.sandbox.serve import is_loopback
-from shoal.types import StopReason
 
 logger = getLogger(__name__)
 
 TOKEN_VARIABLE = "SHOAL_ENGINE_TOKEN"
 START_SECONDS = 30.0
 LOOK_SECONDS = 1.0  # between two looks at whether whoever asked is still there
-
-Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
-Decode = Callable[[list[int]], str]
-
-
-class TokenPrompt(BaseModel):
-    """A prompt as token ids."""
-
-    prompt_token_ids: Ids
-
-
-class GenerateRequest(BaseModel):
-    """The body of POST /generate. Fields that are not known are refused, not ignored."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    prompt: TokenPrompt | str
-    model: str | None = None
-    n: Annotated[int, Field(ge=1, le=1024)] = 1
-    seed: int | None = None
-    seeds: list[int] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] = 16
-    temperature: Annotated[float, Field(ge=0)] = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Field(ge=-1)] = 0
-    stop: list[str] | str | None = None
-    include_stop_str_in_output: bool = True
-    logprobs: int | None = None
-    stream: bool = False
-
-    def seed_of_each(self) -> list[int]:
-        """One seed for each completion: those given, or the one given and those that follow it, or new ones."""
-        first = secrets.randbits(63) if self.seed is None else self.seed
-        return self.seeds or [first + index for index in range(self.n)]
-
-    def sampling(self) -> SamplingParams:
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        return SamplingParams(self.max_tokens, self.temperature, self.top_p, max(self.top_k, 0), stop)
 
 
 def make_app(engine: ServedEngine, tokenizer: Any, token: str | None) -> FastAPI:
@@ -141,25 +95,6 @@ async def _awaited(
             engine.withdraw([name])
             future.cancel()
     return await future
-
-
-def reply(prompt: list[int], outputs: list[EngineOutput], decode: Decode) -> dict[str, Any]:
-    """What POST /generate answers."""
-    return {
-        "text": [decode(output.token_ids) for output in outputs],
-        "finish_reasons": [_finish_reason(output) for output in outputs],
-        "prompt_token_ids": prompt,
-        "token_ids": [output.token_ids for output in outputs],
-        "logprobs": [
-            [[{id_: logprob}] for id_, logprob in zip(output.token_ids, output.logprobs, strict=True)]
-            for output in outputs
-        ],
-        "versions": [output.versions for output in outputs],
-    }
-
-
-def _finish_reason(output: EngineOutput) -> str:
-    return {StopReason.STOP: "stop", StopReason.LENGTH: "length"}.get(output.stop_reason, "abort")
 
 
 class GenerateServer:

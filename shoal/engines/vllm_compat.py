@@ -18,9 +18,12 @@ import stat
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from transformers import GenerationConfig
 
 from shoal.errors import EngineError
 
@@ -117,6 +120,22 @@ def about(engine: Any) -> dict[str, Any]:
         "max_model_len": config.model_config.max_model_len,
         "logprobs_mode": str(config.model_config.logprobs_mode),
     }
+
+
+def tokenizer_of(engine: Any) -> Any:
+    """The tokenizer of an AsyncLLM."""
+    return engine.tokenizer
+
+
+@cache
+def end_ids(engine: Any) -> list[int]:
+    """Ids that end a completion beside the tokenizer's own: those of the model's generation_config."""
+    model = engine.vllm_config.model_config
+    try:
+        found = GenerationConfig.from_pretrained(model.model, revision=model.revision).eos_token_id
+    except OSError:
+        return []
+    return [found] if isinstance(found, int) else list(found or [])
 
 
 # In this process: an LLMEngine that the caller steps.
