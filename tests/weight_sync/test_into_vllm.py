@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,7 +96,7 @@ def workers_model(parts: Parts) -> Any:
 
 
 def test_planted_faults_are_found(make_parts: Make, monkeypatch: pytest.MonkeyPatch):
-    """One engine for all: a stale head, one unmapped tensor, a swap that fails in silence, a cache that is not reset."""
+    """A stale head, an unmapped tensor, a swap that fails in silence, a cache that is not reset; one engine for all."""
     parts = make_parts("broadcast", "llama")
     parts.sync.publish(0).wait()
     model, control = workers_model(parts), parts.engine.controls[0]  # type: ignore[attr-defined]
@@ -114,6 +115,7 @@ def test_planted_faults_are_found(make_parts: Make, monkeypatch: pytest.MonkeyPa
             parts.sync.publish(parts.learner.version)
         # As if the run went on: the next publication mends it.
         parts.sync.published = None  # type: ignore[attr-defined]
+        control.resume()
 
     with monkeypatch.context() as patch:
         patch.setattr(model, "load_weights", without("lm_head.weight", claim=True), raising=False)
