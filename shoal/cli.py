@@ -32,6 +32,7 @@ from shoal.config.run_folder import (
 )
 from shoal.config.smoke import shrink
 from shoal.config.sweep import check_sweep, collect_runs, format_table, run_sweep
+from shoal.engines.owner import end_with_owner
 from shoal.errors import ConfigError, DataError, ShoalError
 from shoal.rewards.sandbox.serve import serve_code
 from shoal.rewards.sandbox.tiers import TIERS
@@ -51,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unknown option {flags[0]}; `shoal {options.verb} --help` lists them")
     options.overrides = [*options.overrides, *rest]
     set_up_logging(options.log_level)
+    if options.verb in ("serve", "env"):
+        end_with_owner()  # where a run has started it: then it ends with the run, however that ends
     try:
         return int(options.run(options))
     except (ConfigError, DataError) as error:
@@ -98,10 +101,32 @@ def _parser() -> ArgumentParser:
     _verb(verbs, "eval", run_eval, "Evaluate a model: shoal eval model=DIR.")
     _verb(verbs, "check", run_check, "Run the start-up check by itself: rewards, log-probs, memory, disk.")
     _serve(verbs)
+    _env(verbs)
     score = _verb(verbs, "score", run_score, "Score the rows of a JSONL file (completion, ground_truth).", "file")
     score.add_argument("--verifier", metavar="NAME", required=True, help="registered name, or package.module:function")
     _data(verbs)
     return parser
+
+
+def _env(verbs: Any) -> None:
+    text = "Serve an environment to a trainer, by a server of scored groups; or try it out on an engine."
+    env = _verb(verbs, "env", run_env, text, "name")
+    env.add_argument("--api", metavar="URL", default="http://127.0.0.1:8000", help="server (default: %(default)s)")
+    env.add_argument(
+        "--engine",
+        metavar="URL",
+        default="http://127.0.0.1:9001",
+        help="what answers /generate, or an OpenAI API with token ids (its URL ends in /v1) (default: %(default)s)",
+    )
+    env.add_argument(
+        "--mode",
+        default="serve",
+        choices=("serve", "process", "evaluate"),
+        help="serve: until the trainer has had its last step. process: write groups.jsonl and a page that shows them. "
+        "evaluate: accuracy on held-out prompts",
+    )
+    env.add_argument("--groups", type=int, default=8, metavar="N", help="groups of --mode process (default: 8)")
+    env.add_argument("--output", default=".", metavar="DIR", help="where --mode process writes (default: here)")
 
 
 def _data(verbs: Any) -> None:
@@ -152,6 +177,39 @@ def _serve(verbs: Any) -> None:
     code.add_argument("--workers", type=int, default=os.cpu_count(), help="programs at once (default: one a core)")
     code.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     _serve_api(servers)
+    _serve_vllm(servers)
+
+
+def _serve_vllm(servers: Any) -> None:
+    text = "Run a vLLM server for trainers (engine.vllm.endpoints, vllm_endpoint references) and environments."
+    vllm: ArgumentParser = servers.add_parser("vllm", help=text, description=text)
+    vllm.set_defaults(run=run_serve_vllm, overrides=[])
+    vllm.add_argument("--model", required=True, help="Hub name or local folder")
+    vllm.add_argument(
+        "--host", default="127.0.0.1", help="a public address needs SHOAL_VLLM_API_KEY in the environment"
+    )
+    vllm.add_argument("--port", type=int, default=9001, help="(default: %(default)s)")
+    vllm.add_argument(
+        "--bridge", metavar="DIR", help="share the weights with a trainer on this machine (weight_sync=shared)"
+    )
+    vllm.add_argument(
+        "--lora-rank", type=int, default=0, metavar="R", help="take adapters up to this rank (weight_sync=lora)"
+    )
+    vllm.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
+    vllm.add_argument("--tensor-parallel", type=int, default=1, metavar="N", help="devices that share each layer")
+    vllm.add_argument(
+        "--memory-share", type=float, default=0.9, metavar="X", help="of a GPU's memory (default: %(default)s)"
+    )
+    vllm.add_argument(
+        "--cache-gib", type=float, default=0.0, metavar="G", help="KV cache; default: by --memory-share, 1 on a CPU"
+    )
+    vllm.add_argument(
+        "--max-model-len", type=int, default=0, metavar="N", help="tokens of prompt and completion (default: 4096)"
+    )
+    vllm.add_argument("--max-batch", type=int, default=256, metavar="N", help="completions at a time (default: 256)")
+    vllm.add_argument("--eager", default="auto", choices=("auto", "on", "off"), help="no compiled graphs")
+    vllm.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    vllm.add_argument("extra", nargs="*", metavar="-- ARGUMENT", help="further arguments of vLLM's own command line")
 
 
 def _serve_api(servers: Any) -> None:
@@ -240,6 +298,31 @@ def run_serve_code(options: Namespace) -> int:
     if options.workers < 1:
         raise ConfigError(f"--workers {options.workers}: at least 1")
     return serve_code(options.host, options.port, tier=options.tier, python=options.python, workers=options.workers)
+
+
+def run_serve_vllm(options: Namespace) -> int:
+    """`shoal serve vllm`: serves until Ctrl-C or SIGTERM."""
+    from shoal.engines.vllm_serve import ServeOptions, serve_vllm  # noqa: PLC0415 imports torch, slow for --help
+
+    flags = {name: value for name, value in vars(options).items() if name in ServeOptions.__dataclass_fields__}
+    return serve_vllm(ServeOptions(**flags))
+
+
+def run_env(options: Namespace) -> int:
+    """`shoal env`: NAME is a preset, whose data and rewards are served, or a class by its import path."""
+    preset = options.config_name or ("story" if ":" in options.name else options.name)
+    config = load_config(preset, options.overrides, options.config_dir)
+    from shoal.rollout_api import environment_modes  # noqa: PLC0415 imports torch, which --help must not wait for
+
+    if options.mode == "serve":
+        environment_modes.serve(options.name, config, options.api, options.engine)
+    elif options.mode == "process":
+        page = environment_modes.process(options.name, config, options.engine, options.groups, Path(options.output))
+        print(page)
+    else:
+        for name, value in environment_modes.evaluate(options.name, config, options.engine).items():
+            print(f"{name}: {value:.4f}")
+    return 0
 
 
 def run_serve_api(options: Namespace) -> int:

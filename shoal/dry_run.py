@@ -31,10 +31,28 @@ def plan_lines(config: ShoalConfig) -> Iterator[str]:
     yield f"  matrix products    {_name(products)}"
     yield f"  attention          {runtime.attention}"
     yield from (f"  note: {note}" for note in runtime.notes)
+    yield from (f"  {line}" for line in vllm_lines(config, runtime.device.type))
     parts = estimate(config, runtime, _model_config(config))
     yield "\nMemory estimate (MiB)"
     yield from (f"  {part:<18} {size / MIB:>10,.1f}" for part, size in parts.items() if size)
     yield f"  {'total':<18} {sum(parts.values()) / MIB:>10,.1f}"
+
+
+def vllm_lines(config: ShoalConfig, device: str) -> Iterator[str]:
+    """Which vLLMs the run would start or ask, and what memory they would take beside the learner's."""
+    vllm = config.engine.vllm
+    share = vllm.memory_share or (0.45 if config.engine.kind == "vllm" else 0.9)
+    takes = f"{share:g} of a GPU's memory" if device == "cuda" else f"{vllm.cache_gib or 1:g} GiB of KV cache"
+    if config.engine.kind == "vllm":
+        yield f"engine             vLLM in this process: weights and {takes}"
+    elif config.engine.kind == "vllm_server" and vllm.endpoints:
+        yield f"engine             vLLM at {', '.join(vllm.endpoints)}"
+    elif config.engine.kind == "vllm_server":
+        ports = f"ports from {vllm.port}" if vllm.port else "free ports"
+        yield f"engine             {vllm.servers} vLLM server(s) on {vllm.host}, {ports}: weights and {takes} each"
+    if config.algorithm.kl_coef and config.reference.kind != "model":
+        port = config.reference.port or "a free port"
+        yield f"reference          vLLM on {config.reference.host}, {port} ({config.reference.kind})"
 
 
 def _name(dtype: Any) -> str:

@@ -25,5 +25,9 @@ class EngineError(TrainingError):
     """An inference server is not there, does not answer, or refuses what it is asked."""
 
 
+class RolloutApiError(TrainingError):
+    """The server of scored groups is not there, or refuses what it is asked."""
+
+
 class ServerDied(EngineError):
     """An inference server that answered before does not any more."""

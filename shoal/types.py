@@ -161,7 +161,7 @@ class TrainSequence:
     `ids` [context + sampled] int64; the arrays below have one entry per sampled token. `completion` and
     `group` index within the batch: the segments of one completion share the former, and sequences of one
     group may share their context's forward pass. `completion_tokens` counts the trained tokens of the
-    whole completion, over all its segments.
+    whole completion, over all its segments. `temperature` is the sampler's where it is not the batch's.
     """
 
     completion: int
@@ -173,6 +173,17 @@ class TrainSequence:
     advantages: NDArray[np.float64]
     completion_tokens: int
     ref_logprobs: NDArray[np.float32] | None = None
+    temperature: float | None = None
+
+    @property
+    def trained_tokens(self) -> int:
+        """The True entries of the mask."""
+        return int(np.count_nonzero(self.mask))
+
+    @property
+    def has_signal(self) -> bool:
+        """True where the advantage of a trained token is not 0."""
+        return bool(np.count_nonzero(self.advantages[self.mask]))
 
 
 @dataclass

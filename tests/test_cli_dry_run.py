@@ -46,3 +46,12 @@ def test_a_target_that_is_not_there_is_an_error(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     assert main(["train", "--dry-run", "runtime.target=linux_gpu"]) == 2
     assert capsys.readouterr().err.startswith("shoal: error: runtime.target=linux_gpu: torch sees no CUDA device")
+
+
+def test_a_dry_run_names_the_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    there = ["runtime.target=cpu", "algorithm.kl_coef=0.1", "reference.kind=vllm_launch", "engine.vllm.servers=2"]
+    assert main(["train", "--dry-run", "engine=vllm_server", "weight_sync=broadcast", *there]) == 0
+    said = capsys.readouterr().out
+    assert "2 vLLM server(s) on 127.0.0.1, free ports: weights and 1 GiB of KV cache each" in said
+    assert "reference          vLLM on 127.0.0.1, a free port (vllm_launch)" in said

@@ -102,13 +102,13 @@ def make_batch(
             made = train_sequences(group.completions[index], advantages, len(report.positions), used_groups)
             sequences += made
             report.positions.append(offset + index)
-            report.zero_advantage += not any(sequence.advantages[sequence.mask].any() for sequence in made)
+            report.zero_advantage += not any(sequence.has_signal for sequence in made)
         used_groups += bool(kept)
         offset += len(group.completions)
     batch = Batch(
         sequences=sequences,
         completions=len(report.positions),
-        trained_tokens=sum(int(sequence.mask.sum()) for sequence in sequences),
+        trained_tokens=sum(sequence.trained_tokens for sequence in sequences),
         temperature=temperature,
         max_new_tokens=max_new_tokens,
     )
@@ -137,7 +137,7 @@ def token_weights(
     """
     trained: dict[int, int] = {}
     for sequence in sequences:
-        trained[sequence.completion] = trained.get(sequence.completion, 0) + int(sequence.mask.sum())
+        trained[sequence.completion] = trained.get(sequence.completion, 0) + sequence.trained_tokens
     for sequence in sequences:
         if trained[sequence.completion] != sequence.completion_tokens:
             raise ValueError(f"completion {sequence.completion} is split over optimizer steps")

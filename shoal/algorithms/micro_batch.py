@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor, device
 
@@ -20,6 +21,7 @@ class MicroBatch:
     The tensors below are [N], one entry per trained token: `source` is the index into the flattened [R * L]
     positions whose hidden state predicts the token, `targets` its id. `sequence` and `token` say where each came from
     (index into the list that was packed, index among that sequence's sampled tokens), to put results back.
+    `temperature` is that of all its sequences, where they have one of their own.
     """
 
     input_ids: Tensor
@@ -31,7 +33,10 @@ class MicroBatch:
     sequence: Tensor
     token: Tensor
     plain: bool
+    temperature: float | None = None
 
     def to(self, where: device) -> MicroBatch:
-        tensors = {name: value.to(where) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return MicroBatch(**tensors, plain=self.plain)
+        tensors: dict[str, Any] = {
+            name: value.to(where) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **tensors)

@@ -83,10 +83,11 @@ def pack(
 
 def _needed(sequence: TrainSequence) -> int:
     """Tokens of the sequence that go through the model: all before its last trained one."""
-    trained = np.flatnonzero(sequence.mask)
-    if not len(trained) or sequence.context < 1:
+    trained = sequence.trained_tokens
+    if not trained or sequence.context < 1:
         raise ValueError(f"a sequence of completion {sequence.completion} has no trained token or no context")
-    return sequence.context + int(trained[-1])
+    last = len(sequence.mask) - 1 if sequence.mask[-1] else int(np.flatnonzero(sequence.mask)[-1])
+    return sequence.context + last
 
 
 def _by_completion(sequences: Sequence[TrainSequence]) -> list[list[int]]:
@@ -194,47 +195,47 @@ def _micro_batch(
     rows: Sequence[_Row], sequences: Sequence[TrainSequence], lengths: Sequence[int], *, plain: bool
 ) -> MicroBatch:
     width = max(row.length for row in rows)
-    input_ids, branch = np.zeros((2, len(rows), width), dtype=np.int64)
-    tree_of = np.full((len(rows), width), -1, dtype=np.int64)
-    positions = np.zeros((len(rows), width), dtype=np.int64)
+    input_ids, branch, positions = np.zeros((3, len(rows) * width), dtype=np.int64)
+    tree_of = np.full(len(rows) * width, -1, dtype=np.int64)
     count = np.arange(width)
-    source, targets, sequence_of, token_of = [], [], [], []
+    # Of each sequence: its index, the places of its context's end and of its own first token.
+    members: list[tuple[int, int, int]] = []
     for number, row in enumerate(rows):
-        start = 0
+        start = number * width
         for tree_number, tree in enumerate(row.trees):
-            context = len(tree.context)
-            tree_of[number, start : start + tree.length] = tree_number
-            input_ids[number, start : start + context] = tree.context
-            positions[number, start : start + context] = count[:context]
-            at = start + context
+            at = start + len(tree.context)
+            tree_of[start : start + tree.length] = tree_number
+            input_ids[start:at] = tree.context
+            positions[start:at] = count[: at - start]
+            last = at - 1
             for branch_number, index in enumerate(tree.members):
-                sequence = sequences[index]
-                own = lengths[index] - context
-                span = slice(at, at + own)
-                input_ids[number, span] = sequence.ids[context : context + own]
-                positions[number, span] = count[context : context + own]
-                branch[number, span] = branch_number + 1
-                tokens = np.flatnonzero(sequence.mask)
-                # Token 0 of a branch is predicted at the end of the context, token k at the branch's place k - 1.
-                source.append(np.where(tokens == 0, start + context - 1, at + tokens - 1) + number * width)
-                targets.append(sequence.ids[context + tokens])
-                sequence_of.append(np.full(len(tokens), index))
-                token_of.append(tokens)
-                at += own
+                context = sequences[index].context
+                end = at + lengths[index] - context
+                input_ids[at:end] = sequences[index].ids[context : lengths[index]]
+                positions[at:end] = count[context : lengths[index]]
+                branch[at:end] = branch_number + 1
+                members.append((index, last, at))
+                at = end
             start += tree.length
-        positions[number, start:] = count[start:] if plain else count[: width - start]
-
-    def join(parts: list[NDArray[np.int64]]) -> torch.Tensor:
-        return torch.from_numpy(np.concatenate(parts))
-
+        rest = width * (number + 1) - start
+        positions[start : start + rest] = count[width - rest :] if plain else count[:rest]
+    packed = [sequences[index] for index, _, _ in members]
+    trained = np.concatenate([sequence.mask for sequence in packed])
+    sampled = np.array([len(sequence.mask) for sequence in packed])
+    token = np.arange(len(trained)) - np.repeat(sampled.cumsum() - sampled, sampled)
+    sequence_of, context_end, own = np.repeat(np.array(members, dtype=np.int64).T, sampled, axis=1)
+    # Token 0 of a branch is predicted at the end of the context, token k at the branch's place k - 1.
+    source = np.where(token == 0, context_end, own + token - 1)
+    targets = np.concatenate([sequence.ids[sequence.context :] for sequence in packed])
+    shape = len(rows), width
     return MicroBatch(
-        input_ids=torch.from_numpy(input_ids),
-        position_ids=torch.from_numpy(positions),
-        tree=torch.from_numpy(tree_of),
-        branch=torch.from_numpy(branch),
-        source=join(source),
-        targets=join(targets),
-        sequence=join(sequence_of),
-        token=join(token_of),
+        input_ids=torch.from_numpy(input_ids.reshape(shape)),
+        position_ids=torch.from_numpy(positions.reshape(shape)),
+        tree=torch.from_numpy(tree_of.reshape(shape)),
+        branch=torch.from_numpy(branch.reshape(shape)),
+        source=torch.from_numpy(source[trained]),
+        targets=torch.from_numpy(targets[trained]),
+        sequence=torch.from_numpy(sequence_of[trained]),
+        token=torch.from_numpy(token[trained]),
         plain=plain,
     )

@@ -14,7 +14,7 @@ SegmentAdvantages = list[NDArray[np.float64]]
 
 def num_trained(completion: Completion) -> int:
     """The completion's trained tokens, over all segments."""
-    return sum(sum(segment.mask) for segment in completion.segments)
+    return sum(segment.mask.count(True) for segment in completion.segments)
 
 
 def has_own_advantages(completion: Completion) -> bool:
@@ -70,7 +70,8 @@ def mean_advantage(completion: Completion, advantage: float | None, tokens: Segm
 
 
 def train_sequences(completion: Completion, tokens: SegmentAdvantages, number: int, group: int) -> list[TrainSequence]:
-    """One sequence for each segment that has a trained token. `number` and `group` index within the batch."""
+    """One sequence for each segment that has a trained token. `number` and `group` index within the batch. The override
+    {"temperature": T} says that this completion was sampled at another temperature than the batch."""
     total = num_trained(completion)
     return [
         TrainSequence(
@@ -83,6 +84,7 @@ def train_sequences(completion: Completion, tokens: SegmentAdvantages, number: i
             advantages=advantages,
             completion_tokens=total,
             ref_logprobs=None if segment.ref_logprobs is None else np.array(segment.ref_logprobs, dtype=np.float32),
+            temperature=completion.overrides.get("temperature"),
         )
         for segment, advantages in zip(completion.segments, tokens, strict=True)
         if any(segment.mask)

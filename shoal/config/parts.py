@@ -11,9 +11,29 @@ class SourceConfig:
     """Where scored groups come from."""
 
     kind: str = option(
-        "sync", "sync: roll out now. replay: groups recorded by an earlier run", choices=("sync", "replay")
+        "sync",
+        "sync: roll out now. replay: groups recorded by an earlier run. rollout_api: groups that environments send",
+        choices=("sync", "replay", "rollout_api"),
     )
     path: str | None = option(None, "Run folder whose recorded groups are replayed (run.record_groups=true there)")
+    url: str = option("http://127.0.0.1:8000", "Server of scored groups: shoal serve api, or Atropos's run-api")
+    batch_size: int = option(
+        0, "Sequences of a batch that is asked for. 0: run.prompts_per_step x run.group_size", least=0
+    )
+    seq_len: int = option(
+        0, "Most tokens of a sequence, prompt included. 0: data.max_prompt_tokens + sampling.max_new_tokens", least=0
+    )
+    overlong: str = option(
+        "drop",
+        "Longer sequences. drop: their whole group. truncate: what is too much. mask: they count in their group's "
+        "statistics and are not trained on",
+        choices=("drop", "truncate", "mask"),
+    )
+    timeout: float = option(600.0, "Seconds that a server or a batch is waited for", least=1)
+    launch: str | None = option(
+        None,
+        "Start the server and this environment (a name or package.module:Class) with the run, and end them with it",
+    )
 
 
 @dataclass
@@ -27,6 +47,8 @@ class EngineConfig:
     )
     max_batch: int = option(256, "Most completions decoded at a time", least=1)
     max_cache_tokens: int = option(0, "Most tokens held in the KV cache. 0: no bound but max_batch", least=0)
+    serve_host: str = option("127.0.0.1", "Where environments reach the engine, with source=rollout_api")
+    serve_port: int = option(9001, "Its port. 0: a free one, which the log names", least=0)
     vllm: VllmConfig = option(VllmConfig, "vLLM")
 
 

@@ -72,6 +72,18 @@ RUN = (
         "run.record_groups=true would record what source=replay reads: leave it out",
     ),
     Refusal(
+        lambda c: c.source.kind != "rollout_api" and c.source.launch is not None,
+        "source.launch={c.source.launch} starts an environment for source=rollout_api: add that, or leave it out",
+    ),
+    Refusal(
+        lambda c: c.environment.min_allocation > 1,
+        "environment.min_allocation={c.environment.min_allocation} is a share of every batch: at most 1",
+    ),
+    Refusal(
+        lambda c: c.environment.tool_timeout == 0,
+        "environment.tool_timeout=0 leaves no time for a tool: set seconds, such as 10",
+    ),
+    Refusal(
         lambda c: c.memory_profile.enabled and c.memory_profile.interval == 0,
         "memory_profile.interval=0 would sample without a pause: set at least 0.1 seconds",
     ),

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from shoal.config.algorithm import AlgorithmConfig
 from shoal.config.data import DataConfig, EvaluationConfig, RewardConfig, SamplingConfig
+from shoal.config.environment import EnvironmentConfig
 from shoal.config.model import ModelConfig, OptimizerConfig
 from shoal.config.options import option
 from shoal.config.parts import EngineConfig, LearnerConfig, SourceConfig, WeightSyncConfig
@@ -28,6 +29,7 @@ class ShoalConfig:
     sampling: SamplingConfig = option(SamplingConfig, "Sampling of completions")
     evaluation: EvaluationConfig = option(EvaluationConfig, "Evaluation")
     source: SourceConfig = option(SourceConfig, "Where groups come from")
+    environment: EnvironmentConfig = option(EnvironmentConfig, "Environments as processes of their own: shoal env")
     engine: EngineConfig = option(EngineConfig, "The inference engine")
     learner: LearnerConfig = option(LearnerConfig, "The learner")
     weight_sync: WeightSyncConfig = option(WeightSyncConfig, "The weight sync")

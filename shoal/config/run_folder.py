@@ -41,13 +41,18 @@ def new_sweep_folder(config: ShoalConfig) -> Path:
 def _free_folder(root: Path, name: str | None) -> Path:
     if name is not None:
         folder = root / name
-        if folder.exists():
+        if folder.exists() and not _never_began(folder):
             raise ConfigError(f"{folder} exists: choose another run.name, or go on with that run by resume={folder}")
         return folder
     stamp = root / f"{datetime.now():%Y-%m-%d/%H-%M-%S}"
     if not stamp.exists():
         return stamp
     return next(path for n in count(2) if not (path := stamp.with_name(f"{stamp.name}_{n}")).exists())
+
+
+def _never_began(folder: Path) -> bool:
+    """True where a start was killed before its configuration was written: there is half of that alone."""
+    return not (folder / SAVED).exists() and {path.name for path in folder.iterdir()} == {SAVED.parent.name}
 
 
 def remove_unused(folder: Path, root: Path) -> None:

@@ -16,7 +16,12 @@ SEAMS = ("source", "engine", "learner", "weight_sync")
 
 # Which kinds go together: in each row every kind of one seam works with every kind of the others.
 WORKING_KINDS: tuple[Mapping[str, tuple[str, ...]], ...] = (
-    {"source": ("sync", "replay"), "engine": ("torch",), "learner": ("local",), "weight_sync": ("in_place",)},
+    {
+        "source": ("sync", "replay", "rollout_api"),
+        "engine": ("torch",),
+        "learner": ("local",),
+        "weight_sync": ("in_place",),
+    },
     {
         "source": ("sync", "replay"),
         "engine": ("vllm_server", "vllm"),

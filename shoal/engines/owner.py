@@ -20,6 +20,8 @@ def end_with_owner() -> None:
     owner = os.environ.get(OWNER)
     if owner:
         Thread(target=_watch, args=(int(owner),), name="owner watch", daemon=True).start()
+        # A forked process has none of its parent's threads.
+        os.register_at_fork(after_in_child=end_with_owner)
 
 
 def _watch(owner: int) -> None:

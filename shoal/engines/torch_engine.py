@@ -32,6 +32,7 @@ logger = getLogger(__name__)
 # which takes longer than a step of a small model.
 ROW_MULTIPLE = 16
 PREFILL_TOKENS = 2**14  # of one prefill pass, padding included
+SLICE_SECONDS = 0.02  # of work between two looks at what else is to be done
 
 
 @dataclass
@@ -133,17 +134,36 @@ class TorchEngine(Engine):
         """Most tokens to sample: what is asked for, within the model's positions."""
         return min(request.sampling.max_new_tokens, self.max_positions - len(request.prompt_ids))
 
+    @property
+    def busy(self) -> bool:
+        """Whether anything is queued, running or finished and not given out."""
+        return bool(self.ready or self.queue or self.rows.alive.any())
+
     def completed(self) -> Iterator[EngineOutput]:
-        while self.ready or self.queue or self.rows.alive.any():
+        while self.busy:
             # Nothing is yielded inside: the caller may train between two outputs.
             if not self.ready:
-                start = perf_counter()
-                with self.decoder.running():
-                    while not self.ready:
-                        self._step()
-                self.seconds += perf_counter() - start
+                self._run(forever=True)
             yield self.ready.popleft()
         self._reset_cache()
+
+    def advance(self) -> list[EngineOutput]:
+        """Does a little of the work: some steps of decoding. Gives the outputs that are finished by then."""
+        if self.busy and not self.ready:
+            self._run(forever=False)
+        finished = list(self.ready)
+        self.ready.clear()
+        if not self.busy:
+            self._reset_cache()
+        return finished
+
+    def _run(self, forever: bool) -> None:
+        """Steps until an output is ready, or, unless `forever`, until SLICE_SECONDS have gone by."""
+        start = perf_counter()
+        with self.decoder.running():
+            while not self.ready and (forever or perf_counter() - start < SLICE_SECONDS):
+                self._step()
+        self.seconds += perf_counter() - start
 
     def abort(self, ids: Sequence[str]) -> None:
         wanted = set(ids)

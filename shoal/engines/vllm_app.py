@@ -4,7 +4,8 @@
 
 One completion per HTTP request costs more than sampling it does, for a small model; here a whole list goes in by one
 request, and results come out as lines of JSON, each as soon as it is there. `ShoalRoutes` is an ASGI middleware,
-which vLLM takes by its name, so nothing inside vLLM is replaced. Routes can be added to it by `extra_routes`.
+which vLLM takes by its name, so nothing inside vLLM is replaced. The routes for others than the trainer stand in
+vllm_routes.py.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from shoal.engines import vllm_compat
+from shoal.engines import vllm_compat, vllm_routes
 from shoal.engines.owner import end_with_owner
 
 logger = getLogger(__name__)
@@ -34,8 +35,6 @@ PREFIX = "/shoal"
 OPEN_PATHS = ("/health", "/ping")  # answered without a key
 
 Handler = Callable[[Request], Awaitable[Response]]
-extra_routes: dict[str, Handler] = {}
-"""Further POST routes, by path; `shoal serve vllm` adds its own here before vLLM starts."""
 
 
 def engine_of(request: Request) -> Any:
@@ -95,6 +94,7 @@ async def call(request: Request) -> Response:
     found = await engine_of(request).collective_rpc(
         body["method"], timeout=body["timeout"], args=tuple(body["arguments"])
     )
+    vllm_routes.forget_version(request.scope["shoal.vllm"])
     return JSONResponse({"results": found})
 
 
@@ -105,6 +105,8 @@ async def pause(request: Request) -> Response:
 
 
 async def resume(request: Request) -> Response:
+    # Whoever changed weights did it in the pause.
+    vllm_routes.forget_version(request.scope["shoal.vllm"])
     await engine_of(request).resume_generation()
     return JSONResponse({})
 
@@ -121,6 +123,7 @@ async def adapter(request: Request) -> Response:
     done = bool(await engine_of(request).add_lora(loaded))
     if done:
         request.scope["shoal.vllm"].shoal_adapter = loaded
+        vllm_routes.forget_version(request.scope["shoal.vllm"])
     return JSONResponse({"done": done})
 
 
@@ -138,11 +141,15 @@ class ShoalRoutes:
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        routes = {**ROUTES, **extra_routes}
-        self.own = Starlette(routes=[Route(path, handler, methods=["POST"]) for path, handler in routes.items()])
+        routes = {path: (("POST",), handler) for path, handler in ROUTES.items()} | vllm_routes.ROUTES
+        self.own = Starlette(
+            routes=[Route(path, handler, methods=list(methods)) for path, (methods, handler) in routes.items()]
+        )
         self.paths = set(routes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await vllm_routes.share(scope["app"].state)
         if scope["type"] == "http":
             state = scope["app"].state
             keys = state.args.api_key or [key for key in [os.environ.get("VLLM_API_KEY")] if key]

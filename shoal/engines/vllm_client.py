@@ -41,11 +41,13 @@ class VllmClient:
         self.timeout = timeout
         self.key = key
 
-    def connection(self, most: int | None = None) -> httpx.AsyncClient:
-        """A client for one event loop, with so many connections at most."""
+    def connection(self, most: int | None = None, *, patient: bool = False) -> httpx.AsyncClient:
+        """A client for one event loop, with so many connections at most. A patient one has no deadline between two
+        results; its user has."""
+        timeout = httpx.Timeout(self.timeout, read=None if patient else self.timeout)
         limits = httpx.Limits(max_connections=most, max_keepalive_connections=most, keepalive_expiry=60.0)
         return httpx.AsyncClient(
-            base_url=self.url, headers=self.headers, timeout=self.timeout, limits=limits, trust_env=False, verify=tls()
+            base_url=self.url, headers=self.headers, timeout=timeout, limits=limits, trust_env=False, verify=tls()
         )
 
     async def ask(self, client: httpx.AsyncClient, requests: Sequence[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:

@@ -10,12 +10,20 @@ Requests and results have a form of Shoal's own here, dicts that are JSON, in th
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import re
+import socket
+import stat
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from transformers import GenerationConfig
 
 from shoal.errors import EngineError
 
@@ -114,6 +122,22 @@ def about(engine: Any) -> dict[str, Any]:
     }
 
 
+def tokenizer_of(engine: Any) -> Any:
+    """The tokenizer of an AsyncLLM."""
+    return engine.tokenizer
+
+
+@cache
+def end_ids(engine: Any) -> list[int]:
+    """Ids that end a completion beside the tokenizer's own: those of the model's generation_config."""
+    model = engine.vllm_config.model_config
+    try:
+        found = GenerationConfig.from_pretrained(model.model, revision=model.revision).eos_token_id
+    except OSError:
+        return []
+    return [found] if isinstance(found, int) else list(found or [])
+
+
 # In this process: an LLMEngine that the caller steps.
 
 
@@ -161,9 +185,37 @@ async def generate(engine: Any, request: Mapping[str, Any], adapter: Any) -> dic
     return result_of(request, output)
 
 
+def _fork_the_engine_core() -> None:
+    """Half of a small server's start is a second import of vLLM, because its CPU build spawns the engine core.
+
+    That is for OpenMP's threads, which do not survive a fork; with one thread there are none.
+    """
+    try:
+        from vllm.v1.engine import utils  # noqa: PLC0415
+    except ImportError:  # elsewhere in another release: it starts all the same, only later
+        return
+    utils.get_mp_context = lambda: multiprocessing.get_context("fork")
+    os.register_at_fork(after_in_child=_let_go_of_the_port)
+
+
+def _let_go_of_the_port() -> None:
+    """A forked engine core that held the server's port would keep callers waiting after the API server has died."""
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # the listing's own descriptor is gone by now
+            if not stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+                continue
+            held = socket.socket(fileno=int(name))
+            if held.family in (socket.AF_INET, socket.AF_INET6):
+                held.close()
+            else:
+                held.detach()
+
+
 def serve(arguments: Sequence[str]) -> None:
     """vLLM's API server, until it is told to end."""
     sys.argv = ["vllm", *arguments]
+    if os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") == "0" and os.environ.get("OMP_NUM_THREADS") == "1":
+        _fork_the_engine_core()
     try:
         from vllm.entrypoints.launchers.api_server.entry import main  # noqa: PLC0415
     except ImportError:  # before 0.32

@@ -10,6 +10,7 @@ import httpx
 from shoal.engines.vllm_arguments import SERVED_NAME
 from shoal.errors import EngineError
 
+API_KEY_VARIABLE = "SHOAL_VLLM_API_KEY"
 PROBE_TEXT = "7-2=5; so the answer is 42.\nGrüße, 東京!"
 ASK_SECONDS = 30.0
 
@@ -36,7 +37,7 @@ def check_endpoint(
         ) from error
     if response.status_code in (401, 403):
         raise EngineError(
-            f"{where}: the server refuses the API key: set {key}, or SHOAL_VLLM_API_KEY in the environment, to its own"
+            f"{where}: the server refuses the API key: set {key}, or {API_KEY_VARIABLE} in the environment, to its own"
         )
     models = _models(response)
     if not models:
@@ -63,7 +64,7 @@ def has_shoal_routes(url: str, headers: dict[str, str]) -> bool:
 
 def key_or_environment(key: str | None) -> str | None:
     """A server's key: as configured, else from the environment."""
-    return key or os.environ.get("SHOAL_VLLM_API_KEY")
+    return key or os.environ.get(API_KEY_VARIABLE)
 
 
 def _models(response: httpx.Response) -> list[dict[str, Any]]:

@@ -165,6 +165,8 @@ class VllmServer(VllmClient, VllmControl):
                 self.url + path, json=body, headers=self.headers, timeout=self.timeout, trust_env=False, verify=tls()
             )
         except httpx.TimeoutException as error:
+            if self.process is not None and self.process.ended():
+                raise ServerDied(self._gone(what, error)) from error
             raise EngineError(
                 f"{self.name}: no answer to {what} within {self.timeout:.0f} s (engine.vllm.request_timeout)"
             ) from error

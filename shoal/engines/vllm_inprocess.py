@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import random
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from logging import getLogger
 from pathlib import Path
 from threading import Condition
 from time import monotonic, perf_counter
 from typing import Any
+
+import numpy as np
+import torch
 
 from shoal.engines import vllm_compat
 from shoal.engines.base import Engine, EngineOutput, Request
@@ -50,12 +55,13 @@ class VllmEngine(Engine):
     def __init__(self, arguments: VllmArguments, form: RequestForm, timeout: float) -> None:
         vllm_compat.check_vllm()
         os.environ.update({**arguments.environment(), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"})
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         self.arguments = arguments
         self.form = form
         self.timeout = timeout
         started = monotonic()
-        self.llm = vllm_compat.make_engine(arguments.line())
+        with random_states_kept():
+            self.llm = vllm_compat.make_engine(arguments.line())
         logger.info("vLLM is ready after %.1f s", monotonic() - started)
         self.adapter: Any = None
         self.flights: dict[str, Flight] = {}
@@ -188,6 +194,16 @@ class VllmEngine(Engine):
         self.flights.clear()
         self.ready.clear()
         self.llm.engine_core.shutdown()
+
+
+@contextmanager
+def random_states_kept() -> Iterator[None]:
+    """vLLM seeds this process's generators when it starts; the learner's dropout is to have its own."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    yield
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])
 
 
 class InProcessControl(VllmControl):

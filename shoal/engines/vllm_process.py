@@ -129,6 +129,10 @@ class ServerProcess:
         except httpx.HTTPError:
             return False
 
+    def ended(self) -> bool:
+        """Whether the server's own process is gone."""
+        return self.process is None or self.process.poll() is not None
+
     def stop(self) -> None:
         """Ends the server and everything it started."""
         if self.process is None:

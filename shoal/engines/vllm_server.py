@@ -70,6 +70,7 @@ class VllmServerEngine(Engine):
         self.restarts_left = cfg.restarts
         self.flights: dict[str, Flight] = {}
         self.ready: deque[EngineOutput] = deque()
+        self.refused: EngineError | None = None
         self.broken: list[tuple[VllmServer, int, str]] = []
         self.changed = Condition(RLock())
         self.reviving = RLock()
@@ -87,7 +88,7 @@ class VllmServerEngine(Engine):
             self.close()
             raise
         self.controls: list[VllmControl] = list(self.servers)
-        self.clients = {server.url: server.connection() for server in self.servers}
+        self.clients = {server.url: server.connection(patient=True) for server in self.servers}
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Waits for a coroutine in the event loop; what it does has deadlines of its own."""
@@ -132,9 +133,13 @@ class VllmServerEngine(Engine):
         try:
             async for result in server.ask(self.clients[server.url], [flight.form for flight in flights]):
                 self._arrived(server, incarnation, result)
-        except (httpx.HTTPError, EngineError) as error:
+        except httpx.HTTPError as error:
             with self.changed:
                 self.broken.append((server, incarnation, f"{type(error).__name__}: {error}"))
+                self.changed.notify_all()
+        except EngineError as error:  # asking again would not help
+            with self.changed:
+                self.refused = error
                 self.changed.notify_all()
 
     def _arrived(self, server: VllmServer, incarnation: int, result: Mapping[str, Any]) -> None:
@@ -163,6 +168,8 @@ class VllmServerEngine(Engine):
             with self.changed:
                 quiet_until = monotonic() + self.timeout
                 while self.flights and not self.ready and not self.broken:
+                    if self.refused is not None:
+                        raise self.refused
                     if not self.changed.wait(quiet_until - monotonic()):
                         raise EngineError(self._too_quiet())
                 broken = not self.ready and bool(self.broken)

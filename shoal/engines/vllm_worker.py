@@ -1,6 +1,7 @@
 """What runs inside vLLM's worker processes: `ShoalWorker`, whose methods are called by `collective_rpc`.
 
-vLLM imports this module before its model loads (`--worker-extension-cls`); importing it changes two things in vLLM.
+vLLM imports this module before its model loads (`--worker-extension-cls`); importing it changes two things in vLLM,
+and ends the process where the trainer has ended.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import nn
 from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager, WorkerLoRAManager
 from vllm.model_executor.layers import utils as vllm_layers
 
+from shoal.engines.owner import end_with_owner
 from shoal.engines.shared_weights import adopt_on_cpu, share_on_cpu, share_on_cuda
 from shoal.engines.versions import UNKNOWN, version_in
 from shoal.engines.weight_stream import WeightGroup, WeightSpec, find, receive
@@ -51,6 +53,7 @@ def note_versions_of_adapters() -> None:
         WorkerLoRAManager._load_adapter = load  # type: ignore[method-assign]
 
 
+end_with_owner()
 keep_weights_plain()
 note_versions_of_adapters()
 

@@ -14,6 +14,7 @@ from shoal.algorithms.micro_batch import MicroBatch
 from shoal.errors import ConfigError
 from shoal.learners.mixed import forward_context
 from shoal.learners.model import Policy
+from shoal.learners.tree_attention import LONGEST, NAME, TreeLayout
 from shoal.runtime import Runtime
 
 logger = getLogger(__name__)
@@ -42,7 +43,9 @@ class PolicyForward:
             )
 
     def __call__(self, batch: MicroBatch, temperature: float = 1.0, entropy: bool = False) -> TokenLogprobs:
-        """Log-probs of the micro-batch's N trained tokens. Gradients and dropout are the caller's business."""
+        """Log-probs of the micro-batch's N trained tokens, at its own temperature where it has one. Gradients and
+        dropout are the caller's business."""
+        temperature = temperature if batch.temperature is None else batch.temperature
         inputs = self.attention_inputs(batch)
         with forward_context(self.runtime):
             if self.form is None:
@@ -84,6 +87,9 @@ class PolicyForward:
                 "max_length_q": longest,
                 "max_length_k": longest,
             }
+        if self.attention == NAME and int(batch.position_ids.max()) < LONGEST:
+            unused = torch.zeros(1, 1, 1, 1, dtype=torch.bool)  # with None the model would make a mask of its own
+            return {"position_ids": batch.position_ids, "attention_mask": unused, "trees": TreeLayout(batch)}
         masks = {
             kind: self._mask(batch, self.config.sliding_window if kind == "sliding_attention" else None)
             for kind in layer_kinds(self.config)

@@ -25,6 +25,7 @@ FFN_VECTORS = 4
 def estimate(cfg: ShoalConfig, runtime: Runtime, model_config: Any) -> dict[str, int]:
     """Bytes by part: weights, gradients, optimizer, master, reference, kv_cache, activations, logits.
 
+    What vLLM takes, as the engine or the reference, is its own to plan and not in here.
     Weights are counted exactly, from the architecture; activations by the tensors that a common decoder layer keeps,
     for one full micro-batch. Parts that a run does not have are 0.
     """
@@ -34,14 +35,15 @@ def estimate(cfg: ShoalConfig, runtime: Runtime, model_config: Any) -> dict[str,
     trained = lora_parameters(cfg, model_config) if cfg.model.train == "lora" else total
     on_cpu = runtime.device.type == "cpu" and runtime.compute_dtype is not None
     borrowed = cfg.model.train == "lora" and not cfg.reference.name and not cfg.reference.polyak_every
+    elsewhere = borrowed or cfg.reference.kind != "model"
     chunk = min(cfg.learner.logprob_chunk, cfg.learner.micro_batch_tokens)
     return {
         "weights": total * item + (linear * 2 if on_cpu else 0),
         "gradients": trained * 4,
         "optimizer": trained * (2 if cfg.optimizer.name == "adamw_8bit" else 8),
         "master": trained * 4 if runtime.master_weights else 0,
-        "reference": total * item if cfg.algorithm.kl_coef and not borrowed else 0,
-        "kv_cache": cache_tokens(cfg) * cache_bytes_per_token(text, item),
+        "reference": total * item if cfg.algorithm.kl_coef and not elsewhere else 0,
+        "kv_cache": cache_tokens(cfg) * cache_bytes_per_token(text, item) if cfg.engine.kind == "torch" else 0,
         "activations": activation_bytes(cfg, runtime, text),
         "logits": (chunk * text.vocab_size + WORKING_COPY) * 4,
     }

@@ -19,6 +19,7 @@ from shoal.learners.lora import adapter_base, add_lora, load_adapter
 from shoal.learners.mixed import use_mixed_linears
 from shoal.learners.norm import use_lean_norms
 from shoal.learners.rotary import use_rotary_tables
+from shoal.learners.tree_attention import use_tree_attention
 from shoal.runtime import Runtime
 from shoal.tasks.templates import TEMPLATES
 
@@ -91,6 +92,7 @@ def load_policy(cfg: ModelConfig, runtime: Runtime) -> Policy:
     use_mixed_linears(wrapped, runtime)
     use_rotary_tables(wrapped, runtime)
     use_lean_norms(wrapped, runtime)
+    use_tree_attention(model, runtime)
     return Policy(
         model=wrapped.eval(),
         tokenizer=tokenizer,

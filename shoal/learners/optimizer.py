@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 
 from shoal.config.model import OptimizerConfig
@@ -111,15 +112,24 @@ class PolicyOptimizer:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
+        """The inverse of `state_dict`, but for the learning rate where the run has become longer."""
         for name, parameter, master in zip(self.names, self.parameters, self.masters, strict=True):
             if master is not parameter:
                 master.copy_(state["masters"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+        if isinstance(self.schedule, LambdaLR):
+            # The state's rate is that of the schedule it was written under; this one may be longer.
+            rules = zip(self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True)
+            self._set_lrs([base * rule(self.schedule.last_epoch) for base, rule in rules])
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.steps, self.skipped = state["steps"], state["skipped"]
+
+    def _set_lrs(self, lrs: list[float]) -> None:
+        self.schedule._last_lr = lrs
+        for group, lr in zip(self.optimizer.param_groups, lrs, strict=True):
+            group["lr"] = lr
 
 
 def _adder(master: Tensor) -> Callable[[Tensor], None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from logging import getLogger
 
 import numpy as np
@@ -15,6 +16,7 @@ from shoal.config.parts import LearnerConfig
 from shoal.learners.forward import PolicyForward, packing_obstacle, refuse_packing
 from shoal.learners.model import Policy
 from shoal.learners.step import scatter
+from shoal.learners.tree_attention import LONGEST, NAME
 from shoal.runtime import Runtime
 from shoal.types import Segment, TrainSequence
 
@@ -37,10 +39,22 @@ class Passes:
         self.packing = self._can_pack()
 
     def pack(self, sequences: Sequence[TrainSequence]) -> list[MicroBatch]:
-        """Micro-batches of the sequences, by the configuration's bounds, on the CPU."""
+        """Micro-batches of the sequences, by the configuration's bounds, on the CPU. Each is of one temperature."""
+        by_temperature: dict[float | None, list[int]] = {}
+        for index, sequence in enumerate(sequences):
+            by_temperature.setdefault(sequence.temperature, []).append(index)
+        made = []
+        for temperature, indices in by_temperature.items():
+            places = torch.tensor(indices)
+            for one in self._pack([sequences[index] for index in indices]):
+                made.append(replace(one, sequence=places[one.sequence], temperature=temperature))
+        return made
+
+    def _pack(self, sequences: Sequence[TrainSequence]) -> list[MicroBatch]:
         flash = self.forward.attention == "flash_attention_2"
         length = self.cfg.pack_length
-        if flash:  # one flat row, whose sequences the kernel tells apart by their bounds
+        if flash or (not length and self._by_trees(sequences)):
+            # One flat row without padding: attention is told where sequences begin and end.
             length = self.cfg.micro_batch_tokens
         elif not length and self.runtime.device.type != "cpu":
             length = DEVICE_ROW
@@ -52,6 +66,10 @@ class Passes:
             pack_length=length,
             share_prefix=self.cfg.share_prefix and not flash,
         )
+
+    def _by_trees(self, sequences: Sequence[TrainSequence]) -> bool:
+        """Whether attention goes by trees, whatever row they are in."""
+        return self.forward.attention == NAME and all(len(sequence.ids) < LONGEST for sequence in sequences)
 
     @torch.no_grad()
     def score(

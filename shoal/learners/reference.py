@@ -16,7 +16,7 @@ class Reference(ABC):
 
     @abstractmethod
     def score(self, groups: Sequence[Group]) -> None:
-        """Fills `ref_logprobs` of every segment.
+        """Fills `ref_logprobs` of every segment that its environment gave none.
 
         Raises:
             EngineError: a server that scores does not answer.
@@ -37,9 +37,10 @@ class Reference(ABC):
         """Frees what the reference holds; ends what it started."""
 
 
-def segments_of(groups: Sequence[Group]) -> list[Segment]:
-    """All segments, in order."""
-    return [segment for group in groups for completion in group.completions for segment in completion.segments]
+def unscored_segments(groups: Sequence[Group]) -> list[Segment]:
+    """All segments without reference log-probs, in order."""
+    every = [segment for group in groups for completion in group.completions for segment in completion.segments]
+    return [segment for segment in every if segment.ref_logprobs is None]
 
 
 def penalise_with_kl(groups: Sequence[Group], learner: Learner, kl_coef: float) -> None:

@@ -19,7 +19,7 @@ from shoal.learners.model import Policy, load_causal_lm
 from shoal.learners.norm import use_lean_norms
 from shoal.learners.optimizer import on_cpu
 from shoal.learners.passes import Passes
-from shoal.learners.reference import Reference, segments_of
+from shoal.learners.reference import Reference, unscored_segments
 from shoal.learners.rotary import use_rotary_tables
 from shoal.runtime import Runtime
 from shoal.types import Group
@@ -69,7 +69,7 @@ class ModelReference(Reference):
             self._check_same_weights()
 
     def score(self, groups: Sequence[Group]) -> None:
-        segments = segments_of(groups)
+        segments = unscored_segments(groups)
         with self.policy.model.disable_adapter() if self.borrowed else nullcontext():
             found = self.passes.score_segments(segments)
         for segment, row in zip(segments, found, strict=True):

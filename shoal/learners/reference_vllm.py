@@ -19,7 +19,7 @@ from shoal.engines.vllm_process import ServerProcess
 from shoal.engines.vllm_requests import scored, scoring_request
 from shoal.errors import EngineError
 from shoal.learners.model import Policy
-from shoal.learners.reference import Reference, segments_of
+from shoal.learners.reference import Reference, unscored_segments
 from shoal.runtime import Runtime
 from shoal.types import Group, Segment
 
@@ -55,7 +55,7 @@ class VllmReference(Reference):
         self.arguments = arguments
 
     def score(self, groups: Sequence[Group]) -> None:
-        segments = segments_of(groups)
+        segments = unscored_segments(groups)
         for segment, row in zip(segments, self.logprobs(segments), strict=True):
             segment.ref_logprobs = row
 

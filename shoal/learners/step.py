@@ -57,11 +57,7 @@ def minibatches(batch: Batch, count: int, aggregation: str, skip_zero_advantage:
 
 def _with_signal(sequences: Sequence[TrainSequence], indices: Sequence[int]) -> set[int]:
     """Completions with an advantage other than 0 on a trained token."""
-    return {
-        sequences[index].completion
-        for index in indices
-        if np.any(sequences[index].advantages[sequences[index].mask] != 0)
-    }
+    return {sequences[index].completion for index in indices if sequences[index].has_signal}
 
 
 class TokenTable:

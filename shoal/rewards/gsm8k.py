@@ -35,12 +35,15 @@ COMPATIBLE_NUMBER = re.compile(r"[-+]?(?:\d*\.\d+|\d+)")
 
 
 @verifier("gsm8k", bounded=True)
-def gsm8k(submission: Submission) -> float:
+def gsm8k(submission: Submission, *, compat: bool = False) -> float:
     """1 where the answer equals the ground truth as a number (3.50 is 3.5, $1,000 is 1000), and 0 otherwise.
 
     The answer is what stands in the last `<answer>` tag, else in the last `\\boxed`, else after the last `####`, else
-    the first number after the last "answer is", else the last number outside parentheses.
+    the first number after the last "answer is", else the last number outside parentheses. With `compat` it is what
+    open-instruct's verifier takes: see `gsm8k_open_instruct`.
     """
+    if compat:
+        return gsm8k_open_instruct(submission)
     truth = last_number(str(submission.ground_truth))
     span = answer_span(submission.text)
     if truth is None:

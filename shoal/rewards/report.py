@@ -57,6 +57,19 @@ class ScoreReport:
                 metrics[f"rewards/{name}/right"] = report.scores.count(1.0) / known
         return metrics
 
+    def add(self, other: ScoreReport) -> None:
+        """Counts another call's completions with these. `judges` become the later call's."""
+        self.completions += other.completions
+        self.missing += other.missing
+        self.unfinished += other.unfinished
+        self.max_missing = other.max_missing
+        self.judges |= other.judges
+        for name, theirs in other.verifiers.items():
+            mine = self.verifiers[name]
+            mine.scores += theirs.scores
+            mine.seconds += theirs.seconds
+            mine.reasons += theirs.reasons
+
     def check(self) -> ScoreReport:
         """Gives itself back.
 

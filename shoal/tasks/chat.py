@@ -77,17 +77,29 @@ def render(
     """
     if not conversations:
         return []
+    texts = render_texts(conversations, tokenizer, template_kwargs, add_generation_prompt=True)
+    return tokenizer(texts, add_special_tokens=not tokenizer.chat_template)["input_ids"]
+
+
+def render_texts(
+    conversations: Sequence[list[Message]],
+    tokenizer: PreTrainedTokenizerBase,
+    template_kwargs: dict[str, Any],
+    *,
+    add_generation_prompt: bool,
+) -> list[str]:
+    """The same as text, with special tokens where the template writes them.
+
+    Raises:
+        DataError: the chat template cannot render the messages.
+    """
     if not tokenizer.chat_template:
-        texts = ["\n\n".join(message["content"] for message in messages) for messages in conversations]
-        return tokenizer(texts)["input_ids"]
+        return ["\n\n".join(message["content"] for message in messages) for messages in conversations]
+    kwargs = {**template_kwargs, "tokenize": False, "add_generation_prompt": add_generation_prompt}
     try:
-        texts = [
-            str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **template_kwargs))
-            for messages in conversations
-        ]
+        return [str(tokenizer.apply_chat_template(messages, **kwargs)) for messages in conversations]
     except TemplateError as error:
         raise DataError(
             f"the chat template cannot render the messages ({error}); see model.chat_template, "
             "model.chat_template_kwargs and data.system_prompt"
         ) from error
-    return tokenizer(texts, add_special_tokens=False)["input_ids"]

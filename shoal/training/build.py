@@ -15,8 +15,10 @@ import torch
 
 from shoal.config import ShoalConfig
 from shoal.engines.base import Engine
+from shoal.engines.served_engine import ServedEngine
 from shoal.engines.torch_engine import TorchEngine
 from shoal.engines.vllm_arguments import longest, policy_arguments
+from shoal.engines.vllm_compat import check_vllm
 from shoal.engines.vllm_inprocess import VllmEngine
 from shoal.engines.vllm_requests import RequestForm
 from shoal.engines.vllm_server import VllmServerEngine
@@ -71,6 +73,7 @@ def open_policy(cfg: ShoalConfig, runtime: Runtime) -> Policy:
 
 def build_parts(cfg: ShoalConfig, rewards: Mapping[str, Verifier], folder: Path | None = None) -> Parts:
     """Loads the model and the data and connects the parts. `folder` is the run's, where there is one."""
+    check_packages(cfg)
     runtime = resolve_runtime(cfg.runtime, cfg.model)
     prepare_process(cfg.runtime)
     seed_everything(cfg.run.seed)
@@ -78,10 +81,21 @@ def build_parts(cfg: ShoalConfig, rewards: Mapping[str, Verifier], folder: Path 
     task = build_task(cfg, policy.tokenizer, own_verifiers=rewards)
     learner = LocalLearner(policy, cfg, runtime, total_steps(cfg))
     engine = build_engine(cfg, policy, runtime, folder)
-    sync = build_weight_sync(cfg, learner, engine, self_check(cfg, runtime, policy, task, engine, learner), folder)
-    named = {name for prompt in (*task.train, *task.evaluation) for name in prompt.verifiers}
-    scorer = Scorer(cfg.reward, task.verifiers, rewards, folder, named)
+    with ExitStack() as undo:
+        undo.callback(engine.close)
+        sync = build_weight_sync(cfg, learner, engine, self_check(cfg, runtime, policy, task, engine, learner), folder)
+        undo.callback(sync.close)
+        named = {name for prompt in (*task.train, *task.evaluation) for name in prompt.verifiers}
+        scorer = Scorer(cfg.reward, task.verifiers, rewards, folder, named)
+        undo.pop_all()
     return Parts(runtime, policy, task, decoder(policy), scorer, learner, engine, sync)
+
+
+def check_packages(cfg: ShoalConfig) -> None:
+    """Raises EngineError where vLLM would be started and is not there, before anything large is loaded."""
+    engine = cfg.engine.kind == "vllm" or (cfg.engine.kind == "vllm_server" and not servers_of(cfg).endpoints)
+    if engine or (cfg.algorithm.kl_coef > 0 and cfg.reference.kind == "vllm_launch"):
+        check_vllm()
 
 
 def build_engine(cfg: ShoalConfig, policy: Policy, runtime: Runtime, folder: Path | None) -> Engine:
@@ -92,7 +106,9 @@ def build_engine(cfg: ShoalConfig, policy: Policy, runtime: Runtime, folder: Pat
         if cfg.engine.kind == "vllm":
             return VllmEngine(arguments, form, cfg.engine.vllm.request_timeout)
         return VllmServerEngine(arguments, form, servers_of(cfg), (folder or Path(cfg.run.root)) / "logs")
-    return TorchEngine(
+    # Environments ask the engine of a run that they send groups to.
+    kind = ServedEngine if cfg.source.kind == "rollout_api" else TorchEngine
+    return kind(
         policy.model,
         policy.tokenizer,
         max_batch=cfg.engine.max_batch,
@@ -136,8 +152,13 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def build_source(cfg: ShoalConfig, parts: Parts, monitor: Monitor) -> GroupSource:
-    """The source that `source.kind` names."""
+def build_source(cfg: ShoalConfig, parts: Parts, monitor: Monitor, folder: Path) -> GroupSource:
+    """The source that `source.kind` names. `folder` is the run's."""
+    if cfg.source.kind == "rollout_api":
+        # Imports FastAPI, which other sources do without.
+        from shoal.rollout_api.source import RolloutApiSource  # noqa: PLC0415
+
+        return RolloutApiSource(cfg, parts, monitor, folder, total_steps(cfg))
     if cfg.source.kind == "replay":
         return ReplaySource(GroupRecording(Path(cfg.source.path or "")))
     return SyncSource(cfg, parts, monitor)
@@ -170,7 +191,7 @@ def build_run(cfg: ShoalConfig, folder: Path, stopping: Callable[[], bool], rewa
         total_steps=total_steps(cfg),
         parts=parts,
         reference=reference,
-        source=build_source(cfg, parts, monitor),
+        source=build_source(cfg, parts, monitor, folder),
         evaluator=Evaluator(cfg, parts),
         monitor=monitor,
         checkpoints=CheckpointStore(folder, cfg.checkpoint.keep_last),

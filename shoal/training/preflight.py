@@ -158,6 +158,8 @@ def run_checks(cfg: ShoalConfig, parts: Parts, folder: Path) -> list[CheckResult
     return [
         check_disk(cfg, folder, saved),
         check_memory(plan, parts.runtime),
-        check_rewards(parts.task, parts.scorer),
+        CheckResult("rewards", None, "the environments give them")
+        if cfg.source.kind == "rollout_api"
+        else check_rewards(parts.task, parts.scorer),
         check_logprobs(cfg, parts, logprob_tolerance(cfg.weight_sync, parts.runtime)),
     ]

@@ -11,6 +11,7 @@ from shoal.engines.base import SamplingParams
 from shoal.environments.single_turn import roll_out
 from shoal.errors import BudgetError, TrainingError
 from shoal.monitor.monitor import Monitor
+from shoal.rewards.report import ScoreReport
 from shoal.tasks.stream import PromptStream
 from shoal.training.parts import Parts
 from shoal.training.recording import GroupRecording
@@ -36,6 +37,9 @@ class GroupSource(ABC):
     def metrics(self) -> dict[str, float]:
         """What the last step's groups cost to get, by metric name."""
         return {}
+
+    def close(self) -> None:
+        """Frees what the source holds."""
 
 
 def sampling_params(cfg: ShoalConfig, overrides: dict[str, Any] | None = None) -> SamplingParams:
@@ -69,15 +73,16 @@ class SyncSource(GroupSource):
         refill = self.cfg.algorithm.zero_variance == "refill"
         kept: list[Group] = []
         sampled = 0
-        self.last = {}
+        scored = ScoreReport()
         for attempt in range(1 + (self.cfg.algorithm.refill_rounds if refill else 0)):
-            groups = self._roll_out_and_score(wanted - len(kept), step)
+            groups = self._roll_out_and_score(wanted - len(kept), step, scored)
             sampled += len(groups)
             kept += [group for group in groups if not group.zero_variance] if refill else groups
             if len(kept) == wanted:
                 break
             logger.debug("step %d, round %d: %d of %d groups have a signal", step, attempt, len(kept), wanted)
-        self.last |= {"groups/sampled": float(sampled), "groups/used": float(len(kept))}
+        counts = {"groups/sampled": float(sampled), "groups/used": float(len(kept))}
+        self.last = {**scored.metrics(), **counts}
         if len(kept) < wanted:
             self.monitor.message(
                 f"step {step}: {len(kept)} of {wanted} groups have rewards that differ after "
@@ -85,7 +90,8 @@ class SyncSource(GroupSource):
             )
         return kept
 
-    def _roll_out_and_score(self, count: int, step: int) -> list[Group]:
+    def _roll_out_and_score(self, count: int, step: int, scored: ScoreReport) -> list[Group]:
+        """`scored` counts what all rounds of the step scored."""
         run = self.cfg.run
         with self.monitor.phase("rollout"):
             groups = roll_out(
@@ -97,7 +103,7 @@ class SyncSource(GroupSource):
                 decode=self.parts.decode,
             )
         with self.monitor.phase("reward"):
-            self.last |= self.parts.scorer.score(groups, step).check().metrics()
+            scored.add(self.parts.scorer.score(groups, step).check())
         return groups
 
     def metrics(self) -> dict[str, float]:

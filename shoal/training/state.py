@@ -219,6 +219,7 @@ class Run:
     def close(self, status: str) -> None:
         """Ends every part, the last built first. `status` is `finished`, `stopped` or `failed`."""
         self.monitor.close(status)
+        self.source.close()
         if self.reference:
             self.reference.close()
         self.parts.close()

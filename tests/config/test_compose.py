@@ -17,7 +17,17 @@ ALGORITHMS = preset_names(PRESETS, "algorithm")
 
 
 def test_the_presets_and_groups_are_the_ones_the_readme_names():
-    assert NAMES == ["code", "gsm8k", "ifeval", "math", "rubric", "story"]
+    assert NAMES == [
+        "code",
+        "gsm8k",
+        "gsm8k_api",
+        "ifeval",
+        "math",
+        "open_instruct2",
+        "rubric",
+        "story",
+        "story_api",
+    ]
     assert ALGORITHMS == ["cispo", "dapo", "dr_grpo", "grpo", "gspo"]
 
 

@@ -53,6 +53,16 @@ def test_a_name_that_is_taken_is_refused_with_the_way_to_go_on(tmp_path: Path):
         new_run_folder(config)
 
 
+def test_a_start_killed_before_its_configuration_was_written_leaves_the_name_free(tmp_path: Path):
+    config = load_config("story", [f"run.root={tmp_path}", "run.name=mine"])
+    (tmp_path / "mine" / ".hydra").mkdir(parents=True)
+    (tmp_path / "mine" / ".hydra" / ".writing_1_config.yaml").write_text("half")
+    assert new_run_folder(config) == tmp_path / "mine"
+    (tmp_path / "mine" / "notes.txt").write_text("somebody's own")
+    with pytest.raises(ConfigError, match=r"exists: choose another run\.name"):
+        new_run_folder(config)
+
+
 def test_a_saved_configuration_is_resolved_and_loads_back_equal(tmp_path: Path):
     config = load_config("gsm8k", ["algorithm=dapo", "reward.verifiers.gsm8k=0.5"])
     save_config(config, ["algorithm=dapo"], tmp_path)

@@ -8,9 +8,7 @@ import pytest
 from engine_models import build
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
-from vllm_models import save_vllm_model, server_engine
-
-API_KEY = "a key of the tests"
+from vllm_tiny import API_KEY, save_vllm_model, server_engine
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from engine_models import make_requests, plain_logprobs
-from vllm_models import ENDS, POSITIONS, request_form, tiny_arguments
+from vllm_tiny import ENDS, POSITIONS, request_form, tiny_arguments
 
 from shoal.engines.base import Request, SamplingParams
 from shoal.engines.stopping import StopStrings
@@ -237,3 +237,23 @@ def test_the_load_is_measured(engine: Any) -> None:
     assert found["restarts"] == 0
     assert {"running", "waiting", "kv_cache_use"} <= set(found) or found["seconds"] < 2
     assert engine.statistics()["tokens"] == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_weights_come_back_from_sleep_as_they_were(vllm_folder: Path, vllm_model: Any, tokenizer: Any) -> None:
+    arguments = tiny_arguments(
+        vllm_folder / "model", device="cuda", cache_gib=0.0, memory_share=0.3, eager=True, sleep=True
+    )
+    engine = VllmEngine(arguments, request_form(vllm_model, tokenizer), 240.0)
+    engine.refresh(0)
+    requests = make_requests(6, 4, SamplingParams(24))
+    before = engine.generate(requests)
+    assert engine.asleep
+    free = torch.cuda.mem_get_info()[0]
+    segments = [Segment(list(r.prompt_ids), o.token_ids, [], []) for r, o in zip(requests, before, strict=True)]
+    after = engine.logprobs(segments)
+    assert not engine.asleep
+    assert torch.cuda.mem_get_info()[0] < free
+    assert largest([output.logprobs for output in before], after) < 1e-3
+    engine.close()

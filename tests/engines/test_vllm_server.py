@@ -14,10 +14,9 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import API_KEY
 from engine_models import plain_logprobs
 from test_vllm_engines import TOLERANCE, largest
-from vllm_models import POSITIONS, save_vllm_model, server_engine
+from vllm_tiny import API_KEY, POSITIONS, save_vllm_model, server_engine
 
 from shoal.engines.base import EngineOutput, Request, SamplingParams
 from shoal.engines.vllm_client import PlainVllmClient, VllmClient
@@ -223,7 +222,7 @@ OWNER = """
 import sys, time
 from shoal.engines.vllm_process import ServerProcess
 from pathlib import Path
-from vllm_models import tiny_arguments
+from vllm_tiny import tiny_arguments
 line = tiny_arguments(Path(sys.argv[1]))
 server = ServerProcess(line.line(), line.environment(), host="127.0.0.1", port=0, log=Path(sys.argv[2]),
                        start_timeout=600.0, key="engine.vllm")

@@ -303,6 +303,20 @@ def test_the_schedule_counts_optimizer_steps(
     np.testing.assert_allclose(rates, 1e-2 * np.array(shape), atol=1e-12)
 
 
+def test_a_run_that_becomes_longer_goes_on_under_the_longer_schedule(make_learner: Make):
+    keys = {"optimizer__scheduler": "cosine", "optimizer__warmup_steps": 0}
+    first = make_learner(**keys, steps=4)
+    for _ in range(4):
+        first.train(make_batch(groups=1))
+    assert first.optimizer.lr == pytest.approx(0, abs=1e-12)
+    longer = make_learner(**keys, steps=8)
+    longer.load_state_dict(first.state_dict())
+    # Half of the way down the cosine from 1e-2.
+    assert longer.optimizer.lr == pytest.approx(5e-3)
+    assert longer.train(make_batch(groups=1))["train/lr"] == pytest.approx(5e-3)
+    assert longer.optimizer.optimizer.param_groups[0]["lr"] < 5e-3
+
+
 @pytest.mark.parametrize("name", ["cosine_with_restarts", "polynomial", "inverse_sqrt"])
 def test_every_other_schedule_runs(make_learner: Make, name: str):
     learner = make_learner(optimizer__scheduler=name, optimizer__warmup_steps=1, steps=3)

@@ -51,6 +51,13 @@ def test_a_reference_is_counted_only_where_there_is_one_of_its_own(model_folder:
     assert plan(folder, algorithm__kl_coef=0.1, model__train="lora")["reference"] == 0
 
 
+def test_what_vllm_takes_is_not_the_learners(model_folder: Any):
+    folder = model_folder("qwen3")
+    assert plan(folder)["kv_cache"] > 0
+    assert plan(folder, engine__kind="vllm_server")["kv_cache"] == 0
+    assert plan(folder, algorithm__kl_coef=0.1, reference__kind="vllm_launch")["reference"] == 0
+
+
 def test_the_cache_holds_prompts_and_completions_of_all_decoded_at_a_time(model_folder: Any):
     keys = {"data__max_prompt_tokens": 10, "sampling__max_new_tokens": 6, "engine__max_batch": 5}
     # 5 rows x 16 tokens x 2 layers x (keys, values) x 2 heads x 8 numbers x 4 bytes

@@ -31,7 +31,7 @@ def test_every_architecture_loads_in_evaluation_mode_with_its_limits(model_folde
     policy = load(make_config(model_folder(name)))
     assert not policy.model.training
     assert (policy.vocabulary, policy.max_positions) == (48, 256)
-    assert policy.model.config._attn_implementation == ("eager" if name == "gemma2" else "sdpa")
+    assert policy.model.config._attn_implementation.startswith("eager" if name == "gemma2" else "sdpa")
     assert eos_ids(policy.model, policy.tokenizer) == [1]
 
 

@@ -152,6 +152,7 @@ def test_a_ground_truth_may_be_a_number() -> None:
 )
 def test_the_compatible_verifier_keeps_the_known_quirks(text: str, truth: str, right: int) -> None:
     assert gsm8k_open_instruct(Submission(text, truth)) == right
+    assert gsm8k(Submission(text, truth), compat=True) == right
 
 
 PLACES = [

@@ -84,6 +84,9 @@ def test_refilling_replaces_groups_of_equal_rewards(configure: Configure, open_s
     assert drawn(groups) == [("story/train/0", 0), ("story/train/2", 0)]
     assert not any(group.zero_variance for group in groups)
     assert (source.metrics()["groups/sampled"], source.metrics()["groups/used"]) == (3, 2)
+    # The verifier's figures are those of both rounds: 12 completions, one right in each of two groups.
+    assert source.metrics()["rewards/own/count"] == 12
+    assert source.metrics()["rewards/own/right"] == pytest.approx(2 / 12)
 
 
 def test_refilling_ends_after_the_rounds_that_are_allowed_and_says_so(

@@ -114,9 +114,7 @@ class Sandbox:
         waits, go = pipe()
         files = {"go": waits, "source": sealed_memory(source.encode(errors="replace")), **pipes}
         numbers = {name: file.fileno() for name, file in files.items()}
-        order = json.dumps(
-            {"limits": rlimits, "mode": mode, "exposed": self.tier.exposed, **more, **numbers}, default=str
-        )
+        order = repr({"limits": rlimits, "mode": mode, "exposed": self.tier.exposed, **more, **numbers})
         try:
             launch = self.tier.launch(self.interpreter, limits, order)
             with sealed_memory(stdin.encode(errors="replace")) as given:

@@ -71,6 +71,15 @@ def pipe() -> tuple[FileIO, FileIO]:
     return FileIO(read, "r"), FileIO(write, "w")
 
 
+def _why(error: OSError, launch: Launch) -> str:
+    if launch.user is None or not isinstance(error, PermissionError):
+        return str(error)
+    return (
+        f"programs of root are run as an unprivileged user, who cannot reach {launch.command[0]}; name a Python that "
+        "everyone can run: reward.code.python=/usr/bin/python3, or shoal serve code --python"
+    )
+
+
 class Guest:
     """A started guest; on leaving its context all of it is gone. `passed` descriptors keep their numbers in it; it
     begins when something is written to `go`, which is kept open as long as it may run.
@@ -108,7 +117,7 @@ class Guest:
             except OSError as error:
                 go.close()
                 self._remove_folder()
-                raise SandboxError(f"the sandbox does not start: {error}") from error
+                raise SandboxError(f"the sandbox does not start: {_why(error, launch)}") from error
             for file in launch.inherited:
                 file.close()
             assert self.process.stderr is not None

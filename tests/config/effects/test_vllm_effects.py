@@ -41,7 +41,7 @@ def open_engine(settings, make_learner, tmp_path: Path) -> Iterator[Any]:
     opened: list[VllmServerEngine] = []
 
     def make(changes: dict[str, Any]) -> VllmServerEngine:
-        cfg = settings(changes)
+        cfg = settings({"engine.kind": "vllm_server", "weight_sync.kind": "broadcast", **changes})
         learner = make_learner(cfg)
         line = policy_arguments(cfg, learner.policy, learner.runtime)
         form = RequestForm(learner.policy.model, learner.policy.tokenizer, line.max_model_len, longest(cfg))

@@ -87,7 +87,7 @@ def run_honest(sandbox: Sandbox, stop: threading.Event, honest: list[bool]) -> N
 def left_behind() -> dict[str, list[str]]:
     """What a program could leave: processes with our limits, mounts, files of the names that the programs give."""
     processes = []
-    mark = f'"RLIMIT_AS": {LIMITS.memory_mib * MIB}'.encode()
+    mark = f"'RLIMIT_AS': {LIMITS.memory_mib * MIB}".encode()
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
             command = Path(f"/proc/{pid}/cmdline").read_bytes()

@@ -22,7 +22,7 @@ LONG_RUN = Path(__file__).parent / "long_run.py"
 
 def running(memory_mib: int, program: bytes = b"") -> list[str]:
     """Processes of the program whose command holds this memory limit, which only one test uses."""
-    mark = f'"RLIMIT_AS": {memory_mib * MIB}'.encode()
+    mark = f"'RLIMIT_AS': {memory_mib * MIB}".encode()
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:

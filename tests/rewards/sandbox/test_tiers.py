@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import struct
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from shoal.errors import ConfigError
 from shoal.rewards.sandbox import tiers
 from shoal.rewards.sandbox.core import Sandbox
+from shoal.rewards.sandbox.interpreter import Interpreter
 from shoal.rewards.sandbox.limits import Limits
 from shoal.rewards.sandbox.outcome import Status, Tests
 from shoal.rewards.sandbox.seccomp import ARCHITECTURES, RETURN, seccomp_filter
@@ -73,6 +75,17 @@ def test_an_unknown_tier_is_refused():
 def test_a_python_that_is_not_there_is_refused():
     with pytest.raises(ConfigError, match="does not run"):
         Sandbox("process", python="/no/such/python")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's programs run as somebody else")
+def test_a_python_that_only_root_can_reach_is_refused_with_the_remedy(monkeypatch, tmp_path):
+    private = tmp_path / "private"
+    private.mkdir(mode=0o700)
+    (private / "python").symlink_to(sys.executable)
+    reachable_by_root = Interpreter((str(private / "python"), "-I"), ())
+    monkeypatch.setattr("shoal.rewards.sandbox.core.find_interpreter", lambda python: reachable_by_root)
+    with pytest.raises(ConfigError, match=r"who cannot reach .*private/python; name a Python that everyone can run"):
+        Sandbox("process")
 
 
 def test_the_filter_is_for_known_machines_only():

@@ -1,12 +1,17 @@
 """The judge's side of the questions: objects of the program's, and the one that asks about them."""
 
+from __future__ import annotations
+
 import builtins
 import importlib
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from wire import Broken, decode, encode, get, put
+
+TYPE_CHECKING = False  # importing `typing` would take longer than most programs
+if TYPE_CHECKING:
+    from typing import Any
 
 LONGEST_ITERATOR = 100_000
 STANDARD_MODULES = sys.stdlib_module_names

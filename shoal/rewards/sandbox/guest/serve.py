@@ -3,15 +3,20 @@
 Everything here is in the program's reach, and nothing here decides anything.
 """
 
+from __future__ import annotations
+
 import builtins
 import io
 import operator
 import os
 import sys
 from types import ModuleType
-from typing import Any
 
 from wire import decode, encode, get, put
+
+TYPE_CHECKING = False  # importing `typing` would take longer than most programs
+if TYPE_CHECKING:
+    from typing import Any
 
 CHANGEABLE = (list, dict, set, bytearray)
 LONGEST_OUTPUT = 2**20

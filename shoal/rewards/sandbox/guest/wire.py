@@ -4,6 +4,8 @@ A message is four bytes of length and then JSON. A value is a string, number, bo
 a list of a tag and its content. Only the tags below can be read, so no message makes the reader run anything.
 """
 
+from __future__ import annotations
+
 import builtins
 import json
 import os
@@ -13,7 +15,10 @@ from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from collections.abc import Callable
 from datetime import date, datetime, time, timedelta
 from importlib import import_module
-from typing import Any
+
+TYPE_CHECKING = False  # importing `typing` would take longer than most programs
+if TYPE_CHECKING:
+    from typing import Any
 
 LONGEST = 16 * 2**20
 PLAIN: dict[type, Any] = {int: int.__pos__, float: float.__pos__, str: str.__str__}

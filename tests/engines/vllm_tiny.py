@@ -13,6 +13,7 @@ from shoal.engines.vllm_arguments import VllmArguments
 from shoal.engines.vllm_requests import RequestForm
 from shoal.engines.vllm_server import VllmServerEngine
 
+API_KEY = "a key of the tests"
 POSITIONS = 512
 ENDS = [256, 257]
 

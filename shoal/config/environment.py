@@ -1,0 +1,25 @@
+"""Options of environments: how they are served, and the tools and turns of those that have some."""
+
+from dataclasses import dataclass
+
+from shoal.config.options import option
+
+
+@dataclass
+class EnvironmentConfig:
+    """What `shoal env` reads."""
+
+    ahead: float = option(
+        1.0, "Batches that may wait at the server or be under way before the trainer takes one", least=0
+    )
+    max_groups: int = option(256, "Most groups under way at a time", least=1)
+    weight: float = option(1.0, "Share among several environments, which stock servers turn into an advice", least=0)
+    min_allocation: float = option(0.0, "Least share of every batch that is this environment's. 0: none", least=0)
+    drop_equal: bool = option(False, "Do not send groups whose rewards are all equal")
+    max_failed: int = option(100, "Rollouts that may fail before the environment stops", least=0)
+    timeout: float = option(600.0, "Seconds that a server or an engine is waited for", least=1)
+    tools: list[str] = option(
+        list, "Tools that the model may call: calculator, or package.module:function. Empty: one turn, no tools"
+    )
+    tool_timeout: float = option(10.0, "Seconds that one call of a tool may take", least=0)
+    max_turns: int = option(8, "Most turns of the model in one completion", least=1)

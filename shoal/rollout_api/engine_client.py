@@ -1,0 +1,228 @@
+"""Asking an engine behind HTTP for tokens: vLLM's small API server (`/generate`), Shoal's engine, or vLLM's OpenAI API.
+
+Prompts and completions are token ids all the way: an endpoint that gives text alone cannot be trained with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from logging import getLogger
+from time import monotonic
+from typing import Any
+
+import httpx
+
+from shoal.engines.base import EngineOutput, SamplingParams
+from shoal.errors import EngineError
+from shoal.types import StopReason
+
+logger = getLogger(__name__)
+
+TOKEN_VARIABLE = "SHOAL_ENGINE_TOKEN"
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
+SAY_EVERY = 10.0
+BUSY = (429, 502, 503, 504)
+REASONS = {"stop": StopReason.STOP, "length": StopReason.LENGTH}
+
+
+@dataclass
+class _Pending:
+    """Completions of one prompt that were asked for in one turn of the event loop: they go in one request."""
+
+    context_ids: tuple[int, ...]
+    sampling: SamplingParams
+    seeds: list[int] = field(default_factory=list)
+    futures: list[asyncio.Future[EngineOutput]] = field(default_factory=list)
+
+
+class EngineClient:
+    """The model of an environment: `sample` asks `url`.
+
+    An address that ends in /v1 is an OpenAI API, any other has `/generate`. A server that is not there, is paused or
+    gives a completion up is asked again, with the same seed, until `timeout` seconds have gone by without an answer.
+    """
+
+    def __init__(self, url: str, timeout: float) -> None:
+        self.url = url.rstrip("/")
+        self.openai = self.url.endswith("/v1")
+        self.timeout = timeout
+        token = os.environ.get(TOKEN_VARIABLE)
+        self.http = httpx.AsyncClient(
+            headers={"Authorization": f"Bearer {token}"} if token else {},
+            timeout=httpx.Timeout(timeout, connect=5.0),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
+            trust_env=False,
+        )
+        self.accepts: set[str] | None = None
+        self.model_name = ""
+        self.pending: dict[tuple[tuple[int, ...], SamplingParams], _Pending] = {}
+        self.running: set[asyncio.Task[None]] = set()
+
+    async def sample(self, context_ids: Sequence[int], seed: int, sampling: SamplingParams) -> EngineOutput:
+        """What the model writes after these ids.
+
+        Raises:
+            EngineError: no answer within the deadline, or one that cannot be used.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[EngineOutput] = loop.create_future()
+        key = (tuple(context_ids), sampling)
+        if key not in self.pending:
+            self.pending[key] = _Pending(*key)
+            loop.call_soon(self._send, key)
+        self.pending[key].seeds.append(seed)
+        self.pending[key].futures.append(future)
+        return await future
+
+    async def close(self) -> None:
+        """Ends the connections."""
+        await self.http.aclose()
+
+    def _send(self, key: tuple[tuple[int, ...], SamplingParams]) -> None:
+        task = asyncio.create_task(self._answer(self.pending.pop(key)))
+        self.running.add(task)
+        task.add_done_callback(self.running.discard)
+
+    async def _answer(self, pending: _Pending) -> None:
+        """One request for all where the server takes a seed for each; else a request each."""
+        try:
+            together = "seeds" in await self._capabilities()
+            parts = [pending.seeds] if together else [[seed] for seed in pending.seeds]
+            found = await asyncio.gather(*(self._ask(pending, seeds) for seeds in parts))
+        except EngineError as error:
+            for future in pending.futures:
+                if not future.done():
+                    future.set_exception(error)
+            return
+        for future, output in zip(pending.futures, [output for part in found for output in part], strict=True):
+            if not future.done():
+                future.set_result(output)
+
+    async def _ask(self, pending: _Pending, seeds: Sequence[int]) -> list[EngineOutput]:
+        """Outputs in the order of the seeds; what the engine gave up is asked for again."""
+        found: dict[int, EngineOutput] = {}
+        deadline = monotonic() + self.timeout
+        while len(found) < len(seeds):
+            missing = [index for index in range(len(seeds)) if index not in found]
+            body = self._body(pending, [seeds[index] for index in missing])
+            reply = await self._call("POST", "/completions" if self.openai else "/generate", body)
+            outputs = read_completions(reply) if self.openai else read_generated(reply)
+            if len(outputs) != len(missing):
+                raise EngineError(f"{self.url} gives {len(outputs)} completions where {len(missing)} were asked for")
+            found |= {
+                index: output
+                for index, output in zip(missing, outputs, strict=True)
+                if output.stop_reason is not StopReason.ABORT
+            }
+            if len(found) < len(seeds):
+                if monotonic() > deadline:
+                    raise EngineError(f"{self.url} gave completions up for {self.timeout:.0f} s")
+                await asyncio.sleep(FIRST_PAUSE)
+        return [found[index] for index in range(len(seeds))]
+
+    def _body(self, pending: _Pending, seeds: Sequence[int]) -> dict[str, Any]:
+        sampling = pending.sampling
+        body: dict[str, Any] = {
+            "max_tokens": sampling.max_new_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "logprobs": 0,
+        }
+        if sampling.top_k:
+            body["top_k"] = sampling.top_k
+        if sampling.stop:
+            body |= {"stop": list(sampling.stop), "include_stop_str_in_output": True}
+        # vLLM keeps a seed in 64 bits with a sign.
+        body |= {"n": 1, "seed": seeds[0]} if len(seeds) == 1 else {"seeds": list(seeds)}
+        ids = list(pending.context_ids)
+        if self.openai:
+            return {**body, "model": self.model_name, "prompt": ids, "return_token_ids": True}
+        return {**body, "prompt": {"prompt_token_ids": ids}}
+
+    async def _capabilities(self) -> set[str]:
+        """What the server can do beside the dialect; asked once."""
+        if self.accepts is None:
+            if self.openai:
+                models = await self._call("GET", "/models")
+                self.model_name = models["data"][0]["id"]
+                self.accepts = set()
+            else:
+                health = await self._call("GET", "/health")
+                self.accepts = set(health.get("accepts", ())) if isinstance(health, dict) else set()
+        return self.accepts
+
+    async def _call(self, method: str, path: str, body: Any = None) -> Any:
+        """The reply; waits for a server that is not there."""
+        started = said = monotonic()
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                reply = await self.http.request(method, self.url + path, json=body)
+                why = f"answers {reply.status_code}: {reply.text[:200]}"
+                if reply.is_success:
+                    return _json(reply)
+                if reply.status_code not in BUSY:
+                    raise EngineError(f"{self.url}{path} {why}")
+            except httpx.TransportError as error:
+                why = f"does not answer ({type(error).__name__}: {error})"
+            waited = monotonic() - started
+            if waited > self.timeout:
+                raise EngineError(
+                    f"the engine at {self.url} {why}, for {waited:.0f} s now: start it, or correct --engine"
+                )
+            if monotonic() - said > SAY_EVERY:
+                said = monotonic()
+                logger.info("the engine at %s %s: waiting, %.0f s so far of %.0f", self.url, why, waited, self.timeout)
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, LONGEST_PAUSE)
+
+
+def _json(reply: httpx.Response) -> Any:
+    """vLLM's /health has an empty body."""
+    return reply.json() if reply.content else {}
+
+
+def read_generated(reply: Mapping[str, Any]) -> list[EngineOutput]:
+    """The completions of a /generate reply.
+
+    Raises:
+        EngineError: it has no log-probs of its tokens.
+    """
+    logprobs, reasons = reply.get("logprobs"), reply.get("finish_reasons")
+    if logprobs is None or reasons is None or len(logprobs) != len(reasons):
+        raise EngineError("the engine's /generate gives no log-probs of the sampled tokens: is it a vLLM API server?")
+    versions, ids = reply.get("versions"), reply.get("token_ids")
+    outputs = []
+    for index, (positions, reason) in enumerate(zip(logprobs, reasons, strict=True)):
+        entries = [_entries(position) for position in positions]
+        # The sampled token is the first entry, where the reply does not say it by itself.
+        tokens = [next(iter(entry)) for entry in entries] if ids is None else list(ids[index])
+        values = [entry[token] for entry, token in zip(entries, tokens, strict=True)]
+        stamped = [(start, version) for start, version in versions[index]] if versions else []
+        outputs.append(EngineOutput("", tokens, values, REASONS.get(reason, StopReason.ABORT), stamped))
+    return outputs
+
+
+def _entries(position: Any) -> dict[int, float]:
+    """Log-probs by token id at one position: a dict, or a list with one."""
+    found = position[0] if isinstance(position, list) else position
+    return {int(id_): float(value) for id_, value in found.items()}
+
+
+def read_completions(reply: Mapping[str, Any]) -> list[EngineOutput]:
+    """The completions of an OpenAI reply.
+
+    Raises:
+        EngineError: it has no token ids.
+    """
+    outputs = []
+    for choice in reply["choices"]:
+        if choice.get("token_ids") is None or choice.get("logprobs") is None:
+            raise EngineError("the engine's completions have no token ids or log-probs: it must be vLLM 0.10 or later")
+        values = [float(value) for value in choice["logprobs"]["token_logprobs"]]
+        reason = REASONS.get(choice["finish_reason"], StopReason.ABORT)
+        outputs.append(EngineOutput("", list(choice["token_ids"]), values, reason))
+    return outputs

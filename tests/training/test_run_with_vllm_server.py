@@ -1,0 +1,90 @@
+"""A run whose server is killed: it goes on, trains on every completion once, and leaves no process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from threading import Thread
+from time import sleep
+from typing import Any
+
+import psutil
+import pytest
+
+from shoal.config import load_config
+from shoal.engines.vllm_server import VllmServerEngine
+from shoal.training.recording import GroupRecording
+from shoal.training.run import train
+
+pytest.importorskip("vllm", reason="needs vLLM")
+pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(1800)]
+
+STEPS, PROMPTS, GROUP = 4, 8, 4
+CHANGES = [
+    "engine=vllm_server",
+    "weight_sync=broadcast",
+    "weight_sync.self_check_every=1",
+    f"run.steps={STEPS}",
+    f"run.prompts_per_step={PROMPTS}",
+    f"run.group_size={GROUP}",
+    "run.preflight=false",
+    "run.record_groups=true",
+    "runtime.target=cpu",
+    "runtime.mixed_precision=none",
+    "engine.vllm.cache_gib=0.25",
+    "evaluation.at_start=false",
+    "evaluation.at_end=false",
+    "checkpoint.every=0",
+    "checkpoint.save_final=false",
+    "monitor.progress=off",
+    "monitor.tensorboard=false",
+]
+
+
+def test_a_run_goes_on_when_its_server_is_killed_in_a_rollout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups: list[int] = []
+    submit = VllmServerEngine.submit
+    rollouts = 0
+
+    def submit_and_kill(self: VllmServerEngine, requests: Any) -> None:
+        nonlocal rollouts
+        submit(self, requests)
+        if len(requests) == PROMPTS * GROUP:
+            rollouts += 1
+            process = self.servers[0].process
+            assert process is not None and process.process is not None
+            groups.append(process.process.pid)
+            if rollouts == 2:
+                Thread(target=kill_soon, args=(groups[-1],)).start()
+
+    monkeypatch.setattr(VllmServerEngine, "submit", submit_and_kill)
+    train(load_config("story", CHANGES), tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    steps = [row for row in rows if "engine/restarts" in row]
+    assert [row["engine/restarts"] for row in steps].count(1.0) == 1
+    assert len(set(groups)) == 2
+    recording = GroupRecording(tmp_path / "run")
+    names = []
+    for step in range(1, STEPS + 1):
+        recorded = recording.read(step)
+        assert recorded is not None
+        assert [len(group.completions) for group in recorded] == [GROUP] * PROMPTS
+        # Sampled with the weights of that step, also what was asked again after the restart.
+        assert {c.versions[0][1] for group in recorded for c in group.completions} == {step - 1}
+        names += [(group.id, group.epoch) for group in recorded]
+    assert len(set(names)) == STEPS * PROMPTS
+    assert not [process for process in psutil.process_iter() if group_of(process) in groups]
+
+
+def kill_soon(group: int) -> None:
+    sleep(0.1)  # in the middle of a rollout, which takes longer
+    os.kill(group, signal.SIGKILL)
+
+
+def group_of(process: psutil.Process) -> int | None:
+    try:
+        return os.getpgid(process.pid) if process.status() != psutil.STATUS_ZOMBIE else None
+    except (ProcessLookupError, psutil.NoSuchProcess):
+        return None
