@@ -11,7 +11,7 @@ train: .venv/base
 test: .venv/dev
 	$(BIN)/pytest -m "not slow and not vllm and not ray and not slurm and not gpu"
 
-test-all: .venv/all
+test-all: .venv/all .venv-atropos/ready
 	$(BIN)/pytest
 
 style: .venv/dev
@@ -27,7 +27,7 @@ docs: .venv/base
 	$(BIN)/python -m shoal.config.docs
 
 clean:
-	rm -rf .venv outputs multirun .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-atropos outputs multirun .pytest_cache .mypy_cache .ruff_cache
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("Shoal needs Python 3.11 or later; set PYTHON=") if sys.version_info < (3, 11) else 0'
@@ -46,4 +46,10 @@ clean:
 .venv/all: .venv/dev
 	DS_BUILD_OPS=0 $(BIN)/pip install -q -c constraints.txt -e ".[$(ALL_EXTRAS)]"
 	$(BIN)/pip uninstall -q -y torchvision torchaudio torchcodec triton
+	@touch $@
+
+# The real thing that the rollout API's tests and benchmark run against; it needs older packages than Shoal.
+.venv-atropos/ready: constraints-atropos.txt
+	$(PYTHON) -m venv .venv-atropos
+	.venv-atropos/bin/pip install -q -c constraints-atropos.txt atroposlib==0.4.0 requests pytest pytest-asyncio
 	@touch $@

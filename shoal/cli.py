@@ -167,6 +167,8 @@ def _steps(text: str) -> int:
 
 def _serve(verbs: Any) -> None:
     servers = verbs.add_parser("serve", help="Run a server.").add_subparsers(required=True, metavar="WHAT")
+    text = "Run the built-in engine: shoal serve engine model.name=NAME engine.serve_port=9001."
+    _verb(servers, "engine", run_serve_engine, text)
     text = "Run a sandbox for programs: the verifier `code` uses it where reward.code.url says so."
     code: ArgumentParser = servers.add_parser("code", help=text, description=text)
     code.set_defaults(run=run_serve_code, overrides=[])
@@ -298,6 +300,14 @@ def run_serve_code(options: Namespace) -> int:
     if options.workers < 1:
         raise ConfigError(f"--workers {options.workers}: at least 1")
     return serve_code(options.host, options.port, tier=options.tier, python=options.python, workers=options.workers)
+
+
+def run_serve_engine(options: Namespace) -> int:
+    """`shoal serve engine`: serves until Ctrl-C or SIGTERM."""
+    config = _configured(options, options.overrides, near_model=True)
+    from shoal.rollout_api.serve_engine import serve_engine  # noqa: PLC0415 imports torch, which --help must not wait for
+
+    return serve_engine(config)
 
 
 def run_serve_vllm(options: Namespace) -> int:

@@ -64,7 +64,7 @@ class Tokens:
 
     def refusal(self, path: str, headers: Mapping[str, str]) -> tuple[int, str] | None:
         """Status and reason where a request may not be made."""
-        if headers.get("sec-fetch-site", "none") not in ("none", "same-origin") or _foreign_origin(headers):
+        if ("sec-fetch-site" in headers or "origin" in headers) and _foreign(headers):
             return 403, "requests that a web page of another origin makes are refused"
         if not self.trainer or path in OPEN:
             return None
@@ -80,9 +80,10 @@ class Tokens:
         return None
 
 
-def _foreign_origin(headers: Mapping[str, str]) -> bool:
+def _foreign(headers: Mapping[str, str]) -> bool:
     origin = headers.get("origin")
-    return origin is not None and origin.partition("://")[2] != headers.get("host")
+    foreign = origin is not None and origin.partition("://")[2] != headers.get("host")
+    return foreign or headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
 
 
 def _token_in(authorization: str) -> str:

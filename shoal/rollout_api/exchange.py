@@ -45,6 +45,8 @@ from shoal.rollout_api.store import (
     save_environment,
     save_lease,
     save_state,
+    stored_size,
+    update_lease,
 )
 
 logger = getLogger(__name__)
@@ -156,7 +158,7 @@ class Exchange:
         self.seen: dict[int, float] = {}
         self.backlog = Backlog()
         self.leases: dict[int, Lease] = {}
-        self.latest: Piece | None = None
+        self.latest: Piece | bytes | None = None
         self.bytes = 0
         self.arriving = 0
         self.era = object()
@@ -202,7 +204,7 @@ class Exchange:
             def job(connection: Connection) -> None:
                 save_state(connection, state)
                 for row in rows:
-                    save_lease(connection, row)
+                    update_lease(connection, row)
 
             await self.store.write(job)
             again = "again " if old else ""
@@ -299,7 +301,7 @@ class Exchange:
                     self.counters["duplicates"] += 1
                     continue
                 self.backlog.add(Waiting(id_, group.size, group.env_id, version))
-                self.bytes += len(group.content.deflated)
+                self.bytes += stored_size(group.content)
                 self.latest = group.content
                 self.counters["groups"] += 1
                 self.counters["sequences"] += group.size
@@ -313,8 +315,8 @@ class Exchange:
         """The trainer's weights: as it said, else the batches that it acknowledged."""
         return self.state.trained if self.state.version is None else self.state.version
 
-    async def next_batch(self, *, explicit: bool, version: int | None) -> Delivery | Shortage:
-        """Leases the next batch, or one again that was not acknowledged.
+    async def next_batch(self, *, explicit: bool, version: int | None, shrink: bool) -> Delivery | Shortage:
+        """Leases the next batch, or one again that was not acknowledged; `shrink` as in `Store.contents`.
 
         Raises:
             OutOfOrderError: no trainer is registered.
@@ -350,13 +352,13 @@ class Exchange:
             self._count_batch(packed, trainer.batch_size)
             if lease is None:
                 assert packed.shortage is not None
-                return packed.shortage
+                return self._explained(packed.shortage)
             self.leases[lease.id] = lease
             lease.explicit, lease.sent, lease.counted, lease.sending = explicit, False, True, True
             lease.delivery += 1
             delivery = Delivery(lease, lease.delivery, self.state.step, infos)
         try:
-            delivery.contents = await self.store.contents(lease.groups)
+            delivery.contents = await self.store.contents(lease.groups, shrink=shrink)
         finally:
             if not delivery.contents:
                 self.delivered(delivery, whole=False)
@@ -386,6 +388,11 @@ class Exchange:
         self.bytes -= freed
         return infos
 
+    def _explained(self, shortage: Shortage) -> Shortage:
+        if not self.leases:
+            return shortage
+        return shortage._replace(reason=f"{shortage.reason}; {len(self.leases)} batches are not acknowledged yet")
+
     def _new_lease(self, groups: list[Waiting]) -> Lease:
         lease = Lease(self.state.next_lease, [group.id for group in groups])
         self.state.next_lease += 1
@@ -399,7 +406,7 @@ class Exchange:
         lease.sending, lease.sent = False, whole
         if whole and lease.id in self.leases:
             row = lease.row()
-            self.store.submit(lambda connection: save_lease(connection, row))
+            self.store.submit(lambda connection: update_lease(connection, row))
 
     async def acknowledge(self, lease_id: int, version: int | None) -> None:
         """The trainer has this batch for good. Saying so twice is harmless.
@@ -517,7 +524,7 @@ class Exchange:
 
     def _pack(self, batch_size: int) -> Packed:
         """Takes the next batch out of the backlog, and what is too stale for one."""
-        stale: list[Waiting] = []
+        stale = [] if self.policy.max_staleness is None else self.backlog.take_oldest(self._is_stale)
         while True:
             packed = self._pack_once(batch_size)
             if isinstance(packed, Shortage):

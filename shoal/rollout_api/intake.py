@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
-from itertools import chain
 from typing import Any, NamedTuple, get_type_hints
 
 from msgspec import DecodeError, Raw, ValidationError
@@ -28,7 +27,11 @@ DECODERS[GROUP_KEY] = Decoder(get_type_hints(ScoredGroup, include_extras=True)[G
 ONE: Decoder[dict[str, Raw]] = Decoder(dict[str, Raw])
 MANY: Decoder[list[Raw]] = Decoder(list[Raw])
 NOT_FINITE = re.compile(rb"NaN|Infinity")
+STARTS = {name: b'%c"%b":' % (b"," if index else b"{", name.encode()) for index, name in enumerate(GROUP_FIELDS)}
+NO_LABEL = re.compile(rb"-(?!100[^0-9])")
 LARGEST_VERSION = 2**53
+SHRINK_FROM = 128 * 1024
+"""Groups from so many bytes are deflated when they come in. It is most of the work: shorter ones wait as they are."""
 
 
 class RefusedError(Exception):
@@ -45,14 +48,14 @@ class RefusedError(Exception):
 
 
 class NewGroup(NamedTuple):
-    """A group that was checked. `size` counts its sequences, `tokens` the tokens in them."""
+    """A group that was checked. `size` counts its sequences, `tokens` the tokens in them. Short content stays plain."""
 
     size: int
     tokens: int
     env_id: int | None
     key: str | None
     version: int | None
-    content: Piece
+    content: Piece | bytes
 
 
 def read_groups(body: bytes, *, many: bool, drop_extra: bool) -> list[NewGroup]:
@@ -105,23 +108,27 @@ def _read_group(fields: dict[str, Raw], drop_extra: bool) -> NewGroup:
     for name in (*GROUP_FIELDS, GROUP_KEY):
         if name in fields:
             value = _decode_field(name, fields[name])
+            if name == "masks" and NO_LABEL.search(fields[name]):
+                _check_labels(value)
             if name == "tokens":
                 lengths = _lengths_of(value)
             # Long lists are looked at and let go, one field at a time.
             values[name] = _checked(name, value, lengths)
     if values.get("distill_token_ids") != values.get("distill_logprobs"):
         raise RefusedError("distill_token_ids has another shape", ["distill_logprobs"])
-    texts = {name: bytes(fields[name]) if name in fields else b"null" for name in GROUP_FIELDS}
-    if any(type(score) is bool for score in values["scores"]):
-        texts["scores"] = f"[{','.join(str(float(score)) for score in values['scores'])}]".encode()
-    content = b"{" + b",".join(b'"%b":%b' % (name.encode(), text) for name, text in texts.items()) + b"}"
+    if bool in map(type, values["scores"]):
+        fields["scores"] = Raw(f"[{','.join(str(float(score)) for score in values['scores'])}]".encode())
+    parts: list[Any] = []
+    for name, start in STARTS.items():
+        parts += (start, fields.get(name, b"null"))
+    content = b"".join([*parts, b"}"])
     return NewGroup(
         size=len(lengths),
         tokens=sum(lengths),
         env_id=values.get("env_id"),
         key=values.get(GROUP_KEY),
         version=_version_of(values.get("generation_params")),
-        content=Piece.of(content),
+        content=content if len(content) < SHRINK_FROM else Piece.of(content),
     )
 
 
@@ -136,7 +143,7 @@ def _decode_field(name: str, raw: Raw) -> Any:
 def _lengths_of(tokens: list[list[int]]) -> list[int]:
     if not tokens:
         raise RefusedError("a group needs at least one sequence", ["tokens"])
-    lengths = [len(sequence) for sequence in tokens]
+    lengths = list(map(len, tokens))
     if 0 in lengths:
         raise RefusedError("a sequence needs at least one token", ["tokens", lengths.index(0)])
     return lengths
@@ -149,13 +156,11 @@ def _checked(name: str, value: Any, lengths: list[int]) -> Any:
     # An empty list of messages is what some environments send for none.
     if name in PER_SEQUENCE and len(value) != len(lengths) and not (name == "messages" and not value):
         raise RefusedError(f"{len(value)} entries, but tokens has {len(lengths)} sequences", [name])
-    if name in PER_TOKEN:
+    if name in PER_TOKEN and list(map(len, value)) != lengths:
         for index, (row, length) in enumerate(zip(value, lengths, strict=True)):
             # Atropos's own tests send one advantage more than there are tokens; nobody reads what is too many.
             if len(row) < length or (len(row) > length and name != "advantages"):
                 raise RefusedError(f"{len(row)} entries, but the sequence has {length} tokens", [name, index])
-    if name == "masks" and min(chain.from_iterable(value)) < 0:
-        _check_labels(value)
     if name == "messages":
         _check_messages(value)
     if name.startswith("distill"):

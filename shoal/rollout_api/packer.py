@@ -9,7 +9,7 @@ batch of its own.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from heapq import merge
 from itertools import islice
@@ -69,6 +69,17 @@ class Backlog:
             queue.groups.extendleft(reversed(passed))
             if not queue.groups:
                 del self.queues[env_id]
+
+    def take_oldest(self, unwanted: Callable[[Waiting], bool]) -> list[Waiting]:
+        """Removes each environment's oldest groups as long as they are unwanted."""
+        taken: list[Waiting] = []
+        for queue in self.queues.values():
+            while queue.groups and unwanted(queue.groups[0]):
+                group = queue.groups.popleft()
+                self._count(queue, group, -1)
+                taken.append(group)
+        self.queues = {env_id: queue for env_id, queue in self.queues.items() if queue.groups}
+        return taken
 
     def put_back(self, groups: list[Waiting]) -> None:
         """Undoes `take`."""

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from shoal.rewards.sandbox.serve import is_loopback
 from shoal.rollout_api.compression import Piece, gzip_of
 from shoal.rollout_api.exchange import Delivery
 
@@ -44,6 +45,11 @@ def takes_gzip(request: Request) -> bool:
         if name.strip() in ("gzip", "*"):
             return quality.replace(" ", "") not in ("q=0", "q=0.0", "q=0.00", "q=0.000")
     return False
+
+
+def is_far(request: Request) -> bool:
+    """Whether the client takes gzip over a network, which is slower than deflating is."""
+    return takes_gzip(request) and not (request.client and is_loopback(request.client.host))
 
 
 async def stored_reply(request: Request, pieces: list[Piece]) -> PartsResponse:
@@ -87,6 +93,9 @@ class PartsResponse(Response):
                 if gone.done():
                     return
                 await send({"type": "http.response.body", "body": part, "more_body": True})
+            # The server waits in `send` for what was written before; so this returns when all is on its way.
+            await send({"type": "http.response.body", "body": b"", "more_body": True})
+            await asyncio.sleep(0)
             whole = not gone.done()
             await send({"type": "http.response.body", "body": b""})
         finally:

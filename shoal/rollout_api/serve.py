@@ -41,6 +41,7 @@ def serve_api(host: str, port: int, store: Path, policy: Policy) -> int:
             http="httptools",
             log_config=None,
             access_log=False,
+            proxy_headers=False,
             timeout_graceful_shutdown=GRACE_SECONDS,
         )
         logger.info("rollout API: http://%s:%d, store %s", host, listening.getsockname()[1], store)

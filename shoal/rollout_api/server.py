@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from logging import getLogger
 from typing import Any
@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from shoal.rollout_api import metrics
 from shoal.rollout_api.access import Tokens
 from shoal.rollout_api.bodies import BadRequestError, Bodies
+from shoal.rollout_api.compression import Piece
 from shoal.rollout_api.exchange import Exchange, FullError, OutOfOrderError, Policy, UnknownError
 from shoal.rollout_api.intake import RefusedError
 from shoal.rollout_api.openapi import body_of, describe
@@ -29,7 +30,7 @@ from shoal.rollout_api.protocol import (
     Registration,
     ScoredGroup,
 )
-from shoal.rollout_api.replies import batch_reply, refusal, reply, stored_reply, wrong_body
+from shoal.rollout_api.replies import batch_reply, is_far, refusal, reply, stored_reply, wrong_body
 from shoal.rollout_api.store import GoneError, Store, StoreError
 
 logger = getLogger(__name__)
@@ -38,6 +39,7 @@ REGISTRATION = Decoder(Registration)
 ENVIRONMENT_REGISTRATION = Decoder(EnvironmentRegistration)
 ENVIRONMENT_ID = Decoder(EnvironmentId)
 ACKNOWLEDGEMENT = Decoder(Acknowledgement)
+POST_PATHS = ("/scored_data", "/scored_data_list")
 EMPTY_EXAMPLE: dict[str, list[Any]] = {
     name: []
     for name in (
@@ -65,8 +67,9 @@ def build_app(store: Store, policy: Policy, tokens: Tokens) -> FastAPI:
         bodies.close()
         store.close()
 
-    app = FastAPI(title="Shoal's rollout API", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(title="Shoal's rollout API", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
     exchange = Exchange(store, policy)
+    app.add_middleware(Posts, exchange=exchange, bodies=bodies)
     app.add_middleware(Gate, tokens=tokens, exchange=exchange)
     add_errors(app)
     add_trainer_paths(app, exchange, bodies)
@@ -93,7 +96,8 @@ def add_trainer_paths(app: FastAPI, exchange: Exchange, bodies: Bodies) -> None:
         if query.get("ack", "next") not in ("next", "explicit"):
             raise BadRequestError(422, f"ack={query['ack']}: explicit, or leave it out")
         explicit = query.get("ack") == "explicit"
-        delivery = await exchange.next_batch(explicit=explicit, version=None if version is None else int(version))
+        held = None if version is None else int(version)
+        delivery = await exchange.next_batch(explicit=explicit, version=held, shrink=is_far(request))
         if isinstance(delivery, Shortage):
             return reply({"batch": None, "reason": delivery.reason})
         return await batch_reply(request, delivery, lambda whole: exchange.delivered(delivery, whole=whole))
@@ -106,7 +110,10 @@ def add_trainer_paths(app: FastAPI, exchange: Exchange, bodies: Bodies) -> None:
 
     @app.get("/latest_example")
     async def latest_example(request: Request) -> Response:
-        return await stored_reply(request, [exchange.latest]) if exchange.latest else reply(EMPTY_EXAMPLE)
+        latest = exchange.latest
+        if latest is None:
+            return reply(EMPTY_EXAMPLE)
+        return await stored_reply(request, [latest if isinstance(latest, Piece) else Piece.of(latest)])
 
     @app.get("/reset_data")
     async def reset_data() -> Response:
@@ -136,25 +143,12 @@ def add_environment_paths(app: FastAPI, exchange: Exchange, bodies: Bodies) -> N
     async def status_env(request: Request) -> Response:
         return reply(exchange.environment_status((await bodies.message(request, ENVIRONMENT_ID)).env_id))
 
+    # Posts answers these two before they come here. They stand here for the description.
     @app.post("/scored_data", openapi_extra=body_of(ScoredGroup))
-    async def scored_data(request: Request) -> Response:
-        await take_in(request, many=False)
-        return reply({"status": "received"})
+    async def scored_data() -> None: ...
 
     @app.post("/scored_data_list", openapi_extra=body_of(list[ScoredGroup]))
-    async def scored_data_list(request: Request) -> Response:
-        return reply({"status": "received", "groups_processed": await take_in(request, many=True)})
-
-    async def take_in(request: Request, *, many: bool) -> int:
-        # Asked before a long body is read, and again by `check` when it is.
-        exchange.check_room()
-        groups = await bodies.groups(request, many=many)
-        try:
-            exchange.check(groups)
-        except RefusedError as error:
-            raise RefusedError(error.message, error.where if many else error.where[1:]) from error
-        await exchange.post(groups)
-        return len(groups)
+    async def scored_data_list() -> None: ...
 
 
 def add_common_paths(app: FastAPI, exchange: Exchange) -> None:
@@ -190,26 +184,69 @@ def add_common_paths(app: FastAPI, exchange: Exchange) -> None:
         return Response(text, headers={"content-type": metrics.CONTENT_TYPE})
 
 
+def answer_to(error: Exception) -> Response:
+    """How an error is told; one that is not listed is raised again."""
+    match error:
+        case RefusedError():
+            return wrong_body(error.message, error.where)
+        case BadRequestError():
+            return refusal(error.status, error.reason)
+        case UnknownError():
+            return refusal(404, str(error))
+        case GoneError():
+            return refusal(409, str(error))
+        case OutOfOrderError():
+            # Atropos's clients look for these three.
+            return refusal(409, str(error), {"status": "error", "message": str(error), "batch": []})
+        case FullError():
+            return refusal(503, f"full: {error}; nothing was stored, send it again")
+        case StoreError():
+            return refusal(503, f"the store cannot be written: {error}; nothing was stored, send it again")
+    raise error
+
+
+TOLD = (RefusedError, BadRequestError, UnknownError, GoneError, OutOfOrderError, FullError, StoreError)
+
+
 def add_errors(app: FastAPI) -> None:
-    """How errors are told."""
+    """Tells errors in words."""
 
-    def on(kind: type[Exception], answer: Callable[[Any], Response]) -> None:
-        async def handler(_: Request, error: Exception) -> Response:
-            return answer(error)
+    async def handler(_: Request, error: Exception) -> Response:
+        return answer_to(error)
 
+    for kind in TOLD:
         app.add_exception_handler(kind, handler)
 
-    on(RefusedError, lambda error: wrong_body(error.message, error.where))
-    on(BadRequestError, lambda error: refusal(error.status, error.reason))
-    on(UnknownError, lambda error: refusal(404, str(error)))
-    on(GoneError, lambda error: refusal(409, str(error)))
-    # Atropos's clients look for these three.
-    on(OutOfOrderError, lambda error: refusal(409, str(error), {"status": "error", "message": str(error), "batch": []}))
-    on(FullError, lambda error: refusal(503, f"full: {error}; nothing was stored, send it again"))
-    on(
-        StoreError,
-        lambda error: refusal(503, f"the store cannot be written: {error}; nothing was stored, send it again"),
-    )
+
+class Posts:
+    """The two paths that carry the load. FastAPI's way to a handler costs more than storing a small group."""
+
+    def __init__(self, app: ASGIApp, exchange: Exchange, bodies: Bodies) -> None:
+        self.app = app
+        self.exchange = exchange
+        self.bodies = bodies
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in POST_PATHS:
+            try:
+                answer = await self.take_in(Request(scope, receive), many=scope["path"] == "/scored_data_list")
+            except TOLD as error:
+                answer = answer_to(error)
+            await answer(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    async def take_in(self, request: Request, *, many: bool) -> Response:
+        """Reads, checks and stores."""
+        # Asked before a long body is read, and again by `check` when it is.
+        self.exchange.check_room()
+        groups = await self.bodies.groups(request, many=many)
+        try:
+            self.exchange.check(groups)
+        except RefusedError as error:
+            raise RefusedError(error.message, error.where if many else error.where[1:]) from error
+        await self.exchange.post(groups)
+        return reply({"status": "received", "groups_processed": len(groups)} if many else {"status": "received"})
 
 
 class Gate:

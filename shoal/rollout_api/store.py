@@ -35,12 +35,13 @@ SCHEMA = """
 CREATE TABLE groups (id INTEGER PRIMARY KEY AUTOINCREMENT, env_id INTEGER, size INTEGER, tokens INTEGER,
   version INTEGER, stamped INTEGER, key TEXT, received REAL, length INTEGER, crc INTEGER, bytes INTEGER, lease INTEGER);
 CREATE INDEX groups_by_lease ON groups (lease) WHERE lease IS NOT NULL;
-CREATE TABLE contents (id INTEGER PRIMARY KEY, deflated BLOB);
+CREATE TABLE contents (id INTEGER PRIMARY KEY, stored BLOB);
 CREATE TABLE keys (key TEXT PRIMARY KEY, id INTEGER) WITHOUT ROWID;
 CREATE TABLE leases (id INTEGER PRIMARY KEY, explicit INTEGER, sent INTEGER, counted INTEGER);
 CREATE TABLE environments (id INTEGER PRIMARY KEY, row TEXT);
 CREATE TABLE state (id INTEGER PRIMARY KEY, row TEXT);
 """
+CONTENT = "SELECT stored, length, crc FROM contents JOIN groups USING (id)"
 KEYS_KEPT = 1_000_000
 JOBS_PER_COMMIT = 1024
 
@@ -122,16 +123,14 @@ class Store:
         """What is in the file."""
         ask = self.reading.execute
         state = ask("SELECT row FROM state").fetchone()
-        latest = ask(
-            "SELECT deflated, length, crc FROM contents JOIN groups USING (id) ORDER BY id DESC LIMIT 1"
-        ).fetchone()
+        latest = ask(f"{CONTENT} ORDER BY id DESC LIMIT 1").fetchone()
         return Saved(
             state=msgjson.decode(state[0]) if state else None,
             environments=[msgjson.decode(row) for (row,) in ask("SELECT row FROM environments ORDER BY id")],
             leases=[LeaseRow(id_, *map(bool, flags)) for id_, *flags in ask("SELECT * FROM leases ORDER BY id")],
             groups=ask("SELECT id, size, env_id, version, lease FROM groups ORDER BY id").fetchall(),
             bytes=ask("SELECT coalesce(sum(bytes), 0) FROM groups").fetchone()[0],
-            latest=Piece(*latest) if latest else None,
+            latest=_piece(*latest) if latest else None,
         )
 
     async def write(self, job: Callable[[sqlite3.Connection], Result]) -> Result:
@@ -152,20 +151,19 @@ class Store:
         self.jobs.put((job, loop, future))
         return future
 
-    async def contents(self, ids: list[int]) -> list[Piece]:
-        """The stored groups, in the order asked for.
+    async def contents(self, ids: list[int], *, shrink: bool) -> list[Piece]:
+        """The stored groups, in the order asked for; with `shrink` also those deflated that are stored plain.
 
         Raises:
             GoneError: one of them is no more.
         """
-        return await asyncio.get_running_loop().run_in_executor(self.reader, self._contents, ids)
+        return await asyncio.get_running_loop().run_in_executor(self.reader, self._contents, ids, shrink)
 
-    def _contents(self, ids: list[int]) -> list[Piece]:
-        query = "SELECT deflated, length, crc FROM contents JOIN groups USING (id) WHERE id = ?"
-        rows = [self.reading.execute(query, (id_,)).fetchone() for id_ in ids]
+    def _contents(self, ids: list[int], shrink: bool) -> list[Piece]:
+        rows = [self.reading.execute(f"{CONTENT} WHERE id = ?", (id_,)).fetchone() for id_ in ids]
         if None in rows:
             raise GoneError("the batch was acknowledged, or the data reset, while it was read")
-        return [Piece(*row) for row in rows]
+        return [_piece(*row, shrink=shrink) for row in rows]
 
     def _write(self) -> None:
         while True:
@@ -218,6 +216,18 @@ def _tell(futures: list[Future[Any]], results: list[Any], failure: StoreError | 
             future.set_result(results[index])
 
 
+def _piece(stored: bytes, length: int, crc: int | None, *, shrink: bool = False) -> Piece:
+    """Content without a checksum is stored plain."""
+    if crc is not None:
+        return Piece(stored, length, crc)
+    return Piece.of(stored) if shrink else Piece.wrapped(stored)
+
+
+def stored_size(content: Piece | bytes) -> int:
+    """The bytes that it takes in the store."""
+    return len(content.deflated if isinstance(content, Piece) else content)
+
+
 def insert_groups(groups: Iterable[tuple[NewGroup, int, bool]]) -> Callable[[sqlite3.Connection], list[int | None]]:
     """A job: (group, version, stamped) in; the id of each, None for one whose key was seen before."""
     rows = list(groups)
@@ -231,6 +241,7 @@ def insert_groups(groups: Iterable[tuple[NewGroup, int, bool]]) -> Callable[[sql
                     ids.append(None)
                     continue
             content = group.content
+            stored = content.deflated if isinstance(content, Piece) else content
             cursor = connection.execute(
                 "INSERT INTO groups (env_id, size, tokens, version, stamped, key, received, length, crc, bytes)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -242,14 +253,14 @@ def insert_groups(groups: Iterable[tuple[NewGroup, int, bool]]) -> Callable[[sql
                     stamped,
                     group.key,
                     time.time(),
-                    content.length,
-                    content.crc,
-                    len(content.deflated),
+                    content.length if isinstance(content, Piece) else len(content),
+                    content.crc if isinstance(content, Piece) else None,
+                    len(stored),
                 ),
             )
             id_ = cursor.lastrowid
             assert id_ is not None
-            connection.execute("INSERT INTO contents VALUES (?, ?)", (id_, content.deflated))
+            connection.execute("INSERT INTO contents VALUES (?, ?)", (id_, stored))
             if group.key is not None:
                 connection.execute("UPDATE keys SET id = ? WHERE key = ?", (id_, group.key))
             if id_ % (KEYS_KEPT // 10) == 0:
@@ -277,8 +288,14 @@ def delete_lease(connection: sqlite3.Connection, lease: int) -> int:
 
 
 def save_lease(connection: sqlite3.Connection, lease: LeaseRow) -> None:
-    """Writes a new lease, or a known one's new state."""
+    """Writes a lease that is handed out, for the first time or again."""
     connection.execute("INSERT OR REPLACE INTO leases VALUES (?, ?, ?, ?)", lease)
+
+
+def update_lease(connection: sqlite3.Connection, lease: LeaseRow) -> None:
+    """Changes a lease, unless it was acknowledged meanwhile."""
+    id_, *values = lease
+    connection.execute("UPDATE leases SET explicit = ?, sent = ?, counted = ? WHERE id = ?", [*values, id_])
 
 
 def infos_of(connection: sqlite3.Connection, ids: Iterable[int]) -> list[GroupInfo]:

@@ -1,0 +1,50 @@
+"""Gzip replies joined from pieces, and bodies inflated up to a limit."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shoal.rollout_api.compression import CorruptError, Piece, TooLargeError, combined_crc, gzip_of, inflate
+
+
+@given(st.lists(st.tuples(st.binary(max_size=200), st.booleans()), max_size=10))
+def test_joined_pieces_are_one_gzip_member(parts):
+    pieces = [Piece.of(plain) if deflate else Piece.wrapped(plain) for plain, deflate in parts]
+    joined = b"".join(gzip_of(pieces))
+    stream = zlib.decompressobj(31)
+    assert stream.decompress(joined) == b"".join(plain for plain, _ in parts)
+    assert stream.eof
+    assert not stream.unused_data
+    assert [piece.plain() for piece in pieces] == [plain for plain, _ in parts]
+
+
+def test_a_piece_longer_than_a_stored_block_is_whole():
+    plain = bytes(range(256)) * 1000
+    assert Piece.wrapped(plain).plain() == plain
+    assert gzip.decompress(b"".join(gzip_of([Piece.wrapped(plain), Piece.of(plain)]))) == plain + plain
+
+
+@given(st.binary(max_size=300), st.binary(max_size=300))
+def test_checksums_combine(first, second):
+    assert combined_crc(zlib.crc32(first), zlib.crc32(second), len(second)) == zlib.crc32(first + second)
+
+
+def test_a_body_is_inflated_up_to_the_limit_and_no_further():
+    body = gzip.compress(b"a" * 1000)
+    assert inflate(body, 1000) == b"a" * 1000
+    with pytest.raises(TooLargeError):
+        inflate(body, 999)
+    assert inflate(body + gzip.compress(b"b"), 1001) == b"a" * 1000 + b"b"
+    with pytest.raises(TooLargeError):
+        inflate(body + gzip.compress(b"b"), 1000)
+
+
+@pytest.mark.parametrize("body", [b"no gzip", gzip.compress(b"abc")[:-3], gzip.compress(b"abc") + b"tail", b"\x1f\x8b"])
+def test_a_broken_body_is_told(body):
+    with pytest.raises(CorruptError):
+        inflate(body, 1000)
