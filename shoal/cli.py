@@ -98,7 +98,8 @@ def _parser() -> ArgumentParser:
     )
     _verb(verbs, "eval", run_eval, "Evaluate a model: shoal eval model=DIR.")
     _verb(verbs, "check", run_check, "Run the start-up check by itself: rewards, log-probs, memory, disk.")
-    add_serve(verbs)
+    text = "Run the built-in engine: shoal serve engine model.name=NAME engine.serve_port=9001."
+    _verb(add_serve(verbs), "engine", run_serve_engine, text)
     _env(verbs)
     score = _verb(verbs, "score", run_score, "Score the rows of a JSONL file (completion, ground_truth).", "file")
     score.add_argument("--verifier", metavar="NAME", required=True, help="registered name, or package.module:function")
@@ -211,6 +212,14 @@ def run_check(options: Namespace) -> int:
         word = {True: "ok", False: "FAILED", None: "skipped"}[result.ok]
         print(f"{word:<8}{result.name}: {result.detail}")
     return RUN_FAILED if any(result.ok is False for result in results) else 0
+
+
+def run_serve_engine(options: Namespace) -> int:
+    """`shoal serve engine`: serves until Ctrl-C or SIGTERM."""
+    config = _configured(options, options.overrides, near_model=True)
+    from shoal.rollout_api.serve_engine import serve_engine  # noqa: PLC0415 imports torch, which --help must not wait for
+
+    return serve_engine(config)
 
 
 def run_env(options: Namespace) -> int:

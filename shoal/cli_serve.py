@@ -12,8 +12,8 @@ from shoal.rewards.sandbox.serve import serve_code
 from shoal.rewards.sandbox.tiers import TIERS
 
 
-def add_serve(verbs: Any) -> None:
-    """Adds `shoal serve code|api|vllm` to the command line."""
+def add_serve(verbs: Any) -> Any:
+    """Adds `shoal serve code|api|vllm` to the command line; gives what further servers are added to."""
     servers = verbs.add_parser("serve", help="Run a server.").add_subparsers(required=True, metavar="WHAT")
     text = "Run a sandbox for programs: the verifier `code` uses it where reward.code.url says so."
     code: ArgumentParser = servers.add_parser("code", help=text, description=text)
@@ -26,6 +26,7 @@ def add_serve(verbs: Any) -> None:
     code.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     _serve_api(servers)
     _serve_vllm(servers)
+    return servers
 
 
 def _serve_vllm(servers: Any) -> None:

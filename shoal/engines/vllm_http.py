@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, Protocol
@@ -11,7 +12,7 @@ from typing import Any, Protocol
 import httpx
 
 from shoal.engines.vllm_arguments import VllmArguments
-from shoal.engines.vllm_client import VllmClient
+from shoal.engines.vllm_client import VllmClient, tls
 from shoal.engines.vllm_control import PAUSE_MODES, VllmControl
 from shoal.engines.vllm_process import ServerProcess
 from shoal.engines.vllm_requests import RequestForm, scored
@@ -147,9 +148,10 @@ class VllmServer(VllmClient, VllmControl):
                 raise EngineError(f"{self.name} has not answered for {self.timeout:.0f} s; start it again")
             sleep(1.0)
 
-    def abort(self, ids: Sequence[str]) -> None:
-        """Ends requests early; what they have comes out where they were asked for."""
-        self._post("/shoal/abort", "abort", {"ids": list(ids)})
+    async def abort(self, client: httpx.AsyncClient, ids: Sequence[str]) -> None:
+        """Ends requests early; what they have comes out where they were asked for. A dead server has none to end."""
+        with suppress(httpx.HTTPError):
+            await client.post("/shoal/abort", json={"ids": list(ids)}, timeout=self.timeout)
 
     def where_to_look(self) -> str:
         return f"its log: {self.process.log}" if self.process else "look into its log"
@@ -162,7 +164,7 @@ class VllmServer(VllmClient, VllmControl):
     def _post(self, path: str, what: str, body: Mapping[str, Any]) -> dict[str, Any]:
         try:
             response = httpx.post(
-                self.url + path, json=body, headers=self.headers, timeout=self.timeout, trust_env=False
+                self.url + path, json=body, headers=self.headers, timeout=self.timeout, trust_env=False, verify=tls()
             )
         except httpx.TimeoutException as error:
             if self.process is not None and self.process.ended():

@@ -30,6 +30,8 @@ from shoal.types import Segment
 logger = getLogger(__name__)
 
 LOOK_SECONDS = 1.0  # between looks at the servers' load
+ABORT_SECONDS = 0.2  # between attempts: a request that is still on its way to the server is not known there
+NOT_ASKED = -1
 
 
 class Flight:
@@ -40,7 +42,7 @@ class Flight:
         self.group = group
         self.versions = [(0, version)]
         self.server: VllmServer
-        self.incarnation = 0
+        self.incarnation = NOT_ASKED
         self.unwanted = False  # aborted by its owner, so not asked again
         self.paused_at: int | None = None  # tokens that it had when generation was paused
 
@@ -75,6 +77,7 @@ class VllmServerEngine(Engine):
         self.changed = Condition(RLock())
         self.reviving = RLock()
         self.paused: set[str] = set()
+        self.down: set[VllmServer] = set()
         self.load = LoadMetrics()
         self.busy_since: float | None = None
         self.loop = asyncio.new_event_loop()
@@ -113,24 +116,36 @@ class VllmServerEngine(Engine):
                 if flight.group not in homes:
                     homes[flight.group] = min(self.servers, key=lambda server: server.in_flight)
                 flight.server = homes[flight.group]
-                flight.incarnation = flight.server.incarnation
                 flight.paused_at = 0 if flight.server.url in self.paused else None
                 flight.server.in_flight += 1
                 self.flights[flight.form["id"]] = flight
             if self.busy_since is None and new:
                 self.busy_since = monotonic()
                 asyncio.run_coroutine_threadsafe(self._look_at_load(), self.loop)
-        for server in self.servers:
-            self._ask(server, [flight for flight in new if flight.server is server])
+            for server in self.servers:
+                self._ask(server)
 
-    def _ask(self, server: VllmServer, flights: Sequence[Flight]) -> None:
-        if flights:
-            asyncio.run_coroutine_threadsafe(self._stream(server, list(flights)), self.loop)
+    def _ask(self, server: VllmServer) -> None:
+        """Asks a server for all that its present life does not know of; one that is down is asked when it is back."""
+        with self.changed:
+            if server in self.down:
+                return
+            owed = [
+                flight
+                for flight in self.flights.values()
+                if flight.server is server and flight.incarnation != server.incarnation
+            ]
+            for flight in owed:
+                flight.incarnation = server.incarnation
+                flight.versions = [(0, self.version)]
+        if owed:
+            asyncio.run_coroutine_threadsafe(self._stream(server, server.incarnation, owed), self.loop)
 
-    async def _stream(self, server: VllmServer, flights: Sequence[Flight]) -> None:
+    async def _stream(self, server: VllmServer, incarnation: int, flights: Sequence[Flight]) -> None:
         """Takes in what a server gives for these requests; a stream that breaks is left to `_mend`."""
-        incarnation = server.incarnation
         try:
+            if server.incarnation != incarnation:
+                return  # it died meanwhile, and is asked again when it is back
             async for result in server.ask(self.clients[server.url], [flight.form for flight in flights]):
                 self._arrived(server, incarnation, result)
         except httpx.HTTPError as error:
@@ -149,9 +164,9 @@ class VllmServerEngine(Engine):
                 return
             if result.get("reason") == "abort" and not flight.unwanted:
                 # Ended for an update of the weights: it begins anew, with the same seed.
-                flight.versions = [(0, self.version)]
+                flight.incarnation = NOT_ASKED
                 flight.paused_at = 0
-                self._ask(server, [flight])
+                self._ask(server)
                 return
             del self.flights[result["id"]]
             server.in_flight -= 1
@@ -193,10 +208,22 @@ class VllmServerEngine(Engine):
             wanted = [self.flights[id_] for id_ in ids if id_ in self.flights]
             for flight in wanted:
                 flight.unwanted = True
-        for server in self.servers:
-            theirs = [flight.form["id"] for flight in wanted if flight.server is server]
-            if theirs:
-                server.abort(theirs)
+        if wanted:
+            asyncio.run_coroutine_threadsafe(self._abort([flight.form["id"] for flight in wanted]), self.loop)
+
+    async def _abort(self, ids: Sequence[str]) -> None:
+        """Asks for the end of requests until all are out."""
+        deadline = monotonic() + self.timeout
+        while monotonic() < deadline:
+            with self.changed:
+                left = [self.flights[id_] for id_ in ids if id_ in self.flights]
+                theirs = {server: [f.form["id"] for f in left if f.server is server] for server in self.servers}
+            if not left:
+                return
+            for server, names in theirs.items():
+                if names:
+                    await server.abort(self.clients[server.url], names)
+            await asyncio.sleep(ABORT_SECONDS)
 
     def logprobs(self, segments: Sequence[Segment], temperature: float = 1.0) -> list[list[float]]:
         if temperature != 1.0:
@@ -234,7 +261,6 @@ class VllmServerEngine(Engine):
             with self.reviving:
                 if server.incarnation == incarnation:
                     self._start_again(server, why)
-                self._ask_again(server)
 
     def _start_again(self, server: VllmServer, why: str) -> None:
         if self.restarts_left == 0:
@@ -244,22 +270,14 @@ class VllmServerEngine(Engine):
         self.restarts_left -= 1
         self.load.restarts += 1
         logger.warning("%s died (%s); %d restarts are left", server.name, why, self.restarts_left)
+        with self.changed:
+            self.down.add(server)  # nothing is asked of it before it has the weights of now
         server.come_back()
         if self.restore is not None:
             self.restore(server)
-
-    def _ask_again(self, server: VllmServer) -> None:
-        """Asks a server for all that it owes from an earlier life."""
         with self.changed:
-            owed = [
-                flight
-                for flight in self.flights.values()
-                if flight.server is server and flight.incarnation != server.incarnation
-            ]
-            for flight in owed:
-                flight.incarnation = server.incarnation
-                flight.versions = [(0, self.version)]
-        self._ask(server, owed)
+            self.down.discard(server)
+        self._ask(server)
 
     # Versions.
 
@@ -323,6 +341,8 @@ class VllmServerEngine(Engine):
         self.ready.clear()
 
     async def _close_clients(self) -> None:
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
         for client in self.clients.values():
             await client.aclose()
 

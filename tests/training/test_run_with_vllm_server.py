@@ -1,4 +1,4 @@
-"""A run whose server is killed: it goes on, trains on every completion once, and leaves no process."""
+"""Runs with servers of their own: one that is killed, and one that scores for the reference."""
 
 from __future__ import annotations
 
@@ -22,10 +22,8 @@ pytest.importorskip("vllm", reason="needs vLLM")
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 STEPS, PROMPTS, GROUP = 4, 8, 4
-CHANGES = [
-    "engine=vllm_server",
-    "weight_sync=broadcast",
-    "weight_sync.self_check_every=1",
+SERVER = ["engine=vllm_server", "weight_sync=broadcast", "weight_sync.self_check_every=1", "engine.vllm.cache_gib=0.25"]
+SMALL = [
     f"run.steps={STEPS}",
     f"run.prompts_per_step={PROMPTS}",
     f"run.group_size={GROUP}",
@@ -33,7 +31,6 @@ CHANGES = [
     "run.record_groups=true",
     "runtime.target=cpu",
     "runtime.mixed_precision=none",
-    "engine.vllm.cache_gib=0.25",
     "evaluation.at_start=false",
     "evaluation.at_end=false",
     "checkpoint.every=0",
@@ -60,7 +57,7 @@ def test_a_run_goes_on_when_its_server_is_killed_in_a_rollout(tmp_path: Path, mo
                 Thread(target=kill_soon, args=(groups[-1],)).start()
 
     monkeypatch.setattr(VllmServerEngine, "submit", submit_and_kill)
-    train(load_config("story", CHANGES), tmp_path / "run")
+    train(load_config("story", [*SMALL, *SERVER]), tmp_path / "run")
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     steps = [row for row in rows if "engine/restarts" in row]
     assert [row["engine/restarts"] for row in steps].count(1.0) == 1
@@ -76,6 +73,18 @@ def test_a_run_goes_on_when_its_server_is_killed_in_a_rollout(tmp_path: Path, mo
         names += [(group.id, group.epoch) for group in recorded]
     assert len(set(names)) == STEPS * PROMPTS
     assert not [process for process in psutil.process_iter() if group_of(process) in groups]
+
+
+def test_a_reference_behind_a_server_gives_the_kl_of_the_one_in_the_process(tmp_path: Path) -> None:
+    changes = [*SMALL, "algorithm.kl_coef=0.1", "run.steps=2", "optimizer.lr=1e-3"]
+    found = {}
+    for kind in ("model", "vllm_launch"):
+        train(load_config("story", [*changes, f"reference.kind={kind}"]), tmp_path / kind)
+        rows = [json.loads(line) for line in (tmp_path / kind / "metrics.jsonl").read_text().splitlines()]
+        found[kind] = [row["kl_ref/k3"] for row in rows if "kl_ref/k3" in row]
+    assert len(found["model"]) == 2
+    assert found["model"][1] > 1e-6
+    assert found["vllm_launch"] == pytest.approx(found["model"], abs=1e-6, rel=1e-2)
 
 
 def kill_soon(group: int) -> None:
