@@ -70,7 +70,10 @@ def _serve_api(servers: Any) -> None:
     api.add_argument("--host", default="127.0.0.1", help="a public address needs tokens in the environment")
     api.add_argument("--port", type=int, default=8000, help="0: a free one, which the first line names (default: 8000)")
     api.add_argument(
-        "--store", metavar="FILE", required=True, help="SQLite file that keeps everything; made when missing"
+        "--store",
+        metavar="FILE",
+        default="groups.sqlite",
+        help="SQLite file that keeps everything; made when missing (default: %(default)s)",
     )
     api.add_argument("--max-groups", type=int, default=100_000, help="groups that may wait (default: 100000)")
     api.add_argument("--max-gigabytes", type=float, default=50.0, help="size of what is stored (default: 50)")
