@@ -29,7 +29,7 @@ WORKING_KINDS: tuple[Mapping[str, tuple[str, ...]], ...] = (
         "weight_sync": ("broadcast", "shared", "lora"),
     },
     {
-        "source": ("sync", "replay"),
+        "source": ("sync", "replay", "rollout_api"),
         "engine": ("vllm_server",),
         "learner": ("local",),
         "weight_sync": ("restart", "broadcast", "shared", "lora"),

@@ -13,7 +13,8 @@ from typing import Any
 from shoal.environments.base import Environment, Item, Model
 from shoal.errors import EngineError, TrainingError
 from shoal.rollout_api.client import ApiClient, RefusedError, Waiting
-from shoal.rollout_api.scored_data import ScoredData, to_scored_data
+from shoal.rollout_api.protocol import WEIGHTS_VERSION
+from shoal.rollout_api.scored_data import ScoredData, stamp, to_scored_data
 from shoal.types import Group
 
 logger = getLogger(__name__)
@@ -58,9 +59,8 @@ class EnvironmentServer:
         self.model = model
         self.session = token_hex(6)
         self.counts = Counts()
-        self.tasks: dict[asyncio.Task[Group], Item] = {}
+        self.tasks: dict[asyncio.Task[Group], tuple[Item, int | None]] = {}
         self.keys = count()
-        self.backlog: list[Item] = []
         self.said = monotonic()
 
     async def serve(self) -> Counts:
@@ -82,7 +82,7 @@ class EnvironmentServer:
                 if 0 < registered.num_steps <= status["current_step"]:
                     logger.info("%s: the trainer has its last step's groups; %s", self.name, self.counts)
                     return self.counts
-                self._start(registered, status["queue_size"])
+                self._start(registered, status)
                 await self._send_finished(registered)
         finally:
             for task in self.tasks:
@@ -132,15 +132,16 @@ class EnvironmentServer:
             logger.warning("%s: %s: registering again", self.name, error)
             return None
 
-    def _start(self, registered: Registration, queued: int) -> None:
+    def _start(self, registered: Registration, status: dict[str, Any]) -> None:
         """Starts as many groups as the bound leaves room for."""
+        queued = status["queue_size"]
         room = int(self.settings.ahead * registered.batch_size / self.environment.group_size) - queued
         room = min(max(room, 1 if queued == 0 else 0), self.settings.max_groups) - len(self.tasks)
         for _ in range(room):
-            item = self.backlog.pop(0) if self.backlog else self.environment.next_item()
+            item = self.environment.next_item()
             sampling, size = self.environment.sampling, self.environment.group_size
             task = asyncio.create_task(self.environment.group(item, self.model, size, sampling))
-            self.tasks[task] = item
+            self.tasks[task] = (item, status.get(WEIGHTS_VERSION))
 
     async def _send_finished(self, registered: Registration) -> None:
         """Waits a little; scores and sends what is finished by then."""
@@ -170,9 +171,11 @@ class EnvironmentServer:
         Raises:
             EngineError: the engine was not there before the deadline.
         """
-        item = self.tasks.pop(task)
+        item, version = self.tasks.pop(task)
         error = task.exception()
         if error is None:
+            # The trainer's when the rollout began, so that no token is older.
+            stamp(task.result(), version)
             return task.result()
         if isinstance(error, EngineError):
             raise error

@@ -66,7 +66,9 @@ class BatchFetcher:
             mark = mark_of(reply)
             # A batch whose acknowledgement did not arrive comes again.
             known = bool(mark) and mark in self.marks
-            entry = Entry(number, step, mark, reply["batch"])
+            infos = reply.get("groups") or [{}] * len(reply["batch"])
+            versions = [info.get(WEIGHTS_VERSION) for info in infos]
+            entry = Entry(number, step, mark, reply["batch"], versions)
             if not known:
                 self.journal.write(entry)
                 self.marks.add(mark)

@@ -19,12 +19,14 @@ from shoal.rollout_api.scored_data import ScoredData
 @dataclass
 class Entry:
     """One batch: its number in this run (from 1), the step that asked for it, what tells it from every other batch of
-    the server's (empty for stock servers), its groups."""
+    the server's (empty for stock servers), its groups, and the version of each group's weights where the server knows
+    it."""
 
     number: int
     step: int
     mark: str
     groups: list[ScoredData]
+    versions: list[int | None]
 
 
 class Journal:

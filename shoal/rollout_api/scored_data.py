@@ -104,10 +104,7 @@ def to_group(data: Mapping[str, Any], name: str, source: str) -> Group:
         if number not in completions:
             completions[number] = _completion(data, extras, place, number)
         completions[number].segments.append(segment)
-    oldest = params.get(WEIGHTS_VERSION)
     for completion in completions.values():
-        if not completion.versions and isinstance(oldest, int):
-            completion.versions = [(0, oldest)]
         completion.text = completion.text or _last_text(completion.info.get("messages"))
     contexts = {tuple(one.segments[0].context_ids) for one in completions.values()}
     prompt = None
@@ -120,7 +117,16 @@ def to_group(data: Mapping[str, Any], name: str, source: str) -> Group:
             messages=extras.get("messages") or list(first.info.get("messages") or [])[:-1],
             source=extras.get("source") or source,
         )
-    return Group(str(extras.get("group", name)), list(completions.values()), prompt, int(extras.get("epoch", 0)))
+    group = Group(str(extras.get("group", name)), list(completions.values()), prompt, int(extras.get("epoch", 0)))
+    stamp(group, params.get(WEIGHTS_VERSION))
+    return group
+
+
+def stamp(group: Group, version: int | None) -> None:
+    """Notes that completions of an unknown version are of `version`, or newer weights."""
+    for completion in group.completions:
+        if not completion.versions and version is not None:
+            completion.versions = [(0, version)]
 
 
 def _completion(data: Mapping[str, Any], extras: Mapping[str, Any], place: int, number: int) -> Completion:

@@ -11,6 +11,7 @@ from typing import Any
 from shoal.config import ShoalConfig
 from shoal.engines.generate_server import GenerateServer
 from shoal.engines.served_engine import ServedEngine
+from shoal.engines.vllm_server import VllmServerEngine
 from shoal.errors import DataError
 from shoal.monitor.monitor import Monitor
 from shoal.rollout_api.client import ApiClient
@@ -19,7 +20,7 @@ from shoal.rollout_api.journal import Entry, Journal
 from shoal.rollout_api.launch import Companions
 from shoal.rollout_api.overlong import fit
 from shoal.rollout_api.protocol import TRAINER_TOKEN
-from shoal.rollout_api.scored_data import to_group
+from shoal.rollout_api.scored_data import stamp, to_group
 from shoal.training.checkpoint import CheckpointStore
 from shoal.training.parts import Parts
 from shoal.training.sources import GroupSource
@@ -58,6 +59,9 @@ class RolloutApiSource(GroupSource):
             self.server = GenerateServer(self.engine, parts.policy.tokenizer, engine.serve_host, engine.serve_port)
             self.engine_url = self.server.url
             monitor.message(f"the engine is served at {self.engine_url}")
+        elif isinstance(parts.engine, VllmServerEngine):
+            self.engine_url = parts.engine.servers[0].url
+            monitor.message(f"environments may ask {', '.join(server.url for server in parts.engine.servers)}")
 
     def next_groups(self, step: int) -> list[Group]:
         """The groups of the next batch that has any to train on.
@@ -144,7 +148,7 @@ class RolloutApiSource(GroupSource):
     def _groups(self, entry: Entry) -> list[Group]:
         """The batch's groups that can be trained on, overlong sequences dealt with."""
         groups = []
-        for place, data in enumerate(entry.groups):
+        for place, (data, version) in enumerate(zip(entry.groups, entry.versions, strict=True)):
             source = f"environment {data['env_id']}" if data.get("env_id") is not None else "unknown"
             try:
                 group = to_group(data, f"batch_{entry.number}/{place}", source)
@@ -152,6 +156,7 @@ class RolloutApiSource(GroupSource):
                 self.last["unusable"] += 1
                 logger.warning("left out: %s", error)
                 continue
+            stamp(group, version)
             overlong = fit(group, self.seq_len, self.cfg.source.overlong)
             self.last["overlong"] += overlong
             if not (overlong and self.cfg.source.overlong == "drop"):
