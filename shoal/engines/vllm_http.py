@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import httpx
 
 from shoal.engines.vllm_arguments import VllmArguments
-from shoal.engines.vllm_client import VllmClient
+from shoal.engines.vllm_client import VllmClient, tls
 from shoal.engines.vllm_control import PAUSE_MODES, VllmControl
 from shoal.engines.vllm_process import ServerProcess
 from shoal.engines.vllm_requests import RequestForm, scored
@@ -164,7 +164,7 @@ class VllmServer(VllmClient, VllmControl):
     def _post(self, path: str, what: str, body: Mapping[str, Any]) -> dict[str, Any]:
         try:
             response = httpx.post(
-                self.url + path, json=body, headers=self.headers, timeout=self.timeout, trust_env=False
+                self.url + path, json=body, headers=self.headers, timeout=self.timeout, trust_env=False, verify=tls()
             )
         except httpx.TimeoutException as error:
             if self.process is not None and self.process.ended():

@@ -17,6 +17,7 @@ from time import monotonic, sleep
 import httpx
 
 from shoal.engines.owner import OWNER
+from shoal.engines.vllm_client import tls
 from shoal.errors import EngineError
 
 logger = getLogger(__name__)
@@ -124,7 +125,7 @@ class ServerProcess:
     def healthy(self, timeout: float = 2.0) -> bool:
         """Whether the server answers and its engine lives."""
         try:
-            return httpx.get(f"{self.url}/health", timeout=timeout).status_code == 200
+            return httpx.get(f"{self.url}/health", timeout=timeout, verify=tls()).status_code == 200
         except httpx.HTTPError:
             return False
 

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from vllm_models import ARCHITECTURES, a_batch, save_model
+from sync_models import ARCHITECTURES, a_batch, save_model
 
 from shoal.config import ShoalConfig
 from shoal.config.validate import validate
+from shoal.engines.base import Request, SamplingParams
+from shoal.engines.weight_stream import WeightSpec, receive
+from shoal.errors import TrainingError
 from shoal.tasks import story
 from shoal.training.build import build_parts
 from shoal.training.parts import Parts
+from shoal.types import Segment
 
-pytestmark = [pytest.mark.vllm]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 pytest.importorskip("vllm", reason="vLLM is not installed")
+
+from shoal.engines.vllm_worker import ShoalWorker  # noqa: E402 - needs vLLM
 
 TOLERANCE = 2e-5
 Make = Callable[..., Parts]
@@ -80,3 +87,109 @@ def test_after_each_publication_vllm_has_the_learners_version_and_log_probs(make
     differences = parts.sync.check.differences()  # type: ignore[attr-defined]
     assert max(differences) <= TOLERANCE
     assert len(parts.sync.check.probe[-1].context_ids) > 300  # type: ignore[attr-defined]
+
+
+def workers_model(parts: Parts) -> Any:
+    """vLLM's module, which is in this process."""
+    executor = parts.engine.llm.model_executor  # type: ignore[attr-defined]
+    return executor.driver_worker.worker.model_runner.get_model()
+
+
+def test_planted_faults_are_found(make_parts: Make, monkeypatch: pytest.MonkeyPatch):
+    """A stale head, an unmapped tensor, a swap that fails in silence, a cache that is not reset; one engine for all."""
+    parts = make_parts("broadcast", "llama")
+    parts.sync.publish(0).wait()
+    model, control = workers_model(parts), parts.engine.controls[0]  # type: ignore[attr-defined]
+    load = type(model).load_weights
+
+    def without(what: str, claim: bool) -> Callable[[Any], set[str]]:
+        def load_weights(weights: Any) -> set[str]:
+            found = load(model, ((name, one) for name, one in weights if name != what))
+            return found | {what} if claim else found
+
+        return load_weights
+
+    def publishing(said: str) -> None:
+        train(parts)
+        with pytest.raises(TrainingError, match=said):
+            parts.sync.publish(parts.learner.version)
+        # As if the run went on: the next publication mends it.
+        parts.sync.published = None  # type: ignore[attr-defined]
+        control.resume()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "load_weights", without("lm_head.weight", claim=True), raising=False)
+        publishing("log-probs differ from the learner's by .* its weights are stale")
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "load_weights", without("model.norm.weight", claim=False), raising=False)
+        publishing(r"has 1 parameters that no weight of the learner went to: model\.norm\.weight")
+    with monkeypatch.context() as patch:
+        patch.setattr(ShoalWorker, "shoal_receive", lambda self, *_: drained(self, *_))
+        publishing("was published, but worker 0 of vLLM in this process holds")
+    parts.sync.publish(parts.learner.version).wait()
+    with monkeypatch.context() as patch:
+        patch.setattr(control, "reset_prefix_cache", lambda: None)
+        publishing("its prefix cache was not reset")
+    parts.sync.publish(parts.learner.version).wait()
+
+
+def drained(worker: Any, version: int, rows: Any, bucket: int) -> dict[str, Any]:
+    """Takes the weights from the wire and puts them nowhere."""
+    specs = [WeightSpec.from_row(row) for row in rows]
+    for _ in receive(worker.shoal_group, specs, bucket, worker.device):
+        pass
+    return {**worker.shoal_status(), "missing": []}
+
+
+def test_an_adapter_that_was_not_taken_is_found(make_parts: Make, monkeypatch: pytest.MonkeyPatch):
+    parts = make_parts("lora", "qwen2")
+    parts.sync.publish(0).wait()
+    train(parts)
+    monkeypatch.setattr(parts.engine.controls[0], "load_adapter", lambda *_: None)  # type: ignore[attr-defined]
+    with pytest.raises(TrainingError, match="version 2 was published, but worker 0 of vLLM in this process holds 0"):
+        parts.sync.publish(2)
+
+
+def test_requests_in_flight_are_drained_kept_or_asked_again(make_parts: Make):
+    parts = make_parts("shared", "qwen3")
+    engine, sync = parts.engine, parts.sync
+    sync.publish(0).wait()
+    for mode in ("drain", "keep", "abort"):
+        sync.cfg.in_flight = mode  # type: ignore[attr-defined]
+        old = engine.version
+        requests = [
+            Request(f"{mode} {n}", tuple(range(5, 20)), n, SamplingParams(4 if n == 0 else 120)) for n in range(6)
+        ]
+        engine.submit(requests)
+        outputs = engine.completed()
+        found = [next(outputs)]
+        # The weights must move so little that completions still may have both versions.
+        parts.learner.train(a_batch(old), sync.writing)
+        sync.publish(parts.learner.version).wait()
+        new = engine.version
+        found += outputs
+        assert sorted(one.request_id for one in found) == sorted(request.id for request in requests)
+        versions = {one.request_id: [version for _, version in one.versions] for one in found}
+        late = [versions[request.id] for request in requests[1:] if request.id != found[0].request_id]
+        expected = {"drain": [old], "keep": [old, new], "abort": [new]}[mode]
+        assert expected in late and all(one in (expected, [old]) for one in late)
+        # Each token has the log-prob of the version that it was sampled with; the learner has the newest only.
+        for one in found:
+            if [version for _, version in one.versions] == [new]:
+                [theirs] = parts.learner.logprobs(
+                    [Segment(list(range(5, 20)), one.token_ids, one.logprobs, [True] * len(one.token_ids))]
+                )
+                np.testing.assert_allclose(one.logprobs, theirs, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("model", ["qwen2", "llama"])
+def test_two_tensor_parallel_workers_take_their_shards(make_parts: Make, model: str):
+    def two(cfg: ShoalConfig) -> None:
+        cfg.engine.vllm.tensor_parallel = 2
+
+    parts = make_parts("broadcast", model, two)
+    parts.sync.publish(0).wait()
+    for _ in range(2):
+        train(parts)
+        assert "self_check" in parts.sync.publish(parts.learner.version).wait()
+    assert max(parts.sync.check.differences()) <= TOLERANCE  # type: ignore[attr-defined]
