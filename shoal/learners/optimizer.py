@@ -121,13 +121,13 @@ class PolicyOptimizer:
         if isinstance(self.schedule, LambdaLR):
             # The state's rate is that of the schedule it was written under; this one may be longer.
             rules = zip(self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True)
-            self._set_lrs([base * rule(self.schedule.last_epoch) for base, rule in rules])
+            self._set_lrs([float(base) * rule(self.schedule.last_epoch) for base, rule in rules])
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.steps, self.skipped = state["steps"], state["skipped"]
 
     def _set_lrs(self, lrs: list[float]) -> None:
-        self.schedule._last_lr = lrs
+        self.schedule._last_lr = list(lrs)
         for group, lr in zip(self.optimizer.param_groups, lrs, strict=True):
             group["lr"] = lr
 
