@@ -16,7 +16,7 @@ from shoal.errors import ConfigError, RolloutApiError
 from shoal.training.build import build_run
 from shoal.training.sources import StoppedWaiting
 
-API = {"source.kind": "rollout_api", "engine.serve_port": 0, "data.max_prompt_tokens": 64}
+API = {"source.kind": "rollout_api", "engine.serve_port": 0, "data.max_prompt_tokens": 64, "source.timeout": 15.0}
 
 
 def wire_group(*lengths: int) -> dict[str, Any]:
@@ -121,7 +121,16 @@ def test_groups_from_a_server_are_trained_on(settings, trained):
 def test_a_server_and_an_environment_are_started_and_what_ails_them_is_told(settings, open_run, tmp_path: Path):
     with pytest.raises(ConfigError, match=r"source\.launch=story starts an environment for source=rollout_api"):
         settings({"source.launch": "story"})
-    run = open_run(settings({**API, "source.url": "http://127.0.0.1:0", "source.launch": "no_such_module:Environment"}))
+    run = open_run(
+        settings(
+            {
+                **API,
+                "source.timeout": 120.0,
+                "source.url": "http://127.0.0.1:0",
+                "source.launch": "no_such_module:Environment",
+            }
+        )
+    )
     save_config(run.cfg, [], run.folder)
     with pytest.raises(
         RolloutApiError, match=r"no_such_module:Environment has ended with status 2: .*cannot be imported"
