@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import nullcontext
 from logging import getLogger
 from pathlib import Path
@@ -23,7 +24,7 @@ from shoal.rollout_api.protocol import TRAINER_TOKEN
 from shoal.rollout_api.scored_data import stamp, to_group
 from shoal.training.checkpoint import CheckpointStore
 from shoal.training.parts import Parts
-from shoal.training.sources import GroupSource
+from shoal.training.sources import GroupSource, StoppedWaiting
 from shoal.types import Group
 
 logger = getLogger(__name__)
@@ -35,13 +36,22 @@ class RolloutApiSource(GroupSource):
     While it waits, the built-in engine answers the environments' requests.
     """
 
-    def __init__(self, cfg: ShoalConfig, parts: Parts, monitor: Monitor, folder: Path, total_steps: int) -> None:
+    def __init__(
+        self,
+        cfg: ShoalConfig,
+        parts: Parts,
+        monitor: Monitor,
+        folder: Path,
+        total_steps: int,
+        stopping: Callable[[], bool],
+    ) -> None:
         """Raises ConfigError where the engine cannot be served."""
         self.cfg = cfg
         self.parts = parts
         self.monitor = monitor
         self.folder = folder
         self.total_steps = total_steps
+        self.stopping = stopping
         self.seq_len = cfg.source.seq_len or cfg.data.max_prompt_tokens + cfg.sampling.max_new_tokens
         self.journal = Journal(folder)
         self.checkpoints = CheckpointStore(folder, cfg.checkpoint.keep_last)
@@ -70,6 +80,7 @@ class RolloutApiSource(GroupSource):
 
         Raises:
             RolloutApiError: the server or a batch did not come before the deadline.
+            StoppedWaiting: a stop was asked for meanwhile.
         """
         self._forget_old()
         self.last = dict.fromkeys(("batches", "replayed", "overlong", "unusable", "recomputed"), 0.0)
@@ -117,6 +128,13 @@ class RolloutApiSource(GroupSource):
         if self.fetcher is not None:
             self.fetcher.api.close()
 
+    def _check(self) -> None:
+        """Called while something is waited for."""
+        if self.companions is not None:
+            self.companions.check()
+        if self.stopping():
+            raise StoppedWaiting
+
     def _open_fetcher(self) -> BatchFetcher:
         """The connection to the server; where the run has one of its own, that and the environment are started."""
         cfg, wandb, url = self.cfg, self.cfg.monitor.wandb, self.cfg.source.url
@@ -124,7 +142,6 @@ class RolloutApiSource(GroupSource):
             self.companions = Companions(url, cfg.source.launch, self.engine_url, self.folder)
             url = self.companions.url
             self.monitor.message(f"started a server at {url} and the environment {cfg.source.launch}")
-        check = self.companions.check if self.companions is not None else _nothing
         registration = {
             "wandb_group": wandb.group or self.folder.name,
             "wandb_project": wandb.project,
@@ -137,7 +154,7 @@ class RolloutApiSource(GroupSource):
         }
         token, timeout, say = os.environ.get(TRAINER_TOKEN), cfg.source.timeout, self.monitor.message
         return BatchFetcher(
-            ApiClient(url, token=token, timeout=timeout, say=say, check=check),
+            ApiClient(url, token=token, timeout=timeout, say=say, check=self._check),
             self.journal,
             registration,
             waiting=self.engine.serving if self.engine is not None else nullcontext,
@@ -188,7 +205,3 @@ class RolloutApiSource(GroupSource):
         if steps and steps[0] in self.after_step:
             self.journal.forget(self.after_step[steps[0]] + 1)
             self.after_step = {step: number for step, number in self.after_step.items() if step >= steps[0]}
-
-
-def _nothing() -> None:
-    """There is nothing to check."""

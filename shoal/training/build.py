@@ -152,13 +152,15 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def build_source(cfg: ShoalConfig, parts: Parts, monitor: Monitor, folder: Path) -> GroupSource:
-    """The source that `source.kind` names. `folder` is the run's."""
+def build_source(
+    cfg: ShoalConfig, parts: Parts, monitor: Monitor, folder: Path, stopping: Callable[[], bool]
+) -> GroupSource:
+    """The source that `source.kind` names. `folder` is the run's; `stopping` tells whether it is to stop."""
     if cfg.source.kind == "rollout_api":
         # Imports FastAPI, which other sources do without.
         from shoal.rollout_api.source import RolloutApiSource  # noqa: PLC0415
 
-        return RolloutApiSource(cfg, parts, monitor, folder, total_steps(cfg))
+        return RolloutApiSource(cfg, parts, monitor, folder, total_steps(cfg), stopping)
     if cfg.source.kind == "replay":
         return ReplaySource(GroupRecording(Path(cfg.source.path or "")))
     return SyncSource(cfg, parts, monitor)
@@ -191,7 +193,7 @@ def build_run(cfg: ShoalConfig, folder: Path, stopping: Callable[[], bool], rewa
         total_steps=total_steps(cfg),
         parts=parts,
         reference=reference,
-        source=build_source(cfg, parts, monitor, folder),
+        source=build_source(cfg, parts, monitor, folder, stopping),
         evaluator=Evaluator(cfg, parts),
         monitor=monitor,
         checkpoints=CheckpointStore(folder, cfg.checkpoint.keep_last),

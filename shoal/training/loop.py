@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from logging import getLogger
 
 from shoal.algorithms.batch import make_batch
+from shoal.training.sources import StoppedWaiting
 from shoal.training.state import Run
 
 logger = getLogger(__name__)
@@ -19,7 +20,10 @@ def train_loop(run: Run) -> None:
     if run.step == 0 and run.cfg.evaluation.at_start and run.evaluated_step < 0:
         run.evaluate()
     for step in remaining_steps(run):
-        groups = run.source.next_groups(step)
+        try:
+            groups = run.source.next_groups(step)
+        except StoppedWaiting:
+            break
         run.refuse_broken(step, groups)
         if run.reference is not None:
             with monitor.phase("reference"):

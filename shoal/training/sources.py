@@ -20,12 +20,20 @@ from shoal.types import Group
 logger = getLogger(__name__)
 
 
+class StoppedWaiting(Exception):
+    """A stop was asked for while a source waited for groups: the step did not begin."""
+
+
 class GroupSource(ABC):
     """Gives the groups of one step, whole and rewarded."""
 
     @abstractmethod
     def next_groups(self, step: int) -> list[Group]:
-        """The groups that step `step` (from 1) trains on, in a fixed order."""
+        """The groups that step `step` (from 1) trains on, in a fixed order.
+
+        Raises:
+            StoppedWaiting: a stop was asked for meanwhile.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the data, for a checkpoint."""

@@ -101,7 +101,7 @@ def run_trainer(url: str, folder: Path) -> None:
     parts = SimpleNamespace(engine=None, learner=learner)
     monitor = SimpleNamespace(message=print, phase=lambda name: nullcontext())
     store = CheckpointStore(folder, keep_last=2)
-    source = RolloutApiSource(cfg, parts, monitor, folder, 10**6)  # type: ignore[arg-type]
+    source = RolloutApiSource(cfg, parts, monitor, folder, 10**6, lambda: False)  # type: ignore[arg-type]
     step, trained = 0, []
     found = store.load()
     if found is not None:

@@ -73,19 +73,23 @@ class Processes:
 
 @pytest.mark.timeout(900)
 def test_every_acknowledged_group_is_trained_on_exactly_once_under_fifty_kills(tmp_path: Path):
-    random = Random(5)
+    random, kills = Random(5), 0
     processes = Processes(tmp_path)
     names = list(processes.commands)
     for name in names:
         processes.start(name)
     try:
-        for kill in range(KILLS):
-            if kill % 2 == 0:  # while there is work going on; the others fall when it is being taken up again
+        while kills < KILLS:
+            if random.random() < 0.5:  # while there is work going on; others fall when it is being taken up again
                 processes.wait_for_step(len(processes.lines(LIVE)))
             time.sleep(random.uniform(0, 0.15))
-            victim = random.choice(names)
-            processes.kill(victim)
-            processes.start(victim)
+            # A trainer takes the longest to start, so it falls less often; two or all three may fall together.
+            victims = set(random.choices(names, weights=(2, 2, 1), k=random.choice((1, 1, 2, 3))))
+            for victim in victims:
+                processes.kill(victim)
+            for victim in victims:
+                processes.start(victim)
+            kills += len(victims)
         processes.wait_for_step(len(processes.lines(LIVE)))
         (tmp_path / STOP).touch()
         ends = time.monotonic() + DEADLINE
@@ -102,7 +106,7 @@ def test_every_acknowledged_group_is_trained_on_exactly_once_under_fifty_kills(t
     steps = json.loads((tmp_path / DONE).read_text())["trained"]
     counts = Counter(group for step in steps for group in step)
     acknowledged, attempted = set(processes.lines(ACKNOWLEDGED)), set(processes.lines(ATTEMPTED))
-    assert len(steps) > KILLS // 4 and len(acknowledged) > KILLS
+    assert len(steps) > KILLS // 5 and len(acknowledged) > KILLS
     assert all(len(step) == BATCH // GROUP for step in steps)
     assert set(counts.values()) == {1}, "no group twice"
     assert set(counts) <= attempted

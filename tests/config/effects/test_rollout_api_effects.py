@@ -9,10 +9,12 @@ import httpx
 import pytest
 from small_api import SmallApi
 
-from effects.made import metrics_of
+from effects.made import by_length, metrics_of
 from effects.registry import effect
 from shoal.config.run_folder import save_config
 from shoal.errors import ConfigError, RolloutApiError
+from shoal.training.build import build_run
+from shoal.training.sources import StoppedWaiting
 
 API = {"source.kind": "rollout_api", "engine.serve_port": 0, "data.max_prompt_tokens": 64}
 
@@ -127,6 +129,17 @@ def test_a_server_and_an_environment_are_started_and_what_ails_them_is_told(sett
         run.source.next_groups(1)
     assert "rollout API: http://127.0.0.1:" in (run.folder / "logs" / "api.log").read_text()
     assert open_run(settings(API)).source.companions is None
+
+
+def test_a_stop_is_heeded_while_a_batch_is_waited_for(settings, tmp_path: Path):
+    with SmallApi().served() as url:
+        run = build_run(settings({**API, "source.url": url}), tmp_path / "run", lambda: True, {"made": by_length})
+        try:
+            run.parts.sync.publish(0).wait()
+            with pytest.raises(StoppedWaiting):
+                run.source.next_groups(1)
+        finally:
+            run.close("stopped")
 
 
 def test_zero_variance_groups_are_refilled_from_further_batches(settings, open_run):
