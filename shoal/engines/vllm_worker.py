@@ -41,16 +41,18 @@ def keep_weights_plain() -> None:
 
 def note_versions_of_adapters() -> None:
     """Makes vLLM's adapters remember which version the folder that they were really loaded from has."""
-    plain = WorkerLoRAManager._load_adapter
+    # Any: types must check alike where vLLM is installed and where it is not.
+    manager: Any = WorkerLoRAManager
+    plain = manager._load_adapter
 
     @wraps(plain)
-    def load(self: WorkerLoRAManager, lora_request: Any) -> Any:
+    def load(self: Any, lora_request: Any) -> Any:
         adapter = plain(self, lora_request)
-        adapter.shoal_version = version_in(lora_request.lora_path)  # type: ignore[attr-defined]
+        adapter.shoal_version = version_in(lora_request.lora_path)
         return adapter
 
     if not hasattr(plain, "__wrapped__"):
-        WorkerLoRAManager._load_adapter = load  # type: ignore[method-assign]
+        manager._load_adapter = load
 
 
 end_with_owner()
