@@ -17,12 +17,20 @@ EVERY_STEP = ["run.steps=55", "optimizer.lr=5e-4"]
 MODES = {
     "broadcast": EVERY_STEP,
     "shared": EVERY_STEP,
-    # The engine is up to 25 versions old: the clip is against the policy that sampled.
-    "restart": ["run.steps=75", "weight_sync.every=25", "optimizer.lr=4e-4", "algorithm.old_logprobs=sampler"],
+    # The engine is up to 25 versions old: the clip is against the policy that sampled, and wide enough for it to move
+    # that far. Where the clip is .2, 75 steps reach .675.
+    "restart": [
+        "run.steps=125",
+        "run.prompts_per_step=32",
+        "weight_sync.every=25",
+        "optimizer.lr=4e-4",
+        "algorithm.old_logprobs=sampler",
+        "algorithm.clip_low=0.4",
+        "algorithm.clip_high=0.6",
+    ],
     "lora": ["run.steps=80", "model.train=lora", "model.lora.r=32", "model.lora.alpha=64", "optimizer.lr=2.5e-3"],
 }
-# Three versions are too few for more: measured .675.
-ENOUGH = {"broadcast": 0.8, "shared": 0.8, "lora": 0.8, "restart": 0.6}
+ENOUGH = 0.8
 
 
 @pytest.mark.parametrize("kind", MODES)
@@ -50,7 +58,7 @@ def test_the_default_task_is_learnt_through_a_vllm_server(kind: str, tmp_path: P
     synced = [row["step"] for row in rows if row.get("seconds/sync_swap")]
     every = cfg.weight_sync.every
     assert synced == [step for step in range(1, cfg.run.steps + 1) if step % every == 0]
-    assert summary["accuracy_after"] >= ENOUGH[kind]
+    assert summary["accuracy_after"] >= ENOUGH
     assert not (tmp_path / "run/weight_sync").exists()
     assert not [process for process in os.listdir("/proc") if process.isdecimal() and belongs(process, tmp_path)]
 
