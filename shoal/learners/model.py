@@ -89,10 +89,7 @@ def load_policy(cfg: ModelConfig, runtime: Runtime) -> Policy:
         wrapped = add_lora(model, cfg.lora)
     else:
         wrapped = model
-    use_mixed_linears(wrapped, runtime)
-    use_rotary_tables(wrapped, runtime)
-    use_lean_norms(wrapped, runtime)
-    use_tree_attention(model, runtime)
+    compute_as_learners_do(wrapped, model, runtime)
     return Policy(
         model=wrapped.eval(),
         tokenizer=tokenizer,
@@ -100,6 +97,14 @@ def load_policy(cfg: ModelConfig, runtime: Runtime) -> Policy:
         max_positions=getattr(model.config.get_text_config(), "max_position_embeddings", None) or MANY_POSITIONS,
         lora=lora,
     )
+
+
+def compute_as_learners_do(wrapped: Any, causal_lm: Any, runtime: Runtime) -> None:
+    """Replaces what is slow in a model, PEFT's wrapper included, so that policy and reference compute alike."""
+    use_mixed_linears(wrapped, runtime)
+    use_rotary_tables(wrapped, runtime)
+    use_lean_norms(wrapped, runtime)
+    use_tree_attention(causal_lm, runtime)
 
 
 def load_tokenizer(cfg: ModelConfig) -> Any:

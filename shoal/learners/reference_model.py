@@ -14,13 +14,10 @@ from torch import Tensor
 from shoal.config import ShoalConfig
 from shoal.errors import ConfigError
 from shoal.learners.lora import adapter_base
-from shoal.learners.mixed import use_mixed_linears
-from shoal.learners.model import Policy, load_causal_lm
-from shoal.learners.norm import use_lean_norms
+from shoal.learners.model import Policy, compute_as_learners_do, load_causal_lm
 from shoal.learners.optimizer import on_cpu
 from shoal.learners.passes import Passes
 from shoal.learners.reference import Reference, unscored_segments
-from shoal.learners.rotary import use_rotary_tables
 from shoal.runtime import Runtime
 from shoal.types import Group
 
@@ -50,9 +47,7 @@ class ModelReference(Reference):
                 any_attention=cfg.model.attention == "auto",
                 key="reference.name",
             )
-            use_mixed_linears(model, runtime)
-            use_rotary_tables(model, runtime)
-            use_lean_norms(model, runtime)
+            compute_as_learners_do(model, model, runtime)
             own = Policy(model, policy.tokenizer, policy.vocabulary, policy.max_positions, lora=False)
         elif self.borrowed:
             own = policy

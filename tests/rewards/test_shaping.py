@@ -127,7 +127,7 @@ def test_options_reach_the_verifier_that_they_name_and_no_other() -> None:
     ("options", "line"),
     [
         ({"max_length": {"scal": 8}}, "reward.options.max_length.scal: .* it has scale"),
-        ({"gsm8k": {"scale": 8}}, "reward.options.gsm8k.scale: .* it has none"),
+        ({"f1": {"scale": 8}}, "reward.options.f1.scale: .* it has none"),
         ({"nothing": {"scale": 8}}, "no verifier is named 'nothing'"),
     ],
 )

@@ -20,10 +20,11 @@ MODES = {
     # The engine is up to 25 versions old: the clip is against the policy that sampled, and wide enough for it to move
     # that far. Where the clip is .2, 75 steps reach .675.
     "restart": [
-        "run.steps=125",
+        "run.steps=100",
         "run.prompts_per_step=32",
         "weight_sync.every=25",
-        "optimizer.lr=4e-4",
+        "optimizer.lr=5e-4",
+        "optimizer.scheduler=linear",
         "algorithm.old_logprobs=sampler",
         "algorithm.clip_low=0.4",
         "algorithm.clip_high=0.6",
