@@ -154,7 +154,10 @@ def make_engine(arguments: Sequence[str]) -> Any:
 def add_request(engine: Any, request: Mapping[str, Any], adapter: Any) -> None:
     """Queues one of our requests with an LLMEngine. Raises ValueError where vLLM refuses it."""
     prompt = {"prompt_token_ids": list(request["prompt"])}
-    engine.add_request(request["id"], prompt, sampling_params(request), lora_request=adapter)
+    try:
+        engine.add_request(request["id"], prompt, sampling_params(request), lora_request=adapter)
+    except refusals() as error:
+        raise ValueError(f"request {request['id']}: {' '.join(str(error).split())}") from error
 
 
 def partial_result(engine: Any, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -180,9 +183,18 @@ async def generate(engine: Any, request: Mapping[str, Any], adapter: Any) -> dic
     try:
         async for found in stream:
             output = found
-    except ValueError as error:
+    except refusals() as error:
         return {"id": request["id"], "error": " ".join(str(error).split())}
     return result_of(request, output)
+
+
+@cache
+def refusals() -> tuple[type[Exception], ...]:
+    """What vLLM raises where a request cannot be answered: ValueError, since 0.32 also a class of its own."""
+    from vllm import exceptions  # noqa: PLC0415
+
+    own = getattr(exceptions, "VLLMClientError", ValueError)
+    return (ValueError, own)
 
 
 def _fork_the_engine_core() -> None:

@@ -41,6 +41,7 @@ SMALL: dict[str, Any] = {
     "monitor.tensorboard": False,
     "monitor.curve": False,
     "monitor.samples_every": 0,
+    "weight_sync.timeout": 15.0,
 }
 """A run of some ten milliseconds a step that writes metrics.jsonl only."""
 
