@@ -102,6 +102,14 @@ def adapter_request(name: str, folder: Path | str) -> Any:
     return LoRARequest(name, ADAPTER_ID, str(folder), load_inplace=True)
 
 
+def in_use(adapter: Any) -> Any:
+    """The loaded adapter as a request names it: by its id. As it was loaded, every step would load it once more, and a
+    request that has waited since before a swap would put the older one in the newer one's place."""
+    from vllm.lora.request import LoRARequest  # noqa: PLC0415
+
+    return adapter and LoRARequest(adapter.lora_name, adapter.lora_int_id, adapter.lora_path)
+
+
 def in_flight_counts(engine: Any) -> dict[str, int]:
     """Tokens sampled so far of every unfinished request of an LLMEngine or AsyncLLM, by our id."""
     return {
@@ -155,7 +163,7 @@ def add_request(engine: Any, request: Mapping[str, Any], adapter: Any) -> None:
     """Queues one of our requests with an LLMEngine. Raises ValueError where vLLM refuses it."""
     prompt = {"prompt_token_ids": list(request["prompt"])}
     try:
-        engine.add_request(request["id"], prompt, sampling_params(request), lora_request=adapter)
+        engine.add_request(request["id"], prompt, sampling_params(request), lora_request=in_use(adapter))
     except refusals() as error:
         raise ValueError(f"request {request['id']}: {' '.join(str(error).split())}") from error
 
@@ -179,7 +187,9 @@ async def generate(engine: Any, request: Mapping[str, Any], adapter: Any) -> dic
     """One of our requests through an AsyncLLM; refusals come as an error in the result."""
     prompt = {"prompt_token_ids": list(request["prompt"])}
     output = None
-    stream: AsyncIterator[Any] = engine.generate(prompt, sampling_params(request), request["id"], lora_request=adapter)
+    stream: AsyncIterator[Any] = engine.generate(
+        prompt, sampling_params(request), request["id"], lora_request=in_use(adapter)
+    )
     try:
         async for found in stream:
             output = found
