@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--tokens", type=int, nargs="+", default=[40, 128, 256], help="lengths to generate")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--hard", type=int, default=128, help="one problem in so many is for sympy; 0: none")
+    parser.add_argument("--hard", type=int, default=16, help="one problem in so many is for sympy; 0: none")
     arguments = parser.parse_args()
     prepare_process(RuntimeConfig(threads=1))
     for tokens in arguments.tokens:

@@ -87,7 +87,7 @@ def task_of(cfg: ShoalConfig, sides: Sequence[Side], own_verifiers: Collection[s
         evaluation=evaluation,
         verifiers=dict(defaults[0]) if alike else {},
         dropped=dropped_counts(cfg, sides),
-        demonstrate=_demonstration_for(train[0], sources, own_verifiers or cfg.reward.verifiers),
+        demonstrate=_demonstration_for(train[0], sources),
     )
 
 
@@ -231,12 +231,8 @@ def _check_verifiers(side: Side, own: Collection[str], *, judged: bool) -> None:
                 known.add(name)
 
 
-def _demonstration_for(
-    first: Prompt, sources: Sequence[DataSource], configured: Collection[str]
-) -> Callable[[Prompt], str] | None:
+def _demonstration_for(first: Prompt, sources: Sequence[DataSource]) -> Callable[[Prompt], str] | None:
     """The layout's known-right answer to the first prompt, which the start-up check tries; none where the layout gives
-    none, or where other verifiers than the layout's judge it: they may want another form."""
+    none, or where other verifiers than the layout's judge its source."""
     source = next(source for source in sources if source.name == first.source)
-    layout = LAYOUTS[source.task]
-    asked = first.verifiers or configured or layout.verifiers
-    return layout.demonstrate if set(asked) <= set(layout.verifiers) else None
+    return None if source.verifiers else LAYOUTS[source.task].demonstrate

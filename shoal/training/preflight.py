@@ -38,16 +38,20 @@ class CheckResult:
 def check_rewards(task: Task, scorer: Scorer) -> CheckResult:
     """A known-right and a known-wrong answer to a real prompt, through the path that training uses.
 
-    The task's own verifiers must score its demonstrated answer above the wrong one. Others may want a form that is not
-    known here, or more than an answer: the ground truth is tried in several forms, and where none scores higher nothing
-    is claimed. Whoever asks: a run does not start where no score can be had.
+    The task's own verifiers must score its demonstrated answer above the wrong one. Others may want another form, so
+    the ground truth is tried in several more, one of which must score higher: a reward that is the same whatever is
+    answered teaches nothing. Where the task demonstrates nothing, nothing is claimed. A run does not start where no
+    score can be had.
     """
     name = "rewards"
     prompt = task.train[0]
     if not scorer.reward.verify:
         return CheckResult(name, None, "reward.verify=false: no verifier is asked")
-    judged = any(map(scorer.asks_judge, prompt.verifiers or scorer.weights))
-    texts = [task.demonstrate(prompt)] if task.demonstrate else _forms(prompt.ground_truth)
+    asked = prompt.verifiers or scorer.weights
+    judged = any(map(scorer.asks_judge, asked))
+    texts = [task.demonstrate(prompt)] if task.demonstrate else []
+    if not set(asked) <= set(task.verifiers):
+        texts += _forms(prompt.ground_truth)
     wrong, *right = (_answer(prompt, text) for text in [WRONG_ANSWER, *(texts[:1] if judged else texts)])
     scorer.score([Group(id="start-up check", completions=[wrong, *right], prompt=prompt)])
     # The verifiers' part only: the known-right answer need not have the format or the length that is rewarded.
@@ -64,15 +68,12 @@ def check_rewards(task: Task, scorer: Scorer) -> CheckResult:
     detail = f"a right answer scores {best}, a wrong one {low} ({text!r} against {wrong.text!r})"
     if best > low:
         return CheckResult(name, True, detail)
-    if task.demonstrate:
-        return CheckResult(name, False, detail)
-    asked = ", ".join(prompt.verifiers or scorer.weights)
-    return CheckResult(
-        name,
-        None,
-        f"the form of a right answer is not known for {asked}: the ground truth, written in {len(right)} ways, scores "
-        f"{best} at most, a wrong answer {low}; shoal score FILE --verifier NAME tries answers of your own",
-    )
+    if len(right) > 1:
+        detail += (
+            f"; none of the {len(right)} ways in which the right answer was written scores higher: shoal score FILE "
+            f"--verifier NAME tries answers of your own on {', '.join(asked)}"
+        )
+    return CheckResult(name, False if task.demonstrate else None, detail)
 
 
 def _forms(ground_truth: Any) -> list[str]:

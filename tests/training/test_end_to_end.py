@@ -149,22 +149,23 @@ def test_check_prints_a_line_for_each_part(tiny_model: Path, capsys: pytest.Capt
     assert list(Path().iterdir()) == []
 
 
-def test_a_reward_without_scores_fails_check_and_stops_train_with_one_line(
-    tiny_model: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("broken", "why"),
+    [
+        ("always_zero", "a right answer scores 0.0, a wrong one 0.0"),
+        ("always_raises", "no score can be had: always_raises: RuntimeError"),
+    ],
+)
+def test_a_broken_reward_fails_check_and_stops_train_with_one_line(
+    tiny_model: Path, capsys: pytest.CaptureFixture[str], broken: str, why: str
 ):
-    overrides = [*SMALL, "reward.verifiers.always_raises=1", f"model={tiny_model}", "run.preflight=true"]
+    overrides = [*SMALL, f"reward.verifiers.{broken}=1", f"model={tiny_model}", "run.preflight=true"]
     assert main(["check", *overrides]) == 1
     out = capsys.readouterr().out
     assert [line.split()[1] for line in out.splitlines() if line.startswith("FAILED")] == ["rewards:"]
     assert main(["train", *overrides, "--log-level", "error"]) == 1
     [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith("shoal: error: start-up check: rewards: no score can be had: always_raises: RuntimeError")
-
-
-def test_check_says_where_no_right_answer_is_known_to_a_verifier(tiny_model: Path, capsys: pytest.CaptureFixture[str]):
-    assert main(["check", *SMALL, "reward.verifiers.always_zero=1", f"model={tiny_model}"]) == 0
-    [line] = [line for line in capsys.readouterr().out.splitlines() if "rewards:" in line]
-    assert line.startswith("skipped rewards: the form of a right answer is not known for always_zero")
+    assert line.startswith(f"shoal: error: start-up check: rewards: {why}")
 
 
 def test_a_dry_run_says_what_would_run_and_writes_nothing(tiny_model: Path, capsys: pytest.CaptureFixture[str]):

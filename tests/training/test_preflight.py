@@ -70,15 +70,15 @@ def boxed(submission: Submission) -> float:
     ("function", "ok", "detail"),
     [
         (boxed, True, "a right answer scores 1.0, a wrong one 0.0 ('\\\\boxed{"),
-        (easy_rewards.always_zero, None, "the form of a right answer is not known for own"),
-        (lambda submission: 1.0, None, "the form of a right answer is not known for own"),
-        (lambda submission: -float("<answer>" in submission.text), None, "the form of a right"),
+        (easy_rewards.always_zero, False, "a right answer scores 0.0, a wrong one 0.0"),
+        (lambda submission: 1.0, False, "a right answer scores 1.0, a wrong one 1.0"),
+        (lambda submission: -float(submission.ground_truth in submission.text), False, "a right answer scores -1.0, a"),
         (easy_rewards.always_raises, False, "no score can be had: own: "),
         (lambda submission: float("nan"), False, "no score can be had: own: gave nan"),
     ],
 )
-def test_other_verifiers_may_want_another_form_but_must_give_scores(
-    configure: Configure, build: Build, function: Any, ok: bool | None, detail: str
+def test_other_verifiers_may_want_another_form_but_must_tell_right_from_wrong(
+    configure: Configure, build: Build, function: Any, ok: bool, detail: str
 ):
     parts = build(configure("reward.verifiers={own:1}"), own=function)
     result = check_rewards(parts.task, parts.scorer)
@@ -87,12 +87,19 @@ def test_other_verifiers_may_want_another_form_but_must_give_scores(
 
 def test_a_ground_truth_that_cannot_be_written_as_an_answer_is_no_failure(configure: Configure, build: Build):
     parts = build(configure("reward.verifiers={own:1}"), own=lambda submission: 0.0)
+    parts.task.demonstrate = None
     parts.task.train[0].ground_truth = {"instruction_id_list": []}
     result = check_rewards(parts.task, parts.scorer)
     assert (result.ok, result.detail) == (
         None,
         "no right answer is known that could be tried; a wrong one scores 0.0",
     )
+
+
+def test_a_task_without_a_known_right_answer_is_no_failure(configure: Configure, build: Build):
+    parts = build(configure("reward.verifiers={own:1}"), own=easy_rewards.always_zero)
+    parts.task.demonstrate = None
+    assert check_rewards(parts.task, parts.scorer).ok is None
 
 
 def test_what_a_verifier_that_the_rows_name_needs_is_opened_at_the_start(configure: Configure):
@@ -162,8 +169,8 @@ def test_failed_checks_are_one_line_and_skipped_ones_do_not_count():
 
 
 def test_a_run_with_a_broken_reward_does_not_start_and_check_says_why(configure: Configure, tmp_path: Path):
-    cfg = configure("run.preflight=true", "run.steps=1", "reward.verifiers={always_raises:1}", "reward.max_missing=1")
-    with pytest.raises(TrainingError, match=r"start-up check: rewards: no score can be had"):
+    cfg = configure("run.preflight=true", "run.steps=1", "reward.verifiers={always_zero:1}")
+    with pytest.raises(TrainingError, match=r"start-up check: rewards: a right answer scores 0\.0"):
         train(cfg, tmp_path)
     assert read_rows(tmp_path) == []
     assert [result.name for result in check(cfg) if result.ok is False] == ["rewards"]

@@ -15,6 +15,7 @@ from shoal.engines.fast_decode import FastDecoder
 from shoal.errors import TrainingError
 from shoal.learners.model import load_policy
 from shoal.learners.passes import Passes
+from shoal.runtime import native_bf16
 from shoal.tasks.story import story_tokenizer
 from shoal.training.parts import Parts
 from shoal.types import Batch, Prompt, TrainSequence
@@ -22,11 +23,14 @@ from shoal.weight_sync.check import PROBE_TOKENS, make_probe
 
 Make = Callable[..., Parts]
 
+# The engine computes as the learner does: far below the 0.2 that unequal 16-bit kernels are allowed. Where bfloat16 is
+# emulated, the kernel that a product gets depends on its shape, which differs between them: 1.2e-3 was seen.
+BF16_BOUND = 1e-3 if native_bf16() else 5e-3
+
 
 def bf16(cfg: ShoalConfig) -> None:
     cfg.runtime.mixed_precision = "bf16"
-    # The engine computes as the learner does: far below the 0.2 that unequal 16-bit kernels are allowed.
-    cfg.weight_sync.self_check_tolerance = 5e-3
+    cfg.weight_sync.self_check_tolerance = BF16_BOUND
 
 
 def adapter(cfg: ShoalConfig) -> None:
@@ -79,7 +83,7 @@ def test_after_each_publication_the_engine_has_the_learners_version_and_log_prob
     assert handle.version == parts.engine.version == parts.learner.version == 2
     probe = parts.sync.check.probe  # type: ignore[attr-defined]
     for mine, theirs in zip(parts.engine.logprobs(probe), parts.learner.logprobs(probe), strict=True):
-        np.testing.assert_allclose(mine, theirs, atol=1e-4 if way != "bf16" else 5e-3)
+        np.testing.assert_allclose(mine, theirs, atol=1e-4 if way != "bf16" else BF16_BOUND)
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from math import nan
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -72,10 +71,6 @@ def by_length(submission: Submission) -> float:
 
 def always_one(submission: Submission) -> float:
     return 1.0
-
-
-def no_score(submission: Submission) -> float:
-    return nan
 
 
 def made_groups() -> list[Group]:

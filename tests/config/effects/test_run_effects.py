@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from effects.made import always_one, metrics_of, no_score, sampled_ids
+from effects.made import always_one, metrics_of, sampled_ids
 from effects.registry import effect
 from shoal.errors import TrainingError
 from shoal.training.run import train
@@ -74,11 +74,10 @@ def test_recorded_groups_lie_in_the_run_folder(settings, trained):
 
 
 @effect("run.preflight")
-def test_the_start_up_check_stops_a_run_whose_reward_cannot_be_had(settings, trained):
-    changes = {"reward.max_missing": 1.0}
-    trained(settings(changes), reward=no_score)
-    with pytest.raises(TrainingError, match=r"start-up check: rewards: no score can be had: \w+: gave nan"):
-        trained(settings({"run.preflight": True, **changes}), reward=no_score)
+def test_the_start_up_check_stops_a_run_whose_reward_tells_nothing(settings, trained):
+    trained(settings(), reward=always_one)
+    with pytest.raises(TrainingError, match=r"start-up check: rewards: a right answer scores 1\.0, a wrong one 1\.0"):
+        trained(settings({"run.preflight": True}), reward=always_one)
 
 
 @effect("run.made_up_advantages")
