@@ -10,7 +10,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 
 class KVCache(Cache):
-    """Keys and values of up to `capacity` rows over `columns` columns, right-aligned.
+    """Keys and values of up to `capacity` rows, or lanes, over `columns` columns, right-aligned.
 
     Row r holds its tokens in columns [starts[r], end), so that the next token of every row goes to column `end`, and
     the distance of two columns is the distance of two positions (sliding windows rely on that). `low` is the first
@@ -33,13 +33,14 @@ class KVCache(Cache):
         self.end = 0
         self.starts = torch.zeros(0, dtype=torch.long, device=device)
 
-    def set_rows(self, starts: Tensor, low: int) -> None:
-        """Sets the rows in use and their first columns, [R]; `low` is the least of them."""
+    def use(self, starts: Tensor, low: int, living: Tensor | None = None) -> None:
+        """Sets the rows in use and their first columns, [R]; `low` is the least of them. `living` are the indices of
+        those whose results matter; None for all."""
         self.rows = len(starts)
         self.starts = starts
         self.low = low
         if self.shared is not None:
-            self.shared.set_rows(self.rows)
+            self.shared.lay_out(torch.arange(self.rows, device=self.device) if living is None else living)
 
     def visible(self, new: int) -> Tensor:
         """[R, columns - low] bool: the columns that hold tokens of the row, up to `new` tokens past `end`."""
@@ -50,32 +51,37 @@ class KVCache(Cache):
         columns = torch.arange(self.end, self.end + new, device=self.device)
         return (columns - self.starts[:, None]).clamp(min=0)
 
-    def move(self, sources: Tensor, targets: Tensor) -> None:
-        """Copies rows `sources` over rows `targets`."""
+    def arrange(self, sources: Tensor, targets: Tensor, rows: int) -> None:
+        """Copies rows `sources` over rows `targets`, then has the first `rows`. `use` must follow."""
         for layer in self.buffers:
-            layer.move(sources, targets)
+            layer.copy(sources, targets)
         if self.shared is not None:
-            self.shared.index[targets] = self.shared.index[sources]
+            self.shared.arrange(sources, targets, rows)
+        self.rows = rows
 
-    def append(self, prompts: KVCache, index: Tensor) -> None:
-        """Adds rows after the last: row i gets the tokens of row index[i] of `prompts`, up to this cache's end."""
-        if self.share and self.rows == 0 and len(index) > prompts.rows:
+    def append(self, prompts: KVCache, index: Tensor, fork: bool = False) -> None:
+        """Adds rows after the last: row i gets the tokens of row index[i] of `prompts`, up to this cache's end.
+
+        `fork` says that the rows will be copied to others, which then have their prompts in common. `use` must follow.
+        """
+        if self.share and self.rows == 0 and (fork or len(index) > prompts.rows):
             self.shared = SharedPrompts(prompts, index.clone(), self.end)
-            return
-        if self.shared is not None:
-            # The new rows' prompts end at another column than the old ones'.
-            for mine in self.buffers:
-                mine.unshare(self.shared)
-            self.shared = None
-        for mine, theirs in zip(self.buffers, prompts.buffers, strict=True):
-            mine.append(theirs, index)
+        else:
+            if self.shared is not None:
+                # The new rows' prompts end at another column than the old ones'.
+                for mine in self.buffers:
+                    mine.unshare(self.shared)
+                self.shared = None
+            for mine, theirs in zip(self.buffers, prompts.buffers, strict=True):
+                mine.append(theirs, index)
+        self.rows += len(index)
 
     def row(self, index: int) -> KVCache:
         """A cache of one row, a copy of row `index`."""
         copy = KVCache(len(self.buffers), 1, self.end, self.device, fast=self.fast)
         copy.end = self.end
         copy.append(self, torch.tensor([index], device=self.device))
-        copy.set_rows(self.starts[index : index + 1], self.low)
+        copy.use(self.starts[index : index + 1], self.low)
         return copy
 
     def resize(self, capacity: int, columns: int, end: int) -> None:
@@ -95,26 +101,35 @@ class SharedPrompts:
     """Prompts that several rows have in common: what lies left of `column` in row r is row index[r] of `prompts`.
 
     To attend to a prompt once for all its rows, rows are laid out in slots, `size` for each prompt: row r has slot
-    slots[r], and slot s holds row rows[s] (any row where the slot is empty).
+    slots[r], and slot s holds row rows[s] (any row where the slot is empty). Rows that do not matter have no slot of
+    their own.
     """
 
     def __init__(self, prompts: KVCache, index: Tensor, column: int) -> None:
         self.prompts = prompts
         self.index = index
         self.column = column
-        self.set_rows(len(index))
+        self.lay_out(torch.arange(len(index), device=index.device))
 
-    def set_rows(self, count: int) -> None:
-        """Lays out the first `count` rows."""
-        self.index = index = self.index[:count]
+    def arrange(self, sources: Tensor, targets: Tensor, rows: int) -> None:
+        """Gives rows `targets` the prompts of rows `sources`, then has the first `rows`."""
+        new = rows - len(self.index)
+        index = torch.cat([self.index, self.index.new_zeros(new)]) if new > 0 else self.index
+        index[targets] = index[sources]
+        self.index = index[:rows]
+
+    def lay_out(self, living: Tensor) -> None:
+        """Gives a slot to each of the rows `living`, [N]; the others have any."""
+        index = self.index[living]
         order = index.argsort(stable=True)
         counts = torch.bincount(index, minlength=self.prompts.rows)
-        rank = torch.arange(count, device=index.device) - (counts.cumsum(0) - counts)[index[order]]
-        self.size = int(counts.max()) if count else 0
-        self.slots = torch.empty_like(index)
-        self.slots[order] = index[order] * self.size + rank
+        rank = torch.arange(len(living), device=index.device) - (counts.cumsum(0) - counts)[index[order]]
+        self.size = int(counts.max()) if len(living) else 0
+        slots = index[order] * self.size + rank
+        self.slots = torch.zeros_like(self.index)
+        self.slots[living[order]] = slots
         self.rows = index.new_zeros(self.prompts.rows * self.size)
-        self.rows[self.slots] = torch.arange(count, device=index.device)
+        self.rows[slots] = living[order]
 
 
 class ColumnLayer(CacheLayerMixin):
@@ -151,7 +166,7 @@ class ColumnLayer(CacheLayerMixin):
         self.values[: cache.rows, :, cache.end : end] = value_states
         return self.keys[: cache.rows, :, cache.low : end], self.values[: cache.rows, :, cache.low : end]
 
-    def move(self, sources: Tensor, targets: Tensor) -> None:
+    def copy(self, sources: Tensor, targets: Tensor) -> None:
         if not self.is_initialized:
             return
         shared = self.cache.shared

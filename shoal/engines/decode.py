@@ -42,7 +42,7 @@ class Decoder(ABC):
         ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts], device=self.device)
         cache = self.new_cache(len(prompts), width)
         starts = [width - len(prompt) for prompt in prompts]
-        cache.set_rows(torch.tensor(starts, device=self.device), min(starts))
+        cache.use(torch.tensor(starts, device=self.device), min(starts))
         return cache, self.forward(ids, cache, keep)
 
 

@@ -27,16 +27,20 @@ class Running:
         self.versions.append((count, version))
 
 
-class Rows:
-    """Tokens and log-probs of the running rows. Row i of every array is row i of the KV cache.
+ARRAYS = "alive", "lanes", "seeds", "prompts", "counts", "limits", "tokens", "logprobs"
 
-    `prompts`, `counts` and `limits` are the tokens of the prompt, sampled so far and allowed. A row whose completion
-    ended is dead until another takes its place.
+
+class Rows:
+    """Tokens and log-probs of the completions, one row of every array each.
+
+    `lanes` are their places in the KV cache: completions with equal tokens share one. `prompts`, `counts` and `limits`
+    are the tokens of the prompt, sampled so far and allowed. A row whose completion ended is dead until it is dropped.
     """
 
     def __init__(self) -> None:
         self.running: list[Running] = []
         self.alive = np.zeros(0, dtype=bool)
+        self.lanes = np.zeros(0, dtype=np.int64)
         self.seeds = np.zeros(0, dtype=np.uint64)
         self.prompts = np.zeros(0, dtype=np.int64)
         self.counts = np.zeros(0, dtype=np.int64)
@@ -62,10 +66,11 @@ class Rows:
         """The token that each row sampled last, [R]."""
         return self.tokens[np.arange(len(self)), self.counts - 1]
 
-    def add(self, new: Sequence[Running]) -> None:
+    def add(self, new: Sequence[Running], lanes: NDArray[np.int64]) -> None:
         self.running += new
         count = len(new)
         self.alive = np.append(self.alive, np.ones(count, dtype=bool))
+        self.lanes = np.append(self.lanes, lanes)
         self.seeds = np.append(self.seeds, np.array([row.request.seed % 2**64 for row in new], dtype=np.uint64))
         self.prompts = np.append(self.prompts, [len(row.request.prompt_ids) for row in new])
         self.counts = np.append(self.counts, np.zeros(count, dtype=np.int64))
@@ -82,7 +87,7 @@ class Rows:
         self.counts[living] += 1
 
     def finish(self, row: int, reason: StopReason) -> EngineOutput:
-        """Ends a row; its place is free from now on."""
+        """Ends a row."""
         self.alive[row] = False
         count = int(self.counts[row])
         running = self.running[row]
@@ -94,21 +99,9 @@ class Rows:
             versions=running.versions if count else [],
         )
 
-    def compact(self, multiple: int = 1) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Moves the last living rows into the places of dead ones and forgets the rest: (sources, targets).
-
-        Keeps as many dead rows as bring the number of rows to a multiple of `multiple`, where there are enough.
-        """
-        living = int(self.alive.sum())
-        size = min(-(-living // multiple) * multiple, len(self))
-        targets = np.flatnonzero(~self.alive[:living])
-        sources = living + np.flatnonzero(self.alive[living:])
-        for array in (self.alive, self.seeds, self.prompts, self.counts, self.limits, self.tokens, self.logprobs):
-            array[targets] = array[sources]
-        for target, source in zip(targets, sources, strict=True):
-            self.running[target] = self.running[source]
-        self.alive[living:] = False
-        del self.running[size:]
-        for name in ("alive", "seeds", "prompts", "counts", "limits", "tokens", "logprobs"):
-            setattr(self, name, getattr(self, name)[:size])
-        return sources, targets
+    def compact(self) -> None:
+        """Drops dead rows."""
+        self.running = [self.running[row] for row in np.flatnonzero(self.alive)]
+        kept = self.alive
+        for name in ARRAYS:
+            setattr(self, name, getattr(self, name)[kept])

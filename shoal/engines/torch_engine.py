@@ -17,6 +17,7 @@ from torch import Tensor
 from shoal.engines.base import Engine, EngineOutput, Request
 from shoal.engines.cache import KVCache
 from shoal.engines.decode import Decoder
+from shoal.engines.lanes import Lanes, compact, fork
 from shoal.engines.rows import Rows, Running
 from shoal.engines.sampling import RowSampling, sample
 from shoal.engines.scoring import score
@@ -28,9 +29,9 @@ from shoal.types import Segment, StopReason
 
 logger = getLogger(__name__)
 
-# Dead rows are dropped by so many at a time: each number of rows that is new to oneDNN costs it the making of kernels,
+# Lanes come and go by so many at a time: each number of them that is new to oneDNN costs it the making of kernels,
 # which takes longer than a step of a small model.
-ROW_MULTIPLE = 16
+LANE_MULTIPLE = 16
 PREFILL_TOKENS = 2**14  # of one prefill pass, padding included
 SLICE_SECONDS = 0.02  # of work between two looks at what else is to be done
 
@@ -47,8 +48,9 @@ class Prefix:
 class TorchEngine(Engine):
     """Samples from a Hugging Face causal language model, possibly wrapped by PEFT, that the learner trains.
 
-    Prompts are prefilled once, however many requests have them. Rows whose completion ended are dropped and queued
-    requests take their places. A completion's random numbers depend on its seed and the token's index only.
+    Prompts are prefilled once, however many requests have them, and completions of a prompt are decoded as one, in one
+    lane of the KV cache, until they differ. Lanes whose completions ended are dropped and queued requests take their
+    places. A completion's random numbers depend on its seed and the token's index only.
 
     Args:
         model: Any AutoModelForCausalLM with a KV cache.
@@ -177,7 +179,8 @@ class TorchEngine(Engine):
         """Counters since the last call.
 
         `tokens` sampled; `prefill_tokens` of prompts run, each shared prompt once; `seconds` spent on both; `steps`
-        of decoding; `mean_rows` living rows over decoding steps; `tokens_per_second` sampled.
+        of decoding; `mean_rows` completions running and `mean_lanes` lanes computed over decoding steps;
+        `tokens_per_second` sampled.
         """
         found = {
             "tokens": float(self.sampled_tokens),
@@ -185,6 +188,7 @@ class TorchEngine(Engine):
             "seconds": self.seconds,
             "steps": float(self.steps),
             "mean_rows": self.living_rows / max(self.steps, 1),
+            "mean_lanes": self.decoded_lanes / max(self.steps, 1),
             "tokens_per_second": self.sampled_tokens / self.seconds if self.seconds else 0.0,
         }
         self._reset_statistics()
@@ -195,7 +199,7 @@ class TorchEngine(Engine):
         self.decoder.refresh()
 
     def _reset_statistics(self) -> None:
-        self.sampled_tokens = self.prefill_tokens = self.steps = self.living_rows = 0
+        self.sampled_tokens = self.prefill_tokens = self.steps = self.living_rows = self.decoded_lanes = 0
         self.seconds = 0.0
 
     def _reset_cache(self) -> None:
@@ -206,9 +210,8 @@ class TorchEngine(Engine):
     # One step: fill free places, decode one token for each row, end what is complete.
 
     def _step(self) -> None:
-        dead = len(self.rows) - int(self.rows.alive.sum())
-        if dead >= ROW_MULTIPLE:
-            self._compact(ROW_MULTIPLE)
+        if len(self.rows) - int(self.rows.alive.sum()) >= LANE_MULTIPLE:
+            self._drop_dead_rows()
         if self.queue and self._worth_admitting():
             self._admit()
             if self.ready:
@@ -216,18 +219,39 @@ class TorchEngine(Engine):
         if self.rows.alive.any():
             self._decode()
 
-    def _compact(self, multiple: int = 1) -> None:
-        """Drops dead rows."""
-        sources, targets = self.rows.compact(multiple)
-        assert self.cache is not None
-        if len(sources):
-            self.cache.move(torch.from_numpy(sources).to(self.device), torch.from_numpy(targets).to(self.device))
-        self._place_rows(self.cache)
+    def _drop_dead_rows(self) -> None:
+        self.rows.compact()
+        self._set_sampling()
 
-    def _place_rows(self, cache: KVCache) -> None:
-        """Tells the cache and the sampler which rows there are."""
-        starts = cache.end - self.rows.lengths
-        cache.set_rows(torch.from_numpy(starts).to(self.device), int(starts.min(initial=cache.end)))
+    def _drop_idle_lanes(self, multiple: int = 1) -> None:
+        """Drops lanes without a living completion, where these are `multiple` or more."""
+        cache = self.cache
+        if cache is None:
+            return
+        lanes = self.rows.lanes[self.rows.alive]
+        if cache.rows - len(np.unique(lanes)) >= multiple:
+            self._arrange(compact(self.rows.lanes, self.rows.alive, cache.rows, multiple=multiple))
+
+    def _arrange(self, arranged: Lanes) -> None:
+        assert self.cache is not None
+        sources, targets = (torch.from_numpy(places).to(self.device) for places in (arranged.sources, arranged.targets))
+        self.cache.arrange(sources, targets, arranged.size)
+        self.rows.lanes = arranged.lanes
+        self._use_lanes()
+
+    def _use_lanes(self) -> None:
+        """Tells the cache where its lanes begin and which of them matter."""
+        cache = self.cache
+        assert cache is not None
+        living = self.rows.lanes[self.rows.alive]
+        first = cache.end - self.rows.lengths[self.rows.alive]
+        low = int(first.min(initial=cache.end))
+        starts = np.full(cache.rows, low)
+        starts[living] = first
+        cache.use(torch.from_numpy(starts).to(self.device), low, torch.from_numpy(np.unique(living)).to(self.device))
+
+    def _set_sampling(self) -> None:
+        """The rows' sampling parameters as tensors."""
         self.sampling = RowSampling.of([row.request.sampling for row in self.rows.running], self.device)
         self.with_stops = np.array([bool(row.request.sampling.stop) for row in self.rows.running], dtype=bool)
 
@@ -245,8 +269,8 @@ class TorchEngine(Engine):
 
     def _admit(self) -> None:
         """Moves as many requests as fit from the queue to the rows and samples their first tokens."""
-        if not self.rows.alive.all():
-            self._compact()
+        self._drop_dead_rows()
+        self._drop_idle_lanes()
         chosen = self._choose()
         if not chosen:
             return
@@ -307,25 +331,34 @@ class TorchEngine(Engine):
         return min(self.max_batch, rows + len(self.queue)), columns + spare
 
     def _start(self, requests: Sequence[Request], cache: KVCache, logits: Tensor, index: list[int]) -> None:
-        """Adds rows for requests whose prompts are the rows `index` of a prefilled cache."""
+        """Adds rows for requests whose prompts are the rows `index` of a prefilled cache, a lane for each prompt."""
         assert self.cache is not None
-        chosen = torch.tensor(index, device=self.device)
-        self.cache.append(cache, chosen)
-        first = len(self.rows)
-        self.rows.add([Running(request, self._limit(request), [(0, self.version)]) for request in requests])
-        self._place_rows(self.cache)
-        self._take(logits[chosen, -1], first)
+        self._drop_idle_lanes()
+        prompts, lane = np.unique(index, return_inverse=True)
+        before, first = self.cache.rows, len(self.rows)
+        self.cache.append(cache, torch.from_numpy(prompts).to(self.device), fork=len(prompts) < len(index))
+        running = [Running(request, self._limit(request), [(0, self.version)]) for request in requests]
+        self.rows.add(running, before + lane)
+        self._use_lanes()
+        self._set_sampling()
+        self._take(logits[torch.tensor(index, device=self.device), -1], first)
 
     def _decode(self) -> None:
-        """Feeds each row its newest token and samples the next."""
-        assert self.cache is not None
-        logits = self.decoder.forward(torch.from_numpy(self.rows.newest).to(self.device)[:, None], self.cache)
+        """Feeds each lane the newest token of its completions and samples the next of each."""
+        self._drop_idle_lanes(LANE_MULTIPLE)
+        cache, rows = self.cache, self.rows
+        assert cache is not None
+        newest = np.zeros(cache.rows, dtype=np.int64)
+        newest[rows.lanes[rows.alive]] = rows.newest[rows.alive]
+        logits = self.decoder.forward(torch.from_numpy(newest).to(self.device)[:, None], cache)[:, -1]
         self.steps += 1
-        self.living_rows += int(self.rows.alive.sum())
-        self._take(logits[:, -1], 0)
+        self.living_rows += int(rows.alive.sum())
+        self.decoded_lanes += cache.rows
+        self._take(logits.index_select(0, torch.from_numpy(rows.lanes).to(self.device)), 0)
 
     def _take(self, logits: Tensor, first: int) -> None:
-        """Samples a token for each row from `first` on, by logits [R, V], and ends the completions that it ends."""
+        """Samples a token for each row from `first` on, by logits [R, V], ends the completions that it ends, and parts
+        those that went on together till now."""
         rows = self.rows
         uniform = torch.from_numpy(uniforms(rows.seeds[first:], rows.counts[first:].astype(np.uint64)))
         sampling = self.sampling
@@ -344,6 +377,11 @@ class TorchEngine(Engine):
         full = rows.alive & (rows.counts >= rows.limits)
         for row in np.flatnonzero(ended | full):
             self.ready.append(rows.finish(row, StopReason.STOP if ended[row] else StopReason.LENGTH))
+        assert self.cache is not None
+        most = min(len(rows), self.cache.capacity)
+        forked = fork(rows.lanes, rows.newest, rows.alive, self.cache.rows, multiple=LANE_MULTIPLE, capacity=most)
+        if forked is not None:
+            self._arrange(forked)
 
     def _ends(self, tokens: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which tokens are end-of-sequence ids."""

@@ -13,6 +13,7 @@ from sync_models import ARCHITECTURES, a_batch, save_model
 from shoal.config import ShoalConfig
 from shoal.config.validate import validate
 from shoal.engines.base import Request, SamplingParams
+from shoal.engines.vllm_server import VllmServerEngine
 from shoal.engines.weight_stream import WeightSpec, receive
 from shoal.errors import TrainingError
 from shoal.tasks import story
@@ -193,3 +194,27 @@ def test_two_tensor_parallel_workers_take_their_shards(make_parts: Make, model: 
         train(parts)
         assert "self_check" in parts.sync.publish(parts.learner.version).wait()
     assert max(parts.sync.check.differences()) <= TOLERANCE  # type: ignore[attr-defined]
+
+
+@pytest.mark.slow
+def test_two_launched_servers_take_one_broadcast_at_once(make_parts: Make):
+    def two(cfg: ShoalConfig) -> None:
+        cfg.engine.kind, cfg.engine.vllm.servers = "vllm_server", 2
+
+    parts = make_parts("broadcast", "qwen2", two)
+    engine = parts.engine
+    assert isinstance(engine, VllmServerEngine)
+    requests = [Request(str(n), (5, 6, n + 7), n, SamplingParams(8), group=str(n)) for n in range(8)]
+    parts.sync.publish(0).wait()
+    for _ in range(2):
+        train(parts)
+        assert "self_check" in parts.sync.publish(parts.learner.version).wait()
+        held = [control.call_workers("shoal_status")[0]["version"] for control in engine.controls]
+        assert held == [parts.learner.version] * 2
+        engine.submit(requests)
+        assert {flight.server.url for flight in engine.flights.values()} == {one.url for one in engine.servers}
+        for output in engine.completed():
+            context = list(requests[int(output.request_id)].prompt_ids)
+            trained = [True] * len(output.token_ids)
+            [theirs] = parts.learner.logprobs([Segment(context, output.token_ids, output.logprobs, trained)])
+            np.testing.assert_allclose(output.logprobs, theirs, atol=TOLERANCE)
