@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+SHARE_FROM = 64  # tokens of a prompt: copies of shorter ones cost less than attending in two parts
+
 
 class KVCache(Cache):
     """Keys and values of up to `capacity` rows, or lanes, over `columns` columns, right-aligned.
@@ -64,7 +66,8 @@ class KVCache(Cache):
 
         `fork` says that the rows will be copied to others, which then have their prompts in common. `use` must follow.
         """
-        if self.share and self.rows == 0 and (fork or len(index) > prompts.rows):
+        several = fork or len(index) > prompts.rows
+        if self.share and self.rows == 0 and several and prompts.end >= SHARE_FROM:
             self.shared = SharedPrompts(prompts, index.clone(), self.end)
         else:
             if self.shared is not None:

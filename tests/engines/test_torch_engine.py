@@ -25,8 +25,13 @@ def engine_for(model: Any, tokenizer: Any, **options: Any) -> TorchEngine:
     return engine
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_logprobs_are_those_of_a_plain_forward_pass(name: str, tokenizer: Any) -> None:
+@pytest.mark.parametrize(
+    ("name", "share_from"), [(name, 64) for name in CONFIGS] + [(name, 0) for name in sorted(FAST)]
+)
+def test_logprobs_are_those_of_a_plain_forward_pass(
+    name: str, share_from: int, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shoal.engines.cache.SHARE_FROM", share_from)
     model = build(name)
     engine = engine_for(model, tokenizer)
     assert isinstance(engine.decoder, FastDecoder if name in FAST else ModuleDecoder)
@@ -73,11 +78,12 @@ def test_greedy_decoding_equals_generate_token_by_token(name: str, tokenizer: An
         assert output.token_ids == theirs[0, len(request.prompt_ids) :].tolist()
 
 
-@pytest.mark.parametrize("name", ["qwen3", "mistral", "gpt2"])
+@pytest.mark.parametrize(("name", "share_from"), [("qwen3", 0), ("qwen3", 64), ("mistral", 64), ("gpt2", 64)])
 @pytest.mark.parametrize("options", [{"max_batch": 1}, {"max_batch": 3}, {"max_batch": 20, "max_cache_tokens": 120}])
 def test_a_completion_does_not_depend_on_what_it_is_batched_with(
-    name: str, options: dict[str, int], tokenizer: Any
+    name: str, share_from: int, options: dict[str, int], tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("shoal.engines.cache.SHARE_FROM", share_from)
     model = build(name)
     # Lengths of 1 to 23 tokens, so that rows are dropped and moved in the batch of all 40, too.
     requests = [
