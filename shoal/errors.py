@@ -29,5 +29,9 @@ class RolloutApiError(TrainingError):
     """The server of scored groups is not there, or refuses what it is asked."""
 
 
+class RequestRefused(EngineError):
+    """An inference server that works otherwise cannot answer this one request."""
+
+
 class ServerDied(EngineError):
     """An inference server that answered before does not any more."""

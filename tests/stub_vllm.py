@@ -11,13 +11,15 @@ from typing import Any
 
 
 class StubVllm:
-    """What it answers with, and what it was asked. `generate` is `answer`, `break` or `hang`."""
+    """What it answers with, and what it was asked. `generate` is `answer`, `break` or `hang`; `status` is that of the
+    dialect's /generate."""
 
     def __init__(self) -> None:
         self.model: dict[str, Any] = {"id": "policy", "root": "some/model", "max_model_len": 4096}
         self.key: str | None = None
         self.tokens: list[int] | None = None
         self.generate = "answer"
+        self.status = 200
         self.asked: list[dict[str, Any]] = []
         self.streams = 0
         self.over = Event()
@@ -68,7 +70,7 @@ def handler_of(stub: StubVllm) -> type[BaseHTTPRequestHandler]:
             elif self.path == "/shoal/generate":
                 self.stream(body["requests"])
             else:
-                self.reply({})
+                self.reply({}, stub.status if self.path == "/generate" else 200)
 
         def stream(self, requests: list[dict[str, Any]]) -> None:
             stub.asked += requests

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 
 from shoal.engines.base import EngineOutput, SamplingParams
-from shoal.errors import EngineError
+from shoal.errors import EngineError, RequestRefused
 from shoal.types import StopReason
 
 logger = getLogger(__name__)
@@ -25,6 +25,7 @@ TOKEN_VARIABLE = "SHOAL_ENGINE_TOKEN"
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
 SAY_EVERY = 10.0
 BUSY = (429, 502, 503, 504)
+MISTAKEN = (401, 403, 404, 405)  # no other request would fare better
 REASONS = {"stop": StopReason.STOP, "length": StopReason.LENGTH}
 
 
@@ -66,6 +67,7 @@ class EngineClient:
 
         Raises:
             EngineError: no answer within the deadline, or one that cannot be used.
+            RequestRefused: the server is there and refuses this prompt.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[EngineOutput] = loop.create_future()
@@ -164,8 +166,10 @@ class EngineClient:
                 why = f"answers {reply.status_code}: {reply.text[:200]}"
                 if reply.is_success:
                     return _json(reply)
-                if reply.status_code not in BUSY:
+                if reply.status_code in MISTAKEN:
                     raise EngineError(f"{self.url}{path} {why}")
+                if reply.status_code not in BUSY:
+                    raise RequestRefused(f"{self.url}{path} {why}")
             except httpx.TransportError as error:
                 why = f"does not answer ({type(error).__name__}: {error})"
             waited = monotonic() - started

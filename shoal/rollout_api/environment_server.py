@@ -11,7 +11,7 @@ from time import monotonic
 from typing import Any
 
 from shoal.environments.base import Environment, Item, Model
-from shoal.errors import EngineError, TrainingError
+from shoal.errors import EngineError, RequestRefused, TrainingError
 from shoal.rollout_api.client import ApiClient, RefusedError, Waiting
 from shoal.rollout_api.protocol import WEIGHTS_VERSION
 from shoal.rollout_api.scored_data import ScoredData, stamp, to_scored_data
@@ -177,7 +177,7 @@ class EnvironmentServer:
             # The trainer's when the rollout began, so that no token is older.
             stamp(task.result(), version)
             return task.result()
-        if isinstance(error, EngineError):
+        if isinstance(error, EngineError) and not isinstance(error, RequestRefused):
             raise error
         self.counts.failed += 1
         logger.warning("%s: the rollout of %s failed: %s: %s", self.name, item.prompt.id, type(error).__name__, error)

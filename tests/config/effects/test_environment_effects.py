@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from small_api import SmallApi
+from stub_vllm import stub_vllm
 
 from effects.made import by_length
 from effects.registry import effect
@@ -17,7 +18,7 @@ from shoal.environments.base import Item
 from shoal.environments.dataset import DatasetEnvironment
 from shoal.environments.multi_turn import MultiTurnEnvironment
 from shoal.environments.tools import ToolEnvironment
-from shoal.errors import EngineError, TrainingError
+from shoal.errors import EngineError, RequestRefused, TrainingError
 from shoal.rewards.scorer import Scorer
 from shoal.rollout_api.engine_client import EngineClient
 from shoal.rollout_api.environment_modes import open_environment
@@ -131,6 +132,35 @@ def test_so_many_rollouts_may_fail(settings, served):
             TrainingError, match=rf"{most + 1} rollouts failed, more than .*max_failed={most}.*no rollout"
         ):
             served(settings({"environment.max_failed": most}), Failing)
+
+
+def test_an_environment_goes_on_when_its_engine_refuses_some_prompts(settings, served):
+    class Particular(Writer):
+        """Refuses every second prompt."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.prompts: list[tuple[int, ...]] = []
+
+        async def sample(self, context_ids: Sequence[int], seed: int, sampling: SamplingParams) -> EngineOutput:
+            if tuple(context_ids) not in self.prompts:
+                self.prompts.append(tuple(context_ids))
+            if self.prompts.index(tuple(context_ids)) % 2:
+                raise RequestRefused("answers 500")
+            return await super().sample(context_ids, seed, sampling)
+
+    assert len(served(settings({"environment.ahead": 2.0}), groups=4, model=Particular()).queue) == 4
+    with pytest.raises(TrainingError, match=r"2 rollouts failed, .*answers 500"):
+        served(settings({"environment.ahead": 2.0, "environment.max_failed": 1}), groups=100, model=Particular())
+
+
+@pytest.mark.parametrize(("status", "refused"), [(500, True), (422, True), (401, False), (404, False)])
+def test_a_request_that_an_engine_cannot_answer_is_told_from_an_engine_that_cannot_be_used(status, refused):
+    with stub_vllm() as stub:
+        stub.status = status
+        with pytest.raises(EngineError, match=f"answers {status}") as caught:
+            asyncio.run(EngineClient(stub.url, 5.0).sample([1], 0, SamplingParams(1)))
+    assert isinstance(caught.value, RequestRefused) == refused
 
 
 @effect("environment.timeout")
