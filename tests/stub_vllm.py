@@ -79,7 +79,7 @@ def handler_of(stub: StubVllm) -> type[BaseHTTPRequestHandler]:
             self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
             if stub.generate == "hang":
-                stub.over.wait(60)
+                stub.over.wait(6)
             for request in requests if stub.generate == "answer" else requests[:1]:
                 line = json.dumps(stub.answer(request)).encode() + b"\n"
                 self.wfile.write(f"{len(line):x}\r\n".encode() + line + b"\r\n")
