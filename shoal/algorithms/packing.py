@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -149,17 +151,32 @@ def _packed_blocks(
 def _split(
     family: Sequence[int], sequences: Sequence[TrainSequence], lengths: Sequence[int], room: int, most: int
 ) -> list[_Tree]:
-    """Trees of up to `room` tokens and `most` members. In the order of their ids, every sequence has its longest
-    beginning in common with its neighbour."""
+    """Trees of up to `room` tokens and `most` members, the longest that fits first. In the order of their ids,
+    what two sequences have in common is the least that neighbours between them have."""
     needed = {index: sequences[index].ids[: lengths[index]] for index in family}
     order = sorted(family, key=lambda index: needed[index].tobytes())
-    trees = [_Tree()]
-    for index, common in zip(order, _common([needed[index] for index in order]), strict=True):
-        tree = trees[-1]
-        if tree.length + lengths[index] - common > room or (most and len(tree.members) == most):
-            tree, common = _Tree(), 0
-            trees.append(tree)
-        tree.add(index, common, lengths[index])
+    common = _common([needed[index] for index in order])
+    left = sorted(range(len(order)), key=lambda place: -lengths[order[place]])
+    trees = []
+    while left:
+        taken: list[int] = []
+        rest, length = [], 0
+        for place in left:
+            at = bisect(taken, place)
+            shared = min(common[(taken[at - 1] + 1 if at else 0) : place + 1])
+            if at < len(taken):
+                shared = max(shared, min(common[place + 1 : taken[at] + 1]))
+            own = lengths[order[place]] - shared
+            if length + own <= room and not (most and len(taken) == most):
+                taken.insert(at, place)
+                length += own
+            else:
+                rest.append(place)
+        tree = _Tree()
+        for before, place in pairwise([-1, *taken]):
+            tree.add(order[place], min(common[before + 1 : place + 1]), lengths[order[place]])
+        trees.append(tree)
+        left = rest
     return trees
 
 
@@ -213,7 +230,8 @@ def _micro_batch(
     input_ids, positions = np.zeros((2, len(rows) * width), dtype=np.int64)
     until = np.full(len(rows) * width, -1, dtype=np.int64)
     places, path = np.arange(len(rows) * width), np.zeros(width, dtype=np.int64)
-    members, sources, tokens = [], [], []
+    members: list[int] = []
+    sources: list[NDArray[np.int64]] = []  # of each member, where each token up to its last trained one is predicted
     for number, row in enumerate(rows):
         start = first = number * width
         for tree in row.trees:
@@ -225,19 +243,22 @@ def _micro_batch(
                 path[common:length] = places[start:end]
                 input_ids[start:end] = sequence.ids[common:length]
                 positions[start:end] = places[common:length]
-                trained = np.flatnonzero(sequence.mask)
-                sources.append(path[trained + sequence.context - 1])
-                tokens.append(trained)
+                sources.append(path[sequence.context - 1 : length].copy())
                 members.append(index)
                 depth, start = length, end
             until[path[:depth]] = start - first
         rest = first + width - start
         positions[start : start + rest] = places[width - rest : width] if plain else places[:rest]
-    counts = [len(trained) for trained in tokens]
-    source = np.concatenate(sources)
-    targets = np.concatenate(
-        [sequences[index].ids[sequences[index].context + at] for index, at in zip(members, tokens, strict=True)]
+    packed = [sequences[index] for index in members]
+    sampled = np.array([len(source) for source in sources])
+    trained = np.flatnonzero(
+        np.concatenate([sequence.mask[:count] for sequence, count in zip(packed, sampled, strict=True)])
     )
+    token = np.arange(sampled.sum()) - np.repeat(sampled.cumsum() - sampled, sampled)
+    source = np.concatenate(sources)[trained]
+    targets = np.concatenate(
+        [sequence.ids[sequence.context :][:count] for sequence, count in zip(packed, sampled, strict=True)]
+    )[trained]
     distinct, entry = _distinct(source, targets)
     return MicroBatch(
         input_ids=torch.from_numpy(input_ids.reshape(shape)),
@@ -245,8 +266,8 @@ def _micro_batch(
         until=torch.from_numpy(until.reshape(shape)),
         source=torch.from_numpy(source),
         targets=torch.from_numpy(targets),
-        sequence=torch.from_numpy(np.repeat(np.array(members, dtype=np.int64), counts)),
-        token=torch.from_numpy(np.concatenate(tokens)),
+        sequence=torch.from_numpy(np.repeat(np.array(members, dtype=np.int64), sampled)[trained]),
+        token=torch.from_numpy(token[trained]),
         distinct=distinct,
         entry=entry,
         plain=plain,

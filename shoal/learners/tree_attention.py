@@ -21,7 +21,7 @@ from shoal.runtime import Runtime
 
 NAME = "sdpa_trees"
 LONGEST = 256  # tokens of a sequence: whole rows of the scores are kept for the backward pass
-BLOCKS = 64  # that go through one batched product, chosen of similar length
+BLOCKS = 32  # that go through one batched product, chosen of similar length
 
 
 def use_tree_attention(causal_lm: Any, runtime: Runtime) -> None:
@@ -79,7 +79,7 @@ class TreeLayout:
             path = np.concatenate([path, np.arange(start, end)])
         lengths = ends - starts
         before = np.array([len(prefix) for prefix in prefixes])
-        order = np.lexsort((lengths, before > 0))
+        order = np.lexsort((before, lengths))
         self.blocks = [
             _blocks(starts[some], lengths[some], [prefixes[index] for index in some])
             for some in np.split(order, range(BLOCKS, len(order), BLOCKS))
