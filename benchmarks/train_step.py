@@ -30,6 +30,7 @@ from shoal.learners.mixed import use_mixed_linears
 from shoal.learners.model import Policy
 from shoal.learners.norm import use_lean_norms
 from shoal.learners.rotary import use_rotary_tables
+from shoal.learners.tree_attention import use_tree_attention
 from shoal.runtime import prepare_process, resolve_runtime, tune_malloc
 from shoal.types import Batch, TrainSequence
 
@@ -100,6 +101,7 @@ def shoal_step(mixed_precision: str) -> Callable[[], float]:
     use_mixed_linears(model, runtime)
     use_rotary_tables(model, runtime)
     use_lean_norms(model, runtime)
+    use_tree_attention(model, runtime)
     learner = LocalLearner(Policy(model.eval(), None, VOCABULARY, 512, lora=False), cfg, runtime, 1000)
     sequences = []
     for group, (prompt, members) in enumerate(make_groups()):

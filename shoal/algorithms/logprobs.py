@@ -46,6 +46,16 @@ class TokenLogprobs(NamedTuple):
     unit_logprobs: Tensor
     entropy: Tensor | None
 
+    def take(self, index: Tensor) -> TokenLogprobs:
+        """Those at `index` [M], of which some may be equal; their gradients then add up."""
+        logprobs = self.logprobs.index_select(0, index)
+        same = self.unit_logprobs is self.logprobs
+        return TokenLogprobs(
+            logprobs,
+            logprobs if same else self.unit_logprobs.index_select(0, index),
+            None if self.entropy is None else self.entropy.index_select(0, index),
+        )
+
 
 def logprobs_of_logits(
     logits: Tensor, targets: Tensor, temperature: float = 1.0, entropy: bool = False

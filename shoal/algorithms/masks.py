@@ -11,15 +11,14 @@ from shoal.algorithms.micro_batch import MicroBatch
 def allowed(batch: MicroBatch, window: int | None = None) -> Tensor:
     """[R, 1, L, L] bool, True where the query (third axis) may attend to the key (fourth).
 
-    Causal, inside one tree, and to the shared context or the own branch only. With a sliding `window`, also less
-    than `window` positions back. Positions count along a branch, so this is exact with a shared context. Every query
-    may attend to itself, padding included, so that no row of a softmax is empty.
+    Causal, along the query's own path through its tree only. With a sliding `window`, also less than `window`
+    positions back. Positions count along a path, so this is exact with shared beginnings. Every query may attend to
+    itself, padding included, so that no row of a softmax is empty.
     """
-    width = batch.tree.shape[1]
-    causal = torch.ones(width, width, dtype=torch.bool, device=batch.tree.device).tril()
-    same_tree = batch.tree[:, :, None] == batch.tree[:, None, :]
-    reachable = (batch.branch[:, None, :] == 0) | (batch.branch[:, :, None] == batch.branch[:, None, :])
-    mask = causal & same_tree & reachable
+    width = batch.until.shape[1]
+    column = torch.arange(width, device=batch.until.device)
+    query = column[:, None]
+    mask = (query == column) | ((query > column) & (batch.until[:, None, :] > query))
     if window is not None:
         mask = mask & (batch.position_ids[:, :, None] - batch.position_ids[:, None, :] < window)
     return mask[:, None]

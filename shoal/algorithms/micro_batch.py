@@ -12,27 +12,30 @@ from torch import Tensor, device
 class MicroBatch:
     """R rows of L tokens that go through the model at once, holding whole completions only.
 
-    `input_ids`, `position_ids`, `tree`, `branch` are [R, L] int64. A token may attend to an earlier one of the same
-    row where both have the same `tree` and the earlier one's `branch` is 0 (the shared context) or the same. Padding
-    stands at the end of a row and has tree -1. Positions restart with each tree and continue from the context in each
-    branch. `plain` says that every row holds one sequence, so that causality alone is the whole mask; positions then
-    run on through the padding.
+    `input_ids`, `position_ids`, `until` are [R, L] int64. Sequences that begin alike share those tokens, so a row holds
+    trees, each laid out depth first: after a token come all that continue it, up to column `until` (exclusive). A
+    query at column q may attend to a key at column k <= q of its row where until[k] > q. Padding stands at the end of
+    a row and has until -1. Positions count along each path from its tree's first token. `plain` says that every row
+    holds one sequence, so that causality alone is the whole mask; positions then run on through the padding.
 
     The tensors below are [N], one entry per trained token: `source` is the index into the flattened [R * L]
     positions whose hidden state predicts the token, `targets` its id. `sequence` and `token` say where each came from
     (index into the list that was packed, index among that sequence's sampled tokens), to put results back.
-    `temperature` is that of all its sequences, where they have one of their own.
+    `distinct` [D] are indices into the N, one for each distinct pair of source and target, and `entry` [N] says which
+    of the D each token's pair is; both are None where too few are equal to be worth it. `temperature` is that of all
+    its sequences, where they have one of their own.
     """
 
     input_ids: Tensor
     position_ids: Tensor
-    tree: Tensor
-    branch: Tensor
+    until: Tensor
     source: Tensor
     targets: Tensor
     sequence: Tensor
     token: Tensor
     plain: bool
+    distinct: Tensor | None = None
+    entry: Tensor | None = None
     temperature: float | None = None
 
     def to(self, where: device) -> MicroBatch:

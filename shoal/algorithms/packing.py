@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from shoal.algorithms.micro_batch import MicroBatch
 from shoal.types import TrainSequence
 
 DEFAULT_ROW = 128  # masked attention costs a CPU as much as all else at about this length
+WORTH_SHARING = 0.9  # with more distinct predictions than this share, spreading their log-probs costs what it saves
 
 
 @dataclass
 class _Tree:
-    """A context and the sequences that continue it in one row."""
+    """Sequences that continue each other's beginnings in one row. `common[i]` of member i's tokens are those of the
+    member before it and stand in the row already."""
 
-    context: NDArray[np.int64]
     members: list[int] = field(default_factory=list)
-    length: int = 0  # tokens in the row, the context included
+    common: list[int] = field(default_factory=list)
+    length: int = 0  # tokens in the row
+
+    def add(self, index: int, common: int, needed: int) -> None:
+        """A member of `needed` tokens."""
+        self.members.append(index)
+        self.common.append(common)
+        self.length += needed - common
 
 
 @dataclass
@@ -58,10 +69,10 @@ def pack(
     """Lays sequences out in rows, and rows in micro-batches of at most `micro_batch_tokens` tokens, padding included.
 
     All segments of a completion are in one micro-batch. With `packing`, rows of up to `pack_length` tokens hold
-    several sequences; `share_prefix` lets sequences of one group with equal contexts share the context's tokens.
-    Without it every sequence has a row. The bound gives way to a sequence, or the segments of a completion, that are
-    longer. `micro_batch_size` bounds the completions of a micro-batch; 0 does not. Tokens from a sequence's last
-    trained one on are left out: nothing depends on their hidden states.
+    several sequences; `share_prefix` lets sequences of one group with equal contexts share every beginning that they
+    have in common. Without `packing` every sequence has a row. The bound gives way to a sequence, or the segments of a
+    completion, that are longer. `micro_batch_size` bounds the completions of a micro-batch; 0 does not. Tokens from a
+    sequence's last trained one on are left out: nothing depends on their hidden states.
 
     Raises:
         ValueError: a sequence has no trained token or no context.
@@ -98,9 +109,8 @@ def _by_completion(sequences: Sequence[TrainSequence]) -> list[list[int]]:
     return list(found.values())
 
 
-def _alone(sequences: Sequence[TrainSequence], lengths: Sequence[int], index: int) -> _Tree:
-    sequence = sequences[index]
-    return _Tree(sequence.ids[: sequence.context], [index], lengths[index])
+def _alone(lengths: Sequence[int], index: int) -> _Tree:
+    return _Tree([index], [0], lengths[index])
 
 
 def _padded_blocks(sequences: Sequence[TrainSequence], lengths: Sequence[int]) -> list[_Block]:
@@ -108,7 +118,7 @@ def _padded_blocks(sequences: Sequence[TrainSequence], lengths: Sequence[int]) -
     for members in _by_completion(sequences):
         rows = [_Row() for _ in members]
         for row, index in zip(rows, members, strict=True):
-            row.add(_alone(sequences, lengths, index))
+            row.add(_alone(lengths, index))
         blocks.append(_Block(rows, 1))
     return blocks
 
@@ -122,7 +132,7 @@ def _packed_blocks(
     families: dict[tuple[int, bytes], list[int]] = {}
     for members in _by_completion(sequences):
         if len(members) > 1:
-            trees = [_alone(sequences, lengths, index) for index in members]
+            trees = [_alone(lengths, index) for index in members]
             blocks.append(_Block(_first_fit(trees, room, most=0), 1))
             continue
         sequence = sequences[members[0]]
@@ -130,7 +140,7 @@ def _packed_blocks(
             key = (sequence.group, sequence.ids[: sequence.context].tobytes())
             families.setdefault(key, []).append(members[0])
         else:
-            pieces.append(_alone(sequences, lengths, members[0]))
+            pieces.append(_alone(lengths, members[0]))
     for family in families.values():
         pieces += _split(family, sequences, lengths, room, most)
     return blocks + [
@@ -139,25 +149,45 @@ def _packed_blocks(
 
 
 def _split(
-    family: list[int], sequences: Sequence[TrainSequence], lengths: Sequence[int], room: int, most: int
+    family: Sequence[int], sequences: Sequence[TrainSequence], lengths: Sequence[int], room: int, most: int
 ) -> list[_Tree]:
-    """Shares the context among as many sequences as fit in a row, the longest that fits first."""
-    left = sorted(family, key=lambda index: -lengths[index])
-    context = sequences[left[0]].ids[: sequences[left[0]].context]
+    """Trees of up to `room` tokens and `most` members, the longest that fits first. In the order of their ids,
+    what two sequences have in common is the least that neighbours between them have."""
+    needed = {index: sequences[index].ids[: lengths[index]] for index in family}
+    order = sorted(family, key=lambda index: needed[index].tobytes())
+    common = _common([needed[index] for index in order])
+    left = sorted(range(len(order)), key=lambda place: -lengths[order[place]])
     trees = []
     while left:
-        tree = _Tree(context, [], len(context))
-        kept = []
-        for index in left:
-            own = lengths[index] - len(context)
-            if tree.length + own <= room and not (most and len(tree.members) == most):
-                tree.members.append(index)
-                tree.length += own
+        taken: list[int] = []
+        rest, length = [], 0
+        for place in left:
+            at = bisect(taken, place)
+            shared = min(common[(taken[at - 1] + 1 if at else 0) : place + 1])
+            if at < len(taken):
+                shared = max(shared, min(common[place + 1 : taken[at] + 1]))
+            own = lengths[order[place]] - shared
+            if length + own <= room and not (most and len(taken) == most):
+                taken.insert(at, place)
+                length += own
             else:
-                kept.append(index)
+                rest.append(place)
+        tree = _Tree()
+        for before, place in pairwise([-1, *taken]):
+            tree.add(order[place], min(common[before + 1 : place + 1]), lengths[order[place]])
         trees.append(tree)
-        left = kept
+        left = rest
     return trees
+
+
+def _common(rows: Sequence[NDArray[np.int64]]) -> list[int]:
+    """How many first ids each row has in common with the one before it; 0 for the first."""
+    lengths = np.array([len(row) for row in rows])
+    own = np.arange(lengths.max() + 1) < lengths[:, None]  # a column more, so that every two rows differ somewhere
+    padded = np.zeros(own.shape, dtype=np.int64)
+    padded[own] = np.concatenate(rows)
+    same = (padded[1:] == padded[:-1]) & own[1:] & own[:-1]
+    return [0, *same.argmin(1).tolist()]
 
 
 def _first_fit(trees: list[_Tree], room: int, most: int) -> list[_Row]:
@@ -194,48 +224,60 @@ def _grouped(blocks: Sequence[_Block], tokens: int, size: int) -> list[list[_Row
 def _micro_batch(
     rows: Sequence[_Row], sequences: Sequence[TrainSequence], lengths: Sequence[int], *, plain: bool
 ) -> MicroBatch:
+    """Lays every tree out depth first: its first member whole, of the others what they do not share."""
     width = max(row.length for row in rows)
-    input_ids, branch, positions = np.zeros((3, len(rows) * width), dtype=np.int64)
-    tree_of = np.full(len(rows) * width, -1, dtype=np.int64)
-    count = np.arange(width)
-    # Of each sequence: its index, the places of its context's end and of its own first token.
-    members: list[tuple[int, int, int]] = []
-    for number, row in enumerate(rows):
-        start = number * width
-        for tree_number, tree in enumerate(row.trees):
-            at = start + len(tree.context)
-            tree_of[start : start + tree.length] = tree_number
-            input_ids[start:at] = tree.context
-            positions[start:at] = count[: at - start]
-            last = at - 1
-            for branch_number, index in enumerate(tree.members):
-                context = sequences[index].context
-                end = at + lengths[index] - context
-                input_ids[at:end] = sequences[index].ids[context : lengths[index]]
-                positions[at:end] = count[context : lengths[index]]
-                branch[at:end] = branch_number + 1
-                members.append((index, last, at))
-                at = end
-            start += tree.length
-        rest = width * (number + 1) - start
-        positions[start : start + rest] = count[width - rest :] if plain else count[:rest]
-    packed = [sequences[index] for index, _, _ in members]
-    trained = np.concatenate([sequence.mask for sequence in packed])
-    sampled = np.array([len(sequence.mask) for sequence in packed])
-    token = np.arange(len(trained)) - np.repeat(sampled.cumsum() - sampled, sampled)
-    sequence_of, context_end, own = np.repeat(np.array(members, dtype=np.int64).T, sampled, axis=1)
-    # Token 0 of a branch is predicted at the end of the context, token k at the branch's place k - 1.
-    source = np.where(token == 0, context_end, own + token - 1)
-    targets = np.concatenate([sequence.ids[sequence.context :] for sequence in packed])
     shape = len(rows), width
+    input_ids, positions = np.zeros((2, len(rows) * width), dtype=np.int64)
+    until = np.full(len(rows) * width, -1, dtype=np.int64)
+    places, path = np.arange(len(rows) * width), np.zeros(width, dtype=np.int64)
+    members: list[int] = []
+    sources: list[NDArray[np.int64]] = []  # of each member, where each token up to its last trained one is predicted
+    for number, row in enumerate(rows):
+        start = first = number * width
+        for tree in row.trees:
+            depth = 0  # path[:depth] are the places of the last member's tokens
+            for index, common in zip(tree.members, tree.common, strict=True):
+                sequence, length = sequences[index], lengths[index]
+                until[path[common:depth]] = start - first
+                end = start + length - common
+                path[common:length] = places[start:end]
+                input_ids[start:end] = sequence.ids[common:length]
+                positions[start:end] = places[common:length]
+                sources.append(path[sequence.context - 1 : length].copy())
+                members.append(index)
+                depth, start = length, end
+            until[path[:depth]] = start - first
+        rest = first + width - start
+        positions[start : start + rest] = places[width - rest : width] if plain else places[:rest]
+    packed = [sequences[index] for index in members]
+    sampled = np.array([len(source) for source in sources])
+    trained = np.flatnonzero(
+        np.concatenate([sequence.mask[:count] for sequence, count in zip(packed, sampled, strict=True)])
+    )
+    token = np.arange(sampled.sum()) - np.repeat(sampled.cumsum() - sampled, sampled)
+    source = np.concatenate(sources)[trained]
+    targets = np.concatenate(
+        [sequence.ids[sequence.context :][:count] for sequence, count in zip(packed, sampled, strict=True)]
+    )[trained]
+    distinct, entry = _distinct(source, targets)
     return MicroBatch(
         input_ids=torch.from_numpy(input_ids.reshape(shape)),
         position_ids=torch.from_numpy(positions.reshape(shape)),
-        tree=torch.from_numpy(tree_of.reshape(shape)),
-        branch=torch.from_numpy(branch.reshape(shape)),
-        source=torch.from_numpy(source[trained]),
-        targets=torch.from_numpy(targets[trained]),
-        sequence=torch.from_numpy(sequence_of[trained]),
+        until=torch.from_numpy(until.reshape(shape)),
+        source=torch.from_numpy(source),
+        targets=torch.from_numpy(targets),
+        sequence=torch.from_numpy(np.repeat(np.array(members, dtype=np.int64), sampled)[trained]),
         token=torch.from_numpy(token[trained]),
+        distinct=distinct,
+        entry=entry,
         plain=plain,
     )
+
+
+def _distinct(source: NDArray[np.int64], targets: NDArray[np.int64]) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """`distinct` and `entry` of a micro-batch."""
+    pairs = source * (targets.max() + 1) + targets
+    _, distinct, entry = np.unique(pairs, return_index=True, return_inverse=True)
+    if len(distinct) >= WORTH_SHARING * len(pairs):
+        return None, None
+    return torch.from_numpy(distinct), torch.from_numpy(entry)

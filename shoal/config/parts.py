@@ -61,7 +61,7 @@ class LearnerConfig:
     micro_batch_size: int = option(0, "Completions of one micro-batch; 0: bounded by tokens only", least=0)
     packing: str = option("auto", "Several sequences in one row, without padding", choices=("auto", "on", "off"))
     pack_length: int = option(0, "Tokens of a packed row. 0: chosen from the batch", least=0)
-    share_prefix: bool = option(True, "Run a group's prompt once for all its completions (exact; sdpa and eager)")
+    share_prefix: bool = option(True, "Run what a group's sequences begin with alike once (exact; sdpa and eager)")
     logprob_chunk: int = option(2048, "Tokens whose logits exist at one time", least=1)
     skip_zero_advantage: bool = option(
         True, "Leave completions of zero advantage out of the passes where that is exact"

@@ -46,17 +46,28 @@ class PolicyForward:
         """Log-probs of the micro-batch's N trained tokens, at its own temperature where it has one. Gradients and
         dropout are the caller's business."""
         temperature = temperature if batch.temperature is None else batch.temperature
+        # Sequences that begin alike have predictions in common.
+        source, targets = batch.source, batch.targets
+        if batch.distinct is not None:
+            source, targets = source[batch.distinct], targets[batch.distinct]
+        found = self._logprobs(batch, source, targets, temperature, entropy)
+        return found if batch.entry is None else found.take(batch.entry)
+
+    def _logprobs(
+        self, batch: MicroBatch, source: Tensor, targets: Tensor, temperature: float, entropy: bool
+    ) -> TokenLogprobs:
+        """Log-probs of `targets` [D], predicted at the places `source` [D]."""
         inputs = self.attention_inputs(batch)
         with forward_context(self.runtime):
             if self.form is None:
                 logits = self.policy.causal_lm(input_ids=batch.input_ids, use_cache=False, **inputs).logits
-                return logprobs_of_logits(logits.flatten(0, 1)[batch.source], batch.targets, temperature, entropy)
-            hidden = self.hidden(batch.input_ids, inputs).flatten(0, 1).index_select(0, batch.source)
+                return logprobs_of_logits(logits.flatten(0, 1)[source], targets, temperature, entropy)
+            hidden = self.hidden(batch.input_ids, inputs).flatten(0, 1).index_select(0, source)
         return chunked_logprobs(
             self._head_input(hidden),
             self.head.weight,
             self.head.bias,
-            batch.targets,
+            targets,
             temperature=temperature,
             chunk=self.chunk,
             form=self.form,

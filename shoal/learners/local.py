@@ -78,8 +78,8 @@ class LocalLearner(Learner):
                 norms.append(self._step(part, micro_batches, table, batch.temperature, measures, writing))
         self.version += 1
         seconds = perf_counter() - started
-        forwarded = algorithm.num_epochs * sum(one.tree.numel() for some in packed for one in some)
-        padding = algorithm.num_epochs * sum(int((one.tree < 0).sum()) for some in packed for one in some)
+        forwarded = algorithm.num_epochs * sum(one.until.numel() for some in packed for one in some)
+        padding = algorithm.num_epochs * sum(int((one.until < 0).sum()) for some in packed for one in some)
         return {
             **measures.metrics(),
             "train/grad_norm": sum(norms) / max(len(norms), 1),

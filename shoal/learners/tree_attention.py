@@ -1,7 +1,8 @@
-"""Attention of short packed sequences, block by block, for a CPU: a group's context and each of its branches."""
+"""Attention of short packed sequences, block by block, for a CPU: the runs of columns that follow each other."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from shoal.runtime import Runtime
 
 NAME = "sdpa_trees"
 LONGEST = 256  # tokens of a sequence: whole rows of the scores are kept for the backward pass
-BLOCKS = 64  # that go through one batched product, chosen of similar length
+BLOCKS = 32  # that go through one batched product, chosen of similar length
 
 
 def use_tree_attention(causal_lm: Any, runtime: Runtime) -> None:
@@ -59,27 +60,28 @@ class _Part:
 
 
 class TreeLayout:
-    """The blocks of a micro-batch: of every tree the context, and each branch with the context as its prefix."""
+    """The blocks of a micro-batch: runs of columns of which each continues the one before it. A run goes from where it
+    leaves another to the end of its sequence; its prefix is the path to its first token."""
 
     def __init__(self, batch: MicroBatch) -> None:
-        tree, branch = batch.tree.numpy(), batch.branch.numpy()
-        self.tokens = tree.size
-        width = tree.shape[1]
-        change = np.ones(tree.shape, dtype=bool)
-        change[:, 1:] = (tree[:, 1:] != tree[:, :-1]) | (branch[:, 1:] != branch[:, :-1])
-        starts = np.flatnonzero(change)
-        lengths = np.diff(starts, append=tree.size)
-        context = branch.ravel()[starts] == 0
-        # A branch's context is the last one before it.
-        last = np.maximum.accumulate(np.where(context, np.arange(len(starts)), 0))
-        prefix_starts = starts[last]
-        prefix_lengths = np.where(context, 0, lengths[last])
-        real = tree.ravel()[starts] >= 0
-        order = np.lexsort((lengths, ~context))
-        order = order[real[order]]
-        self.width = width
+        rows, width = batch.until.shape
+        until = (batch.until + width * torch.arange(rows)[:, None]).numpy().ravel()
+        real = batch.until.numpy().ravel() >= 0
+        self.tokens = until.size
+        follows = np.zeros(until.size + 1, dtype=bool)  # whether a token continues the one before it
+        follows[1:] = until > np.arange(1, until.size + 1)
+        starts = np.flatnonzero(real & ~follows[:-1])
+        ends = np.flatnonzero(real & ~follows[1:]) + 1
+        prefixes, path = [], starts[:0]
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+            path = path[until[path] > start]
+            prefixes.append(path)
+            path = np.concatenate([path, np.arange(start, end)])
+        lengths = ends - starts
+        before = np.array([len(prefix) for prefix in prefixes])
+        order = np.lexsort((before, lengths))
         self.blocks = [
-            _blocks(starts[some], lengths[some], prefix_starts[some], prefix_lengths[some])
+            _blocks(starts[some], lengths[some], [prefixes[index] for index in some])
             for some in np.split(order, range(BLOCKS, len(order), BLOCKS))
         ]
         self._heads: dict[tuple[int, int, torch.dtype], tuple[list[_Part], Tensor]] = {}
@@ -122,14 +124,16 @@ class TreeLayout:
         return parts, torch.from_numpy(places)
 
 
-def _blocks(
-    starts: NDArray[np.int64], lengths: NDArray[np.int64], prefix: NDArray[np.int64], prefix_lengths: NDArray[np.int64]
-) -> _Blocks:
+def _blocks(starts: NDArray[np.int64], lengths: NDArray[np.int64], prefixes: Sequence[NDArray[np.int64]]) -> _Blocks:
+    """Blocks from their first places and lengths, [B] each, and the places of each one's prefix."""
+    prefix_lengths = np.array([len(prefix) for prefix in prefixes])
     own, before = np.arange(lengths.max()), np.arange(prefix_lengths.max())
     alive = own < lengths[:, None]
     queries = np.where(alive, starts[:, None] + own, 0)
     known = before < prefix_lengths[:, None]
-    keys = np.concatenate([np.where(known, prefix[:, None] + before, 0), queries], axis=1)
+    keys = np.zeros((len(starts), len(before) + len(own)), dtype=np.int64)
+    keys[:, : len(before)][known] = np.concatenate(prefixes)
+    keys[:, len(before) :] = queries
     causal = np.tri(len(own), dtype=bool)
     shape = (len(starts), len(own), len(before))
     seen = np.concatenate(

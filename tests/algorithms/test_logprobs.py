@@ -123,3 +123,16 @@ def test_no_tensor_of_tokens_by_vocabulary_is_made():
         found = chunked_logprobs(hidden, weight, None, torch.zeros(tokens, dtype=torch.long), chunk=chunk, entropy=True)
         (found.logprobs.sum() + found.entropy.sum()).backward()  # type: ignore[union-attr]
     assert largest == max(chunk * vocabulary, vocabulary * 4)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_values_taken_twice_are_equal_and_their_gradients_add_up(temperature: float):
+    hidden, weight, _, targets = problem(3, 4)
+    twice = torch.tensor([2, 0, 2, 3, 1, 0])
+    found = chunked_logprobs(hidden, weight, None, targets, temperature=temperature, entropy=True).take(twice)
+    assert (found.unit_logprobs is found.logprobs) == (temperature == 1.0)
+    expected = logprobs_of_logits((hidden @ weight.T)[twice], targets[twice], temperature, entropy=True)
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs)
+    for mine, theirs in zip(*(gradients(one, [hidden, weight], seed=0) for one in (found, expected)), strict=True):
+        torch.testing.assert_close(mine, theirs)

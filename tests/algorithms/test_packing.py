@@ -34,18 +34,22 @@ def sequence(
 
 @st.composite
 def batches(draw: st.DrawFn) -> list[TrainSequence]:
-    """Groups with shared contexts; some completions have a second segment. Ids are unique, so that they tell places."""
+    """Groups with shared contexts; some completions have a second segment. Some begin as the one before them did, up
+    to all of it; every other id is unique, so that it tells its place."""
     sequences: list[TrainSequence] = []
     completion, next_id = 0, 1
     for group in range(draw(st.integers(1, 4))):
         context = list(range(next_id, next_id + draw(st.integers(1, 7))))
         next_id += len(context)
+        last: list[int] = []
         for _ in range(draw(st.integers(1, 5))):
             for segment in range(draw(st.sampled_from([1, 1, 2]))):
                 mask = draw(st.lists(st.booleans(), min_size=1, max_size=8))
                 mask[draw(st.integers(0, len(mask) - 1))] = True
-                sampled = list(range(next_id, next_id + len(mask)))
+                alike = last[: draw(st.integers(0, len(mask)))] if segment == 0 else []
+                sampled = alike + list(range(next_id, next_id + len(mask) - len(alike)))
                 next_id += len(mask)
+                last = sampled if segment == 0 else last
                 own = context if segment == 0 else [*context, next_id]
                 next_id += 1
                 sequences.append(sequence(completion, group, own, sampled, mask))
@@ -58,6 +62,16 @@ def attended(batch: MicroBatch, row: int, column: int, window: int | None = None
     keys = torch.nonzero(allowed(batch, window)[row, 0, column]).flatten()
     keys = keys[torch.argsort(batch.position_ids[row, keys], stable=True)]
     return batch.input_ids[row, keys].tolist()
+
+
+def trees(batch: MicroBatch) -> list[list[tuple[int, ...]]]:
+    """Of every tree in every row, the ids on the path to each of its tokens."""
+    found: list[list[tuple[int, ...]]] = []
+    for row, column in torch.nonzero(batch.until >= 0).tolist():
+        if batch.position_ids[row, column] == 0:
+            found.append([])
+        found[-1].append(tuple(attended(batch, row, column)))
+    return found
 
 
 @settings(max_examples=80, deadline=None)
@@ -84,10 +98,14 @@ def test_every_trained_token_is_predicted_once_from_exactly_what_came_before_it(
     longest = max(len(one.ids) for one in sequences)
     place_of: dict[int, int] = {}
     for number, batch in enumerate(found):
-        width = batch.tree.shape[1]
+        width = batch.until.shape[1]
         completions = {sequences[index].completion for index in batch.sequence.tolist()}
         assert not size or len(completions) <= size
-        assert batch.tree.numel() <= max(tokens, longest) or len(completions) == 1
+        assert batch.until.numel() <= max(tokens, longest) or len(completions) == 1
+        padding = batch.until < 0
+        assert not (allowed(batch)[:, 0] & padding[:, None, :])[~padding].any(), "padding is seen"
+        for paths in trees(batch):
+            assert len(set(paths)) == len(paths), "a beginning stands twice in a tree"
         for completion in completions:
             assert place_of.setdefault(completion, number) == number, "a completion is split over micro-batches"
         for source, target, index, token in zip(
@@ -98,6 +116,7 @@ def test_every_trained_token_is_predicted_once_from_exactly_what_came_before_it(
             row, column = divmod(source, width)
             assert target == ids[at]
             assert attended(batch, row, column) == ids[:at]
+            assert batch.until[row, column] > column
             assert batch.position_ids[row, column] == at - 1
             assert attended(batch, row, column, window=3) == ids[max(0, at - 3) : at]
             seen.append((index, token))
@@ -116,6 +135,55 @@ def test_a_shared_context_stands_once_in_a_row():
     assert apart.input_ids.tolist() == [[1, 2, 3, 4, 1, 2, 3, 5, 1, 2, 3, 6]]
 
 
+def test_every_beginning_that_completions_have_in_common_stands_once():
+    ends = [[3, 4, 5, 9], [8, 9], [3, 7, 9], [3, 4, 6, 9]]
+    sequences = [sequence(number, 0, [1, 2], end) for number, end in enumerate(ends)]
+    (batch,) = pack(sequences, micro_batch_tokens=100)
+    # Without the last tokens, which predict nothing, in the order of their ids:
+    #   1 2 3 4 5 (0), 1 2 3 4 6 (3), 1 2 3 7 (2), 1 2 8 (1), of which the others share 4, 3 and 2 with the one before.
+    assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5, 6, 7, 8]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 4, 3, 2]]
+    # 1 and 2 go on to the end, 3 until 8 leaves it, 4 until 7 does; the others end at once.
+    assert batch.until.tolist() == [[8, 8, 7, 6, 5, 6, 7, 8]]
+    assert batch.sequence.tolist() == [0] * 4 + [3] * 4 + [2] * 3 + [1] * 2
+    assert batch.source.tolist() == [1, 2, 3, 4, 1, 2, 3, 5, 1, 2, 6, 1, 7]
+    assert batch.targets.tolist() == [3, 4, 5, 9, 3, 4, 6, 9, 3, 7, 9, 8, 9]
+    visible = [torch.nonzero(row).flatten().tolist() for row in allowed(batch)[0, 0]]
+    assert visible[4:] == [[0, 1, 2, 3, 4], [0, 1, 2, 3, 5], [0, 1, 2, 6], [0, 1, 7]]
+
+
+def test_equal_predictions_are_made_once_where_there_are_enough_of_them():
+    ends = [[3, 4, 5, 9], [3, 4, 6, 9]]
+    (batch,) = pack([sequence(number, 0, [1], end) for number, end in enumerate(ends)], micro_batch_tokens=100)
+    # 3 and 4 are predicted by the same two places in both: 6 predictions for 8 tokens.
+    assert batch.distinct is not None and batch.entry is not None
+    assert batch.entry[:2].tolist() == batch.entry[4:6].tolist()
+    assert sorted(batch.entry.unique().tolist()) == list(range(6)) and len(batch.distinct) == 6
+    for one in (batch.source, batch.targets):
+        torch.testing.assert_close(one[batch.distinct][batch.entry], one)
+    (apart,) = pack([sequence(0, 0, [1], ends[0]), sequence(1, 0, [1], [7, *ends[1]])], micro_batch_tokens=100)
+    assert apart.distinct is None and apart.entry is None
+
+
+def test_a_completion_that_begins_as_another_ends_does_not_hide_what_others_share():
+    # Of the second only 3 goes through the model, though its ids stand between those of the others.
+    ends, masks = [[3, 4, 5, 6], [3, 4, 5, 7], [3, 4, 5, 8]], [[True] * 4, [True, True, False, False], [True] * 4]
+    sequences = [
+        sequence(number, 0, [1], end, mask) for number, (end, mask) in enumerate(zip(ends, masks, strict=True))
+    ]
+    (batch,) = pack(sequences, micro_batch_tokens=100)
+    assert batch.input_ids.tolist() == [[1, 3, 4, 5]]
+
+
+def test_a_family_that_does_not_fit_is_cut_into_trees():
+    sequences = [sequence(number, 0, [1, 2], [3, 4 + number, 9]) for number in range(5)]
+    rows = pack(sequences, micro_batch_tokens=6, pack_length=6)
+    # 1 2 3 and one token of each completion: three of them in a row of 6.
+    assert [batch.input_ids.tolist() for batch in rows] == [[[1, 2, 3, 4, 5, 6]], [[1, 2, 3, 7, 8]]]
+    by_two = pack(sequences, micro_batch_tokens=100, micro_batch_size=2)
+    assert [batch.input_ids.tolist() for batch in by_two] == [[[1, 2, 3, 4, 5]], [[1, 2, 3, 6, 7]], [[1, 2, 3, 8]]]
+
+
 def test_equal_contexts_of_different_groups_are_not_shared():
     (batch,) = pack([sequence(0, 0, [1, 2], [3, 4]), sequence(1, 1, [1, 2], [5, 6])], micro_batch_tokens=100)
     assert batch.input_ids.tolist() == [[1, 2, 3, 1, 2, 5]]
@@ -127,14 +195,14 @@ def test_tokens_after_the_last_trained_one_are_left_out():
     assert batch.targets.tolist() == [3, 4]
 
 
-def test_padding_stands_at_the_end_and_attends_to_padding_only():
+def test_padding_stands_at_the_end_and_attends_to_itself_only():
     sequences = [sequence(0, 0, [1, 2, 3], [4, 5, 6]), sequence(1, 1, [7], [8, 9])]
     (batch,) = pack(sequences, micro_batch_tokens=100, packing=False)
     assert batch.plain
-    assert batch.tree.tolist() == [[0, 0, 0, 0, 0], [0, 0, -1, -1, -1]]
+    assert batch.until.tolist() == [[5, 5, 5, 5, 5], [2, 2, -1, -1, -1]]
     mask = allowed(batch)[1, 0]
-    assert not mask[:2, 2:].any() and not mask[2:, :2].any()
-    assert mask.diagonal().all(), "a row of the softmax would be empty"
+    assert not mask[:2, 2:].any()
+    assert mask[2:].tolist() == torch.eye(5, dtype=torch.bool)[2:].tolist(), "a row of the softmax would be empty"
 
 
 def test_the_additive_mask_is_zero_where_allowed_and_the_least_number_elsewhere():
@@ -155,7 +223,7 @@ def test_cumulative_lengths_are_the_bounds_of_the_sequences_and_the_padding():
 
 def test_longer_rows_come_first_so_that_later_micro_batches_are_narrower():
     sequences = [sequence(number, number, [1], [2] * (3 + 5 * number)) for number in range(4)]
-    widths = [batch.tree.shape[1] for batch in pack(sequences, micro_batch_tokens=18, packing=False)]
+    widths = [batch.until.shape[1] for batch in pack(sequences, micro_batch_tokens=18, packing=False)]
     assert all(wide >= narrow for wide, narrow in pairwise(widths))
     assert widths[0] == 18
 

@@ -44,7 +44,7 @@ def test_flash_attention_on_flat_rows_gives_the_gradient_of_sdpa(make_learner: M
     flash, sdpa = (
         make_learner(name, **GPU, model__attention=one, learner__packing="on") for one in ("flash_attention_2", "sdpa")
     )
-    assert all(len(one.tree) == 1 for one in flash.passes.pack(batch.sequences))
+    assert all(len(one.until) == 1 for one in flash.passes.pack(batch.sequences))
     assert relative(gradient(flash, batch), gradient(sdpa, batch)) < 0.1
 
 

@@ -74,14 +74,18 @@ def make_config(folder: Path, **keys: Any) -> ShoalConfig:
 
 
 def make_batch(seed: int = 0, groups: int = 4, size: int = 3, segments: bool = True, temperature: float = 0.7) -> Batch:
-    """Uneven groups: one of zero advantage, one whose completions have two segments, masked tokens here and there."""
+    """Uneven groups: one of zero advantage, one whose completions have two segments, masked tokens here and there. The
+    completions of a group begin alike."""
     random = np.random.default_rng(seed)
     sequences: list[TrainSequence] = []
     number = 0
     for group in range(groups):
         prompt = random.integers(2, VOCABULARY, random.integers(3, 9))
+        alike = random.integers(2, VOCABULARY, 8)
         for _ in range(size):
             first = random.integers(2, VOCABULARY, random.integers(2, 14))
+            same = random.integers(0, min(len(first), len(alike)) + 1)
+            first[:same] = alike[:same]
             parts = [(prompt, first)]
             if segments and group == 2:
                 parts.append((np.concatenate([prompt, first[:1]]), random.integers(2, VOCABULARY, 5)))

@@ -84,7 +84,7 @@ def test_packing_of_a_model_that_cannot_is_refused_or_left_out(settings, make_le
 def test_pack_length_is_the_length_of_a_row(settings, make_learner):
     def widths(changes: dict[str, int]) -> set[int]:
         cfg = settings({"learner.share_prefix": False, **changes})
-        return {one.tree.shape[1] for one in make_learner(cfg).passes.pack(made_batch(cfg).sequences)}
+        return {one.until.shape[1] for one in make_learner(cfg).passes.pack(made_batch(cfg).sequences)}
 
     # Six completions of 5 + length - 1 tokens: 7 + 9 + 10 + 8 + 6 + 7 in one row, or rows of at most 20.
     assert widths({}) == {47}
