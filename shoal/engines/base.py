@@ -57,6 +57,11 @@ class Engine(ABC):
 
     version: int = -1
 
+    @property
+    @abstractmethod
+    def max_length(self) -> int:
+        """Most tokens of a prompt and its completion."""
+
     @abstractmethod
     def submit(self, requests: Sequence[Request]) -> None:
         """Queues requests; returns at once.

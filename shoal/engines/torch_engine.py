@@ -89,6 +89,11 @@ class TorchEngine(Engine):
         self._reset_cache()
         self._reset_statistics()
 
+    @property
+    def max_length(self) -> int:
+        """Most tokens of a prompt and its completion."""
+        return self.max_positions
+
     def refresh(self, version: int) -> None:
         """Takes the weights as they are now for `version` and drops all that was derived from the old ones.
 

@@ -130,7 +130,8 @@ def self_check(
     cfg: ShoalConfig, runtime: Runtime, policy: Policy, task: Task, engine: Engine, learner: Learner
 ) -> SelfCheck:
     """The check of `weight_sync`, on probes made from the task's own prompts."""
-    probe = make_probe(task.train or task.evaluation, policy.vocabulary, policy.max_positions)
+    room = min(policy.max_positions, engine.max_length) - 1  # vLLM samples a token where it scores
+    probe = make_probe(task.train or task.evaluation, policy.vocabulary, room)
     return SelfCheck(
         engine, learner, probe, cfg.weight_sync.self_check_every, logprob_tolerance(cfg.weight_sync, runtime)
     )

@@ -23,7 +23,7 @@ def make_probe(prompts: Sequence[Prompt], vocabulary: int, max_tokens: int) -> l
     """A few real prompts, each followed by fixed random ids, so that every layer and the head are exercised.
 
     The last probe strings prompts together to more than 300 tokens: a prefix cache that was not reset shows only there.
-    No probe is longer than `max_tokens`, the model's positions.
+    No probe is longer than `max_tokens`, what model and engine can take.
     """
     random = Random(0)
     room = max_tokens - PROBE_TOKENS

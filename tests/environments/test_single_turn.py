@@ -106,6 +106,10 @@ class Listening(Engine):
     def __init__(self) -> None:
         self.requests: list[Request] = []
 
+    @property
+    def max_length(self) -> int:
+        return 100
+
     def submit(self, requests: Sequence[Request]) -> None:
         self.requests += requests
 
