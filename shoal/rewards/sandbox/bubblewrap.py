@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from shoal.rewards.sandbox.interpreter import GUEST, SYSTEM_LIBRARIES, Interpreter
+from shoal.rewards.sandbox.interpreter import SYSTEM_LIBRARIES, Interpreter
 from shoal.rewards.sandbox.launch import Launch, pipe, sealed_memory
 from shoal.rewards.sandbox.limits import MIB, Limits
 from shoal.rewards.sandbox.seccomp import seccomp_filter
@@ -47,7 +47,7 @@ class Bubblewrap:
             *_mounts(interpreter.folders, sources),
             *("--chdir", "/tmp", "--remount-ro", "/"),
             *("--clearenv", "--setenv", "HOME", "/tmp", "--setenv", "LC_ALL", "C.UTF-8"),
-            *("--", *interpreter.command, f"{GUEST}/start.py", order),
+            *("--", *interpreter.guest(order)),
         ]
         return Launch(command, [info_write, rules], info)
 
