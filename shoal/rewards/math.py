@@ -154,9 +154,20 @@ def settle(truth: str, answer: str) -> bool | tuple[str, str]:
     answer = _value_part(answer) if wanted is not None else answer
     if PROSE.search(answer):
         return False
-    value = wanted and wanted[0]
-    quick = quickly_equal(truth if value is None else f"\\frac{{{value.numerator}}}{{{value.denominator}}}", answer)
+    got = number(answer) if wanted is None else None
+    quick = quickly_equal(_as_fraction(wanted, truth), _as_fraction(got, answer))
+    if quick is None and (base := IN_BASE.fullmatch(answer)) and quickly_equal(truth, base[1]) is False:
+        return False
+    if quick is None and (base := IN_BASE.fullmatch(truth)) and quickly_equal(base[1], answer) is False:
+        return False
     return (truth, answer) if quick is None else quick
+
+
+def _as_fraction(value: Number | None, text: str) -> str:
+    r"""As `quick_equality` reads it, which knows no "3 \frac{1}{2}"; a percentage is left as it is."""
+    if value is None or value[1]:
+        return text
+    return f"\\frac{{{value[0].numerator}}}{{{value[0].denominator}}}"
 
 
 @lru_cache(maxsize=4096)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from decimal import Decimal, localcontext
+from itertools import combinations
 from random import Random
 from typing import Any
 
@@ -27,6 +28,7 @@ from shoal.rewards.expression_values import (
 )
 from shoal.rewards.expressions import (
     CONSTANTS,
+    WORD,
     Node,
     Unsure,
     degree,
@@ -38,6 +40,7 @@ from shoal.rewards.expressions import (
 from shoal.rewards.intervals import INFINITY, is_set, same_numbers
 
 POINTS = 2
+MOST_COMPARED = 10  # members of a set with each other
 LONGEST = 1000  # characters
 ZERO = ("number", "0")
 PLUS_MINUS = re.compile(r"\\pm(?![A-Za-z])|±")
@@ -58,9 +61,17 @@ def quickly_equal(truth: str, answer: str) -> bool | None:
             if one is not None or other is not None:
                 number = read_expression(answer if other is None else truth)
                 return False if differ(one or other, number) else None
+        for one, other in ((truth, answer), (answer, truth)):
+            if WORD.fullmatch(other):
+                return False if _lacks_letters(one, other) else None
         return _equal_expressions(read_expression(truth), read_expression(answer))
     except (Unsure, RecursionError, ArithmeticError):
         return None
+
+
+def _lacks_letters(expression: str, word: str) -> bool:
+    """Whether a word, were it a product of names, has one that an expression has not: "ellipse" is not x+1."""
+    return not set(word) <= names_in(read_expression(expression))
 
 
 def _same_sets(truth: str, answer: str) -> bool:
@@ -114,7 +125,11 @@ def _equal_members(many: Members, others: Members) -> bool | None:
     (kind, left), (other_kind, right) = many, others
     if kind != other_kind and "set" not in (kind, other_kind):
         return False  # an end belongs to the one interval and not to the other
-    if kind != other_kind or len(left) != len(right):
+    if len(left) != len(right):
+        shorter, longer = sorted((left, right), key=len)
+        apart = _are_distinct(longer) and all(_equal_member(one, one) for one in shorter)
+        return False if apart else None  # {1,2,2} is {1,2}
+    if kind != other_kind:
         return None
     if kind != "set":
         return _all_equal(left, right)
@@ -122,6 +137,10 @@ def _equal_members(many: Members, others: Members) -> bool | None:
     if any(None in row or row.count(True) > 1 for row in table):
         return None  # members that are equal to each other
     return all(map(any, table)) and all(map(any, zip(*table, strict=True)))
+
+
+def _are_distinct(members: list[str]) -> bool:
+    return all(_equal_member(one, other) is False for one, other in combinations(members[:MOST_COMPARED], 2))
 
 
 def _are_many(members: Members, number: Node) -> bool:
