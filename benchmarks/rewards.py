@@ -5,8 +5,9 @@ with no end-of-sequence id, so that each has all its tokens. What is verified ar
 groups of 8 that share a problem: half of the answers right. For `math` three problems in four have a fraction for an
 answer, one in eight a polynomial, one in sixteen a root, and one in sixteen a matrix, a complex number, a sine or a
 union of intervals. One problem in `--hard` has an absolute value, a floor or a sum for an answer instead, which only
-math-verify and sympy can judge. One in 128 is 0.8 %. Of pairs of about 290 ground truths of MATH-500 with other writings
-of them, with another number in them, with a plain number and with the truths of other problems 0.4 % were left to sympy.
+math-verify and sympy can judge. One in 128 is 0.8 %. Of pairs of about 290 ground truths of MATH-500 with other
+writings of them, with another number in them, with a plain number and with the truths of other problems 0.4 % were left
+to sympy.
 
 An answer repeats in its group: the wrong one stands there four times, three right writings four times between them.
 Scored by `Scorer`, as in training, with one worker process that has started, beside the scorer's own. Each figure is
