@@ -4,9 +4,14 @@ The engine samples them from the default task's architecture (0.41M parameters, 
 with no end-of-sequence id, so that each has all its tokens. What is verified are made-up solutions of as many words, in
 groups of 8 that share a problem: half of the answers right. For `math` three problems in four have a fraction for an
 answer, one in eight a polynomial, one in sixteen a root, and one in sixteen a matrix, a complex number, a sine or a
-union of intervals. One problem in `--hard` has a factorial for an answer instead, which only math-verify and sympy can
-judge. Scored by `Scorer`, as in training, with one worker process that has started. Each figure is the median of
-`--runs`.
+union of intervals. One problem in `--hard` has an absolute value, a floor or a sum for an answer instead, which only
+math-verify and sympy can judge. One in 128 is 0.8 %. Of pairs of about 290 ground truths of MATH-500 with other
+writings of them, with another number in them, with a plain number and with the truths of other problems 0.4 % were left
+to sympy.
+
+An answer repeats in its group: the wrong one stands there four times, three right writings four times between them.
+Scored by `Scorer`, as in training, with one worker process that has started, beside the scorer's own. Each figure is
+the median of `--runs`.
 
     python benchmarks/rewards.py
 """
@@ -58,8 +63,7 @@ def math_problem(random: Random, hard: int) -> tuple[str, list[str], str]:
     """As `gsm8k_problem`; one in `hard` is for sympy."""
     a, b, kind = random.randint(2, 99), random.randint(2, 99), random.randrange(16)
     if hard and random.randrange(hard) == 0:
-        truth = f"{a}\\cdot n!"
-        return truth, [f"n! \\cdot {a}", f"{a}n!", f"{a}n\\cdot(n-1)!"], f"{b + 100}n!"
+        return hard_problem(a, b, random.randrange(3))
     if kind < 12:
         return f"\\frac{{{a}}}{{{b}}}", [f"\\frac{{{a}}}{{{b}}}", f"{a}/{b}", f"\\frac{{{2 * a}}}{{{2 * b}}}"], str(a)
     if kind < 14:
@@ -69,6 +73,17 @@ def math_problem(random: Random, hard: int) -> tuple[str, list[str], str]:
         truth = f"{a}\\sqrt{{{b}}}"
         return truth, [truth, f"\\sqrt{{{a * a * b}}}", f"\\sqrt{{{b}}}\\cdot {a}"], f"\\sqrt{{{a * b}}}"
     return special_problem(a, b, random.randrange(4))
+
+
+def hard_problem(a: int, b: int, kind: int) -> tuple[str, list[str], str]:
+    """As `gsm8k_problem`. None of the answers is the ground truth as it stands."""
+    if kind == 0:
+        return f"|{a}x+{b}|", [f"|{b}+{a}x|", f"|-{a}x-{b}|", f"|{a}x + {b}.0|"], f"{a}x+{b}"
+    if kind == 1:
+        truth, floor = f"{a}\\lfloor x\\rfloor+{b}", "\\lfloor x\\rfloor"
+        return truth, [f"{b}+{a}{floor}", f"{floor}\\cdot {a}+{b}", f"{a}({floor}+1)+{b - a}"], f"{a}x+{b}"
+    truth = f"\\sum_{{k=1}}^{{n}} {a}k"
+    return truth, [f"\\frac{{{a}n(n+1)}}{{2}}", f"{a}\\sum_{{k=1}}^{{n}} k", f"{a}n(n+1)/2"], f"{a}n^2"
 
 
 def special_problem(a: int, b: int, kind: int) -> tuple[str, list[str], str]:
@@ -108,10 +123,15 @@ def make_groups(verifier: str, words: int, hard: int) -> list[Group]:
 
 
 def warm_up() -> list[Group]:
-    """For what happens once in a run: worker processes start, import sympy, and learn the grammar of a factorial."""
-    answers = ("1000n!", "2n\\cdot(n-1)!", "n! \\cdot 2")
-    completions = [Completion([Segment([], [], [], [])], StopReason.STOP, f"\\boxed{{{answer}}}") for answer in answers]
-    return [Group("warm up", completions, Prompt("warm up", [], "2\\cdot n!"))]
+    """For what happens once in a run: worker processes start, import sympy, and learn the hard answers' grammar."""
+    groups = []
+    for kind in range(3):
+        truth, right, wrong = hard_problem(1000, 2001, kind)
+        completions = [
+            Completion([Segment([], [], [], [])], StopReason.STOP, f"\\boxed{{{answer}}}") for answer in (*right, wrong)
+        ]
+        groups.append(Group("warm up", completions, Prompt("warm up", [], truth)))
+    return groups
 
 
 def verify(verifier: str, words: int, workers: int, hard: int) -> float:
@@ -132,7 +152,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--tokens", type=int, nargs="+", default=[40, 128, 256], help="lengths to generate")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--hard", type=int, default=16, help="one problem in so many is for sympy; 0: none")
+    parser.add_argument("--hard", type=int, default=128, help="one problem in so many is for sympy; 0: none")
     arguments = parser.parse_args()
     prepare_process(RuntimeConfig(threads=1))
     for tokens in arguments.tokens:

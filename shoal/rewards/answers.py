@@ -7,6 +7,7 @@ import re
 from shoal.rewards.strings import tagged_answer
 
 BOXES = ("\\boxed", "\\fbox")
+BRACE = re.compile(r"(?<!\\)[{}]")
 MOST_BOXES = 50  # tried from the end; a text with more that do not close has no answer
 THINKING_END = "</think>"
 ANSWER_MARK = "####"
@@ -28,7 +29,7 @@ def last_boxed(text: str) -> str | None:
     r"""What stands in the last `\boxed{...}` or `\fbox{...}` whose braces close, or after `\boxed ` without braces."""
     end = len(text)
     for _ in range(MOST_BOXES):
-        start = max(text.rfind(box, 0, end) for box in BOXES)
+        start = max(text.rfind(BOXES[0], 0, end), text.rfind(BOXES[1], 0, end))
         if start < 0:
             return None
         word = next(box for box in BOXES if text.startswith(box, start))
@@ -57,9 +58,10 @@ def last_answer(text: str) -> str:
     r"""The answer of a completion, the first of these that there is (each time its last): `\boxed`, `<answer>`,
     Minerva's sentence, after `####`, after "answer is", LaTeX between dollars, a number, the last line."""
     text = after_thinking(text)
-    for marked in (last_boxed(text), tagged_answer(text), minerva_answer(text)):
-        if marked is not None:
-            return marked
+    for marked in (last_boxed, tagged_answer, minerva_answer):
+        answer = marked(text)
+        if answer is not None:
+            return answer
     _, mark, after = text.rpartition(ANSWER_MARK)
     if mark:
         return (after.strip().splitlines() or [""])[0]
@@ -84,10 +86,8 @@ def _latex_spans(text: str) -> list[str]:
 def _in_braces(text: str) -> str | None:
     """The inside of the group that `text` begins with; None where it does not close."""
     depth = 0
-    for position, character in enumerate(text):
-        escaped = position > 0 and text[position - 1] == "\\"
-        if not escaped:
-            depth += (character == "{") - (character == "}")
+    for brace in BRACE.finditer(text):
+        depth += 1 if brace[0] == "{" else -1
         if depth == 0:
-            return text[1:position].strip()
+            return text[1 : brace.start()].strip()
     return None

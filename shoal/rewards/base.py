@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,13 +32,15 @@ class VerifierEntry:
     """A registered verifier. `bounded` ones (a few string operations) run in this process; all others run in
     a killable worker process under `reward.timeout`. `needs` are the optional packages that it imports when it is
     called: import name, and the extra of Shoal that installs it. `quick` is asked first, in this process: it returns by
-    itself, gives the score that `function` would give, or None where the worker process must be asked."""
+    itself, gives the score that `function` would give, or None where the worker process must be asked. `key` gives all
+    that the score depends on: of submissions that agree in it, a worker process is asked about one."""
 
     name: str
     function: Verifier
     bounded: bool
     needs: Mapping[str, str] = field(default_factory=dict)
     quick: Callable[..., float | None] | None = None
+    key: Callable[[Submission], Hashable] | None = None
 
 
 REGISTRY: dict[str, VerifierEntry] = {}
@@ -50,13 +52,14 @@ def verifier(
     bounded: bool = False,
     needs: Mapping[str, str] | None = None,
     quick: Callable[..., float | None] | None = None,
+    key: Callable[[Submission], Hashable] | None = None,
 ) -> Callable[[Verifier], Verifier]:
     """Decorator that registers a verifier under a name. Raises ValueError where the name is taken."""
 
     def register(function: Verifier) -> Verifier:
         if name in REGISTRY:
             raise ValueError(f"two verifiers are named {name!r}: {REGISTRY[name].function} and {function}")
-        REGISTRY[name] = VerifierEntry(name, function, bounded, needs or {}, quick)
+        REGISTRY[name] = VerifierEntry(name, function, bounded, needs or {}, quick, key)
         return function
 
     return register

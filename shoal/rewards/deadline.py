@@ -103,6 +103,9 @@ class DeadlinePool:
         self.timeout = timeout
         self.memory_gib = memory_gib
         self.workers: list[_Worker] = []
+        self.jobs: list[Job] = []
+        self.waiting: deque[int] = deque()
+        self.verdicts: dict[int, Verdict] = {}
 
     def judge(self, jobs: Sequence[Job]) -> list[Verdict]:
         """One verdict per job, in order. Score is missing after a crash of the worker or at the deadline.
@@ -110,23 +113,55 @@ class DeadlinePool:
         Raises:
             TrainingError: a worker does not start.
         """
-        verdicts: dict[int, Verdict] = {}
-        waiting = deque(range(len(jobs)))
-        while len(verdicts) < len(jobs):
-            while len(self.workers) < min(self.size, len(jobs) - len(verdicts)):
+        for job in jobs:
+            self._append(job)
+        return self.finish()
+
+    def add(self, job: Job) -> None:
+        """Has a job judged while the caller does other things, and `look`s now and then.
+
+        Raises:
+            TrainingError: a worker does not start.
+        """
+        self._append(job)
+        self.look()
+
+    def finish(self) -> list[Verdict]:
+        """Verdicts of all jobs since the last call, in order, as `judge` gives them.
+
+        Raises:
+            TrainingError: a worker does not start.
+        """
+        while len(self.verdicts) < len(self.jobs):
+            self.look(wait=True)
+        verdicts = [self.verdicts[index] for index in range(len(self.jobs))]
+        self._forget()
+        return verdicts
+
+    def look(self, *, wait: bool = False) -> None:
+        """Takes replies, sends jobs and keeps the deadlines; `wait`s for one of the first or the last.
+
+        Raises:
+            TrainingError: a worker does not start.
+        """
+        try:
+            while len(self.workers) < min(self.size, len(self.jobs) - len(self.verdicts)):
                 self.workers.append(_Worker(self.paths, self.timeout, self.memory_gib))
-            self._send(jobs, waiting)
-            for worker in self._readable():
-                self._take(worker, verdicts, waiting)
+            self._send()
+            for worker in self._readable(wait):
+                self._take(worker)
             for worker in [worker for worker in self.workers if self._left(worker) <= 0]:
-                self._give_up(worker, verdicts, waiting, f"no verdict within {self.timeout:g} s")
-        return [verdicts[index] for index in range(len(jobs))]
+                self._give_up(worker, f"no verdict within {self.timeout:g} s")
+        except BaseException:
+            self.close()  # or a reply to one of these jobs would be taken for one to a later job
+            raise
 
     def close(self) -> None:
         """Ends all workers; the pool may be used again."""
         for worker in self.workers:
             worker.kill()
         self.workers = []
+        self._forget()
 
     def __enter__(self) -> DeadlinePool:
         return self
@@ -136,17 +171,24 @@ class DeadlinePool:
     ) -> None:
         self.close()
 
-    def _send(self, jobs: Sequence[Job], waiting: deque[int]) -> None:
+    def _append(self, job: Job) -> None:
+        self.waiting.append(len(self.jobs))
+        self.jobs.append(job)
+
+    def _forget(self) -> None:
+        self.jobs, self.waiting, self.verdicts = [], deque(), {}
+
+    def _send(self) -> None:
         """Gives out jobs, one to each worker in turn. Few are given ahead towards the end: they might wait behind one
         that hangs."""
         for most in range(1, MOST_AHEAD + 1):
             for worker in self.workers:
                 ahead = worker.ready and len(worker.jobs) < most
-                if ahead and len(waiting) > (most - 1) * 4 * len(self.workers):
-                    path, submission = jobs[waiting[0]]
+                if ahead and len(self.waiting) > (most - 1) * 4 * len(self.workers):
+                    path, submission = self.jobs[self.waiting[0]]
                     line = json.dumps({"path": path, "submission": vars(submission)}) + "\n"
-                    if worker.send(waiting[0], line.encode()):
-                        waiting.popleft()
+                    if worker.send(self.waiting[0], line.encode()):
+                        self.waiting.popleft()
 
     def _left(self, worker: _Worker) -> float:
         """Seconds that are left to a worker; without end for an idle one."""
@@ -154,27 +196,28 @@ class DeadlinePool:
             return float("inf")
         return worker.started + (self.timeout if worker.ready else START_SECONDS) - time.monotonic()
 
-    def _readable(self) -> list[_Worker]:
-        """Workers that have replied or ended, after waiting for one at most until the next deadline."""
+    def _readable(self, wait: bool) -> list[_Worker]:
+        """Workers that have replied or ended, where `wait` after waiting for one at most until the next deadline."""
         with DefaultSelector() as selector:
             for worker in self.workers:
                 assert worker.process.stdout is not None
                 selector.register(worker.process.stdout, EVENT_READ, worker)
-            return [key.data for key, _ in selector.select(max(0.0, min(map(self._left, self.workers))))]
+            seconds = min(map(self._left, self.workers)) if wait else 0.0
+            return [key.data for key, _ in selector.select(max(0.0, seconds))]
 
-    def _take(self, worker: _Worker, verdicts: dict[int, Verdict], waiting: deque[int]) -> None:
+    def _take(self, worker: _Worker) -> None:
         replies = worker.receive()
         if not replies:
-            self._give_up(worker, verdicts, waiting, "the process died")
+            self._give_up(worker, "the process died")
         for reply in replies:
             if reply == READY:
                 worker.ready = True
             else:
                 index, _ = worker.jobs.popleft()
-                verdicts[index] = Verdict(**reply)  # type: ignore[arg-type]
+                self.verdicts[index] = Verdict(**reply)  # type: ignore[arg-type]
                 worker.started = time.monotonic()
 
-    def _give_up(self, worker: _Worker, verdicts: dict[int, Verdict], waiting: deque[int], reason: str) -> None:
+    def _give_up(self, worker: _Worker, reason: str) -> None:
         """Kills a worker and takes it out of the pool; what it was judging is missing, what it had not begun waits."""
         self.workers.remove(worker)
         seconds = time.monotonic() - worker.started
@@ -187,5 +230,5 @@ class DeadlinePool:
         if worker.jobs:
             logger.debug("a reward worker was replaced: %s, exit status %d", reason, status)
             index, _ = worker.jobs.popleft()
-            verdicts[index] = Verdict(None, seconds, reason)
-            waiting.extendleft(index for index, _ in reversed(worker.jobs))
+            self.verdicts[index] = Verdict(None, seconds, reason)
+            self.waiting.extendleft(index for index, _ in reversed(worker.jobs))

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from functools import cache
+from math import factorial
 from operator import add, mul, sub, truediv
+from random import Random
 from typing import Any
 
-from shoal.rewards.expressions import Node, Unsure, whole_number
+from shoal.rewards.expressions import Node, Unsure, linear, whole_number
 
 PRIME = 2**61 - 1
 DIGITS = 60
@@ -28,6 +30,10 @@ def modular_value(node: Node, point: Mapping[str, int]) -> int:
         return int((whole + places) or 0) * pow(10, -len(places), PRIME) % PRIME
     if operation == "name":
         return point[node[1]]
+    if operation == "!":
+        return _modular_factorial(node[1], point)
+    if operation == "binom":
+        return _modular_binomial(node[1], node[2], point)
     left = modular_value(node[1], point)
     if operation == "^":
         power = whole_number(node[2])
@@ -40,6 +46,36 @@ def modular_value(node: Node, point: Mapping[str, int]) -> int:
             raise Unsure
         return left * pow(right, -1, PRIME) % PRIME
     return {"+": left + right, "-": left - right, "*": left * right}[operation] % PRIME
+
+
+def _modular_factorial(node: Node, point: Mapping[str, int]) -> int:
+    """Of a sum X + c of names and a number: X! (X + 1) ... (X + c). X! is algebraically independent of the names and of
+    the factorials of other sums, so any number does for it."""
+    form = linear(node) or {}
+    constant = form.pop("", 0)
+    if not form:
+        return factorial(constant) % PRIME
+    base = sum(value * point[name] for name, value in form.items())
+    value = Random(f"{sorted(form.items())} {base}").randrange(1, PRIME)
+    product = 1
+    for factor in range(min(constant, 0) + 1, max(constant, 0) + 1):
+        product = product * (base + factor) % PRIME
+    if constant >= 0:
+        return value * product % PRIME
+    if product == 0:
+        raise Unsure
+    return value * pow(product, -1, PRIME) % PRIME
+
+
+def _modular_binomial(of: Node, number: Node, point: Mapping[str, int]) -> int:
+    count = whole_number(number)
+    if count is None:
+        below = _modular_factorial(number, point) * _modular_factorial(("-", of, number), point)
+        return _modular_factorial(of, point) * pow(below, -1, PRIME) % PRIME
+    value, product = modular_value(of, point), 1
+    for factor in range(count):
+        product = product * (value - factor) % PRIME
+    return product * pow(factorial(count), -1, PRIME) % PRIME
 
 
 def decimal_value(node: Node) -> Decimal:
@@ -86,12 +122,13 @@ def complex_value(node: Node, point: Mapping[str, Any], mp: Any, *, principal: b
         constants = {"pi": mp.pi, "e": mp.e, "i": mp.mpc(0, 1)}
         return +constants[node[1]] if node[1] in constants else point[node[1]]
     first, *others = (complex_value(part, point, mp, principal=principal) for part in node[1:])
-    single = operation in ("+", "-", "*", "/", "sin", "cos", "tan", "cot", "sec", "csc", "exp", "arctan")
+    single = operation in ("+", "-", "*", "/", "sin", "cos", "tan", "cot", "sec", "csc", "exp", "arctan", "!", "binom")
     if operation == "^":
         single = whole_number(node[2]) is not None or node[1] == ("name", "e")
     if not (single or principal or _in_domain(operation, [first, *others], mp)):
         raise Unsure
-    if operation in ("^", "root", "exp") and max(abs(part) for part in (others or [first])) > LARGEST_EXPONENT:
+    large = [first, *others] if operation in ("!", "binom") else others or [first]
+    if operation in ("^", "root", "exp", "!", "binom") and max(map(abs, large)) > LARGEST_EXPONENT:
         raise Unsure
     if operation == "/" and abs(others[0]) < SMALLEST:
         raise Unsure
@@ -121,6 +158,11 @@ def _value(operation: str, first: Any, others: Sequence[Any], mp: Any) -> Any:
         return scale / base
     if operation == "root":
         return first ** (1 / others[0])
+    if operation in ("!", "binom"):
+        try:
+            return mp.factorial(first) if operation == "!" else mp.binomial(first, others[0])
+        except ValueError as error:  # at the poles of the gamma function
+            raise Unsure from error
     return getattr(mp, MPMATH_NAMES.get(operation, operation))(first)
 
 

@@ -1,7 +1,8 @@
 """Reading simple LaTeX expressions in microseconds.
 
-Handles numbers, one-letter names, pi, + - * / ^, fractions, brackets, roots, and the elementary functions of an
-argument that cannot be read in two ways. For anything else it raises `Unsure`: nothing is guessed.
+Handles numbers, one-letter names, pi, + - * / ^, fractions, brackets, roots, factorials, binomial coefficients, and the
+elementary functions of an argument that cannot be read in two ways. For anything else it raises `Unsure`: nothing is
+guessed.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ import re
 
 MOST_DIGITS = 400  # of a number
 LARGEST_POWER = 10_000
+LARGEST_FACTORIAL = 1000  # of which the exact value is taken
 FUNCTIONS = ("arcsin", "arccos", "arctan", "sin", "cos", "tan", "cot", "sec", "csc", "exp", "ln", "log")
 TOKEN = re.compile(
-    rf"\s*(?:(\d+(?:\.\d+)?|\.\d+)|\\(frac|sqrt|cdot|times|div|pi|left|right|{'|'.join(FUNCTIONS)})(?![A-Za-z])"
+    rf"\s*(?:(\d+(?:\.\d+)?|\.\d+)|\\(frac|sqrt|binom|cdot|times|div|pi|left|right|{'|'.join(FUNCTIONS)})(?![A-Za-z])"
     r"|(\*\*|.))",
     re.DOTALL,
 )
@@ -29,7 +31,7 @@ class Unsure(Exception):
 
 Node = tuple
 """(operation, operands...): number, name, +, -, *, /, ^, sqrt, root (of a degree, which is a number), log (of a base),
-or a function's name."""
+! (a factorial), binom, or a function's name."""
 
 
 def read_expression(text: str) -> Node:
@@ -52,19 +54,72 @@ def names_in(node: Node) -> set[str]:
 
 
 def is_rational(node: Node) -> bool:
-    """Whether an expression is made of sums, products, quotients and whole powers alone."""
+    """Whether an expression is made of sums, products, quotients and whole powers alone, and of factorials and binomial
+    coefficients of sums of names and whole numbers."""
     if node[0] in ("number", "name"):
         return True
+    if node[0] == "!":
+        return _has_factorial(node[1])
+    if node[0] == "binom":
+        least = whole_number(node[2])
+        if least is not None:
+            return 0 <= least <= LARGEST_FACTORIAL and is_rational(node[1])
+        return all(map(_has_factorial, (node[1], node[2], ("-", node[1], node[2]))))
     if node[0] == "^":
         return whole_number(node[2]) is not None and is_rational(node[1])
     return node[0] in ("+", "-", "*", "/") and all(map(is_rational, node[1:]))
+
+
+def _has_factorial(node: Node) -> bool:
+    """Whether there is a value of its factorial that is a known multiple of one that goes by its names alone."""
+    form = linear(node)
+    if form is None:
+        return False
+    constant = form.get("", 0)
+    return abs(constant) <= LARGEST_FACTORIAL and (constant >= 0 or len(form) > 1)
+
+
+def linear(node: Node) -> dict[str, int] | None:
+    """The coefficients of a sum of names, "" for the constant; None for what is not seen to be one of whole numbers."""
+    if node[0] == "name":
+        return {node[1]: 1}
+    if node[0] == "number":
+        return {"": int(node[1])} if node[1].isdigit() else None
+    parts = [linear(part) for part in node[1:]] if node[0] in ("+", "-", "*") else [None]
+    if any(part is None for part in parts):
+        return None
+    one, other = (part or {} for part in parts)
+    if node[0] == "*":
+        one, other = (one, other) if set(one) <= {""} else (other, one)
+        total = {name: one.get("", 0) * value for name, value in other.items()} if set(one) <= {""} else None
+        return total and {name: value for name, value in total.items() if value or not name}
+    sign = 1 if node[0] == "+" else -1
+    total = {name: one.get(name, 0) + sign * other.get(name, 0) for name in one.keys() | other.keys()}
+    return {name: value for name, value in total.items() if value or not name}
+
+
+def degree(node: Node) -> int | None:
+    """That of a polynomial in its names, no lower; None for what is not seen to be one."""
+    if node[0] in ("number", "name"):
+        return int(node[0] == "name")
+    if node[0] not in ("+", "-", "*", "/", "^"):
+        return None
+    left, right = degree(node[1]), degree(node[2])
+    if left is None or right is None:
+        return None
+    if node[0] in ("+", "-"):
+        return max(left, right)
+    if node[0] == "*":
+        return left + right
+    power = 1 if node[0] == "/" else whole_number(node[2])
+    return left * power if right == 0 and power is not None and power >= 0 else None
 
 
 def has_function(node: Node) -> bool:
     """Whether there is anything but arithmetic, powers and square roots in an expression."""
     if node[0] in ("number", "name"):
         return False
-    return node[0] in (*FUNCTIONS, "root") or any(map(has_function, node[1:]))
+    return node[0] in (*FUNCTIONS, "root", "!", "binom") or any(map(has_function, node[1:]))
 
 
 def whole_number(node: Node) -> int | None:
@@ -130,19 +185,26 @@ class _Parser:
         if self.position == len(self.tokens):
             return False
         number, command, sign = self.tokens[self.position]
+        if number is not None and self.tokens[self.position - 1][2] == "!":
+            return True
         if number is not None or (command == "frac" and self.tokens[self.position - 1][0] is not None):
             raise Unsure  # "x 2", and a mixed number
-        return command in ("frac", "sqrt", "pi", *FUNCTIONS) or (
+        return command in ("frac", "sqrt", "binom", "pi", *FUNCTIONS) or (
             sign is not None and (sign in BRACKETS or _is_name(sign))
         )
 
     def _power(self) -> Node:
         if self._peek() in FUNCTIONS:
             return self._function()
+        bracket = self._peek() == "("
         node = self._atom()
+        if self._take("!"):
+            if not (bracket or node[0] == "name" or whole_number(node) is not None) or self._peek() in ("!", "^", "**"):
+                raise Unsure  # a double factorial, or a power of which it is hard to say what is raised
+            return ("!", node)
         if self._take("^", "**"):
             exponent = self._exponent()
-            if self._peek() in ("^", "**"):
+            if self._peek() in ("^", "**", "!"):
                 raise Unsure
             node = ("^", node, exponent)
         return node
@@ -201,8 +263,8 @@ class _Parser:
             if len(number) > MOST_DIGITS:
                 raise Unsure
             return ("number", number)
-        if command == "frac":
-            return ("/", self._group(), self._group())
+        if command in ("frac", "binom"):
+            return ("/" if command == "frac" else "binom", self._group(), self._group())
         if command == "sqrt":
             return self._root()
         if command == "pi" or (sign is not None and _is_name(sign)):
@@ -215,6 +277,11 @@ class _Parser:
         raise Unsure
 
     def _root(self) -> Node:
+        if (digit := self._number()) is not None and len(digit) == 1:
+            node = ("sqrt", self._atom())
+            if self._peek() in ("^", "**") or self._atom_follows():
+                raise Unsure  # LaTeX's root ends here, its writer's may not
+            return node
         if self._take("[") is None:
             return ("sqrt", self._group())
         degree = self._atom()

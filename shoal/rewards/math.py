@@ -20,6 +20,13 @@ WRAPPERS = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operat
 DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\degree|°")
 THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?")
 ASSIGNMENT = re.compile(r"(?:[A-Za-z]|\\[a-z]+)(?:_\{?\w+\}?)?(?:\([a-z](?:,[a-z])*\))?(?:=|\\in(?![a-z]))([^=]+)")
+THIN_SPACE = re.compile(r"(?<=\d)\\[,!](?=\d{3}(?!\d))")
+DISPLAYED = re.compile(r"\\[dtc](frac|binom)")
+SHORT_FRACTION = re.compile(r"\\frac\s*(?:\{(\d+)\}|(\d))\s*(?:\{(\d+)\}|(\d))")
+FRACTION = re.compile(r"\\frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}")
+NUMBER_SPACES = re.compile(r"\s+(?!\d)|(?<=[-+*^{])\s+")
+NAMED_NUMBER = re.compile(r"([A-Za-z])\s*=\s*([^=]+)")
+IN_BASE = re.compile(r"(\d[\dA-Z]*)\s*_\s*(?:\{\s*)?(?:\\text\s*\{)?(\d+)[}\s]*")
 JOINED = re.compile(r"\s*,?\s*\b(?:and|or)\b\s*", re.IGNORECASE)
 CHOICE = re.compile(r"\(?([A-Za-z])\)?[.:]?")
 PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}\s+[A-Za-z]{2,}")  # two words in a row: no expression
@@ -60,7 +67,17 @@ def quick_strict_math(submission: Submission) -> float | None:
     return _quick_score(submission.ground_truth, _strict_answer(submission.text))
 
 
-@verifier("math", needs={"math_verify": "math"}, quick=quick_math)
+def math_key(submission: Submission) -> tuple[str, ...]:
+    """All that the score of `math` depends on."""
+    return last_answer(submission.text), *ground_truths(submission.ground_truth)
+
+
+def strict_math_key(submission: Submission) -> tuple[str, ...]:
+    """All that the score of `strict_math` depends on."""
+    return _strict_answer(submission.text), *ground_truths(submission.ground_truth)
+
+
+@verifier("math", needs={"math_verify": "math"}, quick=quick_math, key=math_key)
 def math(submission: Submission) -> float:
     r"""1 where the last `\boxed`, or else the last answer, equals the ground truth as mathematics, and 0 otherwise.
 
@@ -70,7 +87,7 @@ def math(submission: Submission) -> float:
     return float(any(same_answer(truth, answer) for truth in ground_truths(submission.ground_truth)))
 
 
-@verifier("strict_math", needs={"math_verify": "math"}, quick=quick_strict_math)
+@verifier("strict_math", needs={"math_verify": "math"}, quick=quick_strict_math, key=strict_math_key)
 def strict_math(submission: Submission) -> float:
     """As `math`, but the answer must stand in "Final Answer: The final answer is X. I hope it is correct.", or be the
     whole completion (open-instruct's rule)."""
@@ -85,8 +102,13 @@ def _strict_answer(text: str) -> str:
 
 def ground_truths(given: Any) -> list[str]:
     r"""The right answers as text, out of their `\boxed` where they have one."""
-    answers = [str(answer) for answer in (given if isinstance(given, list) else [given])]
-    return [boxed if (boxed := last_boxed(answer)) is not None else answer for answer in answers]
+    return [_unboxed(str(answer)) for answer in (given if isinstance(given, list) else [given])]
+
+
+@lru_cache(maxsize=4096)
+def _unboxed(answer: str) -> str:
+    boxed = last_boxed(answer)
+    return answer if boxed is None else boxed
 
 
 def same_answer(truth: str, answer: str) -> bool:
@@ -116,6 +138,11 @@ def settle(truth: str, answer: str) -> bool | tuple[str, str]:
     (truth, wanted), answer = _read_truth(truth), clean(answer)
     if _squeezed(truth) == _squeezed(answer):
         return True
+    if wanted is None and (named := NAMED_NUMBER.fullmatch(truth)) and _names_only(answer, named[1]):
+        wanted = number(named[2])
+        truth = truth if wanted is None else named[2]
+    if (base := IN_BASE.fullmatch(truth)) and (verdict := _equal_in_base(base, answer)) is not None:
+        return verdict
     if wanted is not None:
         got = number(_value_part(answer))
         if got is not None:
@@ -127,8 +154,20 @@ def settle(truth: str, answer: str) -> bool | tuple[str, str]:
     answer = _value_part(answer) if wanted is not None else answer
     if PROSE.search(answer):
         return False
-    quick = quickly_equal(truth, answer)
+    got = number(answer) if wanted is None else None
+    quick = quickly_equal(_as_fraction(wanted, truth), _as_fraction(got, answer))
+    if quick is None and (base := IN_BASE.fullmatch(answer)) and quickly_equal(truth, base[1]) is False:
+        return False
+    if quick is None and (base := IN_BASE.fullmatch(truth)) and quickly_equal(base[1], answer) is False:
+        return False
     return (truth, answer) if quick is None else quick
+
+
+def _as_fraction(value: Number | None, text: str) -> str:
+    r"""As `quick_equality` reads it, which knows no "3 \frac{1}{2}"; a percentage is left as it is."""
+    if value is None or value[1]:
+        return text
+    return f"\\frac{{{value[0].numerator}}}{{{value[0].denominator}}}"
 
 
 @lru_cache(maxsize=4096)
@@ -148,23 +187,23 @@ def clean(text: str) -> str:
         if len(text) > len(opening) + len(closing) and text.startswith(opening) and text.endswith(closing):
             text = text[len(opening) : -len(closing)].strip()
     text = text.replace("\\$", "").replace("$", "").replace("\\%", "%").replace("\\{,\\}", ",")
-    text = re.sub(r"(?<=\d)\\[,!](?=\d{3}(?!\d))", "", text)
-    text = DEGREES.sub("", SPACES.sub(" ", text))
-    text = re.sub(r"\\[dtc]frac", r"\\frac", text)
-    text = re.sub(r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}", text)
-    text = re.sub(r"\\frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}", r"\\frac{\1}{\2}", text)
+    text = DEGREES.sub("", SPACES.sub(" ", THIN_SPACE.sub("", text)))
+    if "\\" in text:
+        text = DISPLAYED.sub(r"\\\1", text)
+        text = SHORT_FRACTION.sub(r"\\frac{\1\2}{\3\4}", text)
+        text = FRACTION.sub(r"\\frac{\1}{\2}", text)
     if unit := LATEX_UNIT.fullmatch(text.strip().rstrip(".")):
         text = unit["number"]
     text = WRAPPERS.sub(r" \1 ", text).strip()
     text = text.rstrip(".").strip() if not re.fullmatch(r"\d+\.", text) else text
     if THOUSANDS.fullmatch(text):
         text = text.replace(",", "")
-    return re.sub(r"\s+", " ", text)
+    return " ".join(text.split())
 
 
 def number(text: str) -> Number | None:
     """The number that the whole text is, exactly; None where it is something else."""
-    match = NUMBER.fullmatch(re.sub(r"\s+(?!\d)|(?<=[-+*^{])\s+", "", text))
+    match = NUMBER.fullmatch(NUMBER_SPACES.sub("", text))
     if match is None:
         return None
     if match["decimal"]:
@@ -203,6 +242,19 @@ def _value_part(answer: str) -> str:
     unit = UNIT.fullmatch(answer)
     answer = unit["number"] if unit else answer
     return answer.replace(",", "") if THOUSANDS.fullmatch(answer) else answer
+
+
+def _names_only(answer: str, name: str) -> bool:
+    """Whether an answer gives its value to nothing or to this name."""
+    start, equals, _ = answer.partition("=")
+    return not equals or start.strip() == name
+
+
+def _equal_in_base(truth: re.Match[str], answer: str) -> bool | None:
+    """Whether a number has the digits of one that is written with its base, and no other base; None for no number."""
+    if got := IN_BASE.fullmatch(answer):
+        return truth[1] == got[1] and truth[2] == got[2]
+    return answer == truth[1] if answer.isdigit() else None
 
 
 def _is_choice(answer: str) -> bool:

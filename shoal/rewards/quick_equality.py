@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from decimal import Decimal, localcontext
+from itertools import combinations
 from random import Random
 from typing import Any
 
@@ -25,12 +26,24 @@ from shoal.rewards.expression_values import (
     many_digits,
     modular_value,
 )
-from shoal.rewards.expressions import CONSTANTS, Node, Unsure, has_function, is_rational, names_in, read_expression
+from shoal.rewards.expressions import (
+    CONSTANTS,
+    WORD,
+    Node,
+    Unsure,
+    degree,
+    has_function,
+    is_rational,
+    names_in,
+    read_expression,
+)
 from shoal.rewards.intervals import INFINITY, is_set, same_numbers
 
 POINTS = 2
+MOST_COMPARED = 10  # members of a set with each other
 LONGEST = 1000  # characters
 ZERO = ("number", "0")
+PLUS_MINUS = re.compile(r"\\pm(?![A-Za-z])|±")
 MATRIX = re.compile(r"\\begin\{([pb]?matrix|array)\}(?:\{[lcr|]*\})?((?:(?!\\begin|\\end).)*)\\end\{\1\}", re.DOTALL)
 
 
@@ -40,14 +53,40 @@ def quickly_equal(truth: str, answer: str) -> bool | None:
         return None
     try:
         if is_set(truth) or is_set(answer):
-            return same_numbers(truth, answer)
-        for read, equal in KINDS:
+            return _same_sets(truth, answer)
+        for read, equal, differ in KINDS:
             one, other = read(truth), read(answer)
             if one is not None and other is not None:
                 return equal(one, other)
+            if one is not None or other is not None:
+                number = read_expression(answer if other is None else truth)
+                return False if differ(one or other, number) else None
+        for one, other in ((truth, answer), (answer, truth)):
+            if WORD.fullmatch(other):
+                return False if _lacks_letters(one, other) else None
         return _equal_expressions(read_expression(truth), read_expression(answer))
     except (Unsure, RecursionError, ArithmeticError):
         return None
+
+
+def _lacks_letters(expression: str, word: str) -> bool:
+    """Whether a word, were it a product of names, has one that an expression has not: "ellipse" is not x+1."""
+    return not set(word) <= names_in(read_expression(expression))
+
+
+def _same_sets(truth: str, answer: str) -> bool:
+    """As `same_numbers`; a set is no number."""
+    for text, other in ((truth, answer), (answer, truth)):
+        if not is_set(other) and not _is_in_brackets(other):
+            read_expression(other)
+            same_numbers(text, text)  # raises where it is not understood
+            return False
+    return same_numbers(truth, answer)
+
+
+def _is_in_brackets(text: str) -> bool:
+    text = text.replace("\\left", "").replace("\\right", "").strip()
+    return text[:1] in ("(", "[") and "," in text
 
 
 Members = tuple[str, list[str]]
@@ -69,7 +108,16 @@ def _members(text: str) -> Members | None:
         else:
             parts[-1] += character
     parts = [part.replace("<", "\\{").replace(">", "\\}").strip() for part in parts]
-    return ("set" if kind == "<>" else kind, parts) if depth == 0 and len(parts) > 1 else None
+    if kind in ("set", "<>"):
+        kind, parts = "set", [one for part in parts for one in _both_signs(part)]
+    return (kind, parts) if depth == 0 and len(parts) > 1 else None
+
+
+def _both_signs(text: str) -> list[str]:
+    r"""The two numbers that a \pm b is; a text without such a sign by itself."""
+    if len(PLUS_MINUS.findall(text)) != 1:
+        return [text]
+    return [PLUS_MINUS.sub(sign, text) for sign in "+-"]
 
 
 def _equal_members(many: Members, others: Members) -> bool | None:
@@ -77,7 +125,11 @@ def _equal_members(many: Members, others: Members) -> bool | None:
     (kind, left), (other_kind, right) = many, others
     if kind != other_kind and "set" not in (kind, other_kind):
         return False  # an end belongs to the one interval and not to the other
-    if kind != other_kind or len(left) != len(right):
+    if len(left) != len(right):
+        shorter, longer = sorted((left, right), key=len)
+        apart = _are_distinct(longer) and all(_equal_member(one, one) for one in shorter)
+        return False if apart else None  # {1,2,2} is {1,2}
+    if kind != other_kind:
         return None
     if kind != "set":
         return _all_equal(left, right)
@@ -85,6 +137,15 @@ def _equal_members(many: Members, others: Members) -> bool | None:
     if any(None in row or row.count(True) > 1 for row in table):
         return None  # members that are equal to each other
     return all(map(any, table)) and all(map(any, zip(*table, strict=True)))
+
+
+def _are_distinct(members: list[str]) -> bool:
+    return all(_equal_member(one, other) is False for one, other in combinations(members[:MOST_COMPARED], 2))
+
+
+def _are_many(members: Members, number: Node) -> bool:
+    """Whether a point, an interval or a set is seen to be no number."""
+    return _equal_member(members[1][0], members[1][1]) is False
 
 
 def _all_equal(left: list[str], right: list[str]) -> bool | None:
@@ -118,6 +179,11 @@ def _equal_matrices(one: list[list[str]], other: list[list[str]]) -> bool | None
     return _all_equal([cell for row in one for cell in row], [cell for row in other for cell in row])
 
 
+def _is_wide(matrix: list[list[str]], number: Node) -> bool:
+    """Whether a matrix is no number."""
+    return len(matrix) > 1 or len(matrix[0]) > 1
+
+
 def _equation(text: str) -> Node | None:
     """The difference of an equation's sides; None for what is none."""
     sides = text.split("=")
@@ -125,14 +191,37 @@ def _equation(text: str) -> Node | None:
 
 
 def _equal_equations(one: Node, other: Node) -> bool | None:
-    """Equal where the differences are, whatever their sign; whether others are is left to sympy."""
+    """Equal where the differences are, whatever their sign, or, as polynomials of several names, proportional. Whether
+    others are is left to sympy, but for those of lines and planes."""
+    names = names_in(one) | names_in(other)
+    degrees = {degree(one), degree(other)}
+    if len(names) > 1 and not names & set(CONSTANTS) and None not in degrees:
+        if _proportional(one, other, names):
+            return True
+        if degrees == {1}:
+            return False
     return True if _equal_expressions(one, other) or _equal_expressions(("-", ZERO, one), other) else None
 
 
-KINDS: tuple[tuple[Callable[[str], Any], Callable[[Any, Any], bool | None]], ...] = (
-    (_matrix, _equal_matrices),
-    (_equation, _equal_equations),
-    (_members, _equal_members),
+def _proportional(one: Node, other: Node, names: set[str]) -> bool:
+    """As `_equal_modulo_prime`, but for a factor."""
+    random = Random(20)
+    points = [{name: random.randrange(1, PRIME) for name in sorted(names)} for _ in range(POINTS + 1)]
+    (a, b), *others = [(modular_value(one, point), modular_value(other, point)) for point in points]
+    return bool(a and b) and all((a * d - b * c) % PRIME == 0 for c, d in others)
+
+
+def _is_on_no_side(equation: Node, expression: Node) -> bool:
+    """Whether an expression is neither side of an equation; the right one may stand for a function's definition."""
+    return not any(_equal_expressions(side, expression) for side in equation[1:])
+
+
+Kind = tuple[Callable[[str], Any], Callable[[Any, Any], bool | None], Callable[[Any, Node], bool]]
+"""Reads a text (None: it is of another kind); whether two such are equal; whether one is seen to be no expression."""
+KINDS: tuple[Kind, ...] = (
+    (_matrix, _equal_matrices, _is_wide),
+    (_equation, _equal_equations, _is_on_no_side),
+    (_members, _equal_members, _are_many),
 )
 
 

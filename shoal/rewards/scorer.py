@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from logging import getLogger
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +28,7 @@ logger = getLogger(__name__)
 
 MISSING = "missing"
 """Where a completion's `info` says why parts of its reward are missing: reasons by verifier."""
+LOOK_EVERY = 32  # verdicts of this process between two looks at the workers
 UNFINISHED = (StopReason.ABORT, StopReason.ERROR)
 
 
@@ -223,30 +224,39 @@ class Scorer:
         )
 
     def _verdicts(self, asked: Sequence[_Request], step: int | None) -> list[Verdict]:
-        """Bounded verifiers are called here, others in worker processes; judges are asked about all at once."""
+        """Bounded verifiers are called here, others in worker processes meanwhile; judges are asked about all then."""
         verdicts: dict[int, Verdict] = {}
         places: dict[str, list[int]] = defaultdict(list)
-        elsewhere: list[int] = []
+        elsewhere: dict[Hashable, list[int]] = {}
         for place, request in enumerate(asked):
             if self.asks_judge(request.name):
                 places[request.name].append(place)
                 continue
-            verdict = judge_here(self._entry(request.name), request.submission)
-            if verdict is None:
-                elsewhere.append(place)
-            else:
+            entry = self._entry(request.name)
+            verdict = judge_here(entry, request.submission)
+            if verdict is not None:
                 verdicts[place] = verdict
-        jobs = [(import_path(self._entry(asked[place].name)), asked[place].submission) for place in elsewhere]
-        if jobs:
-            verdicts |= zip(elsewhere, self._pool_for(jobs).judge(jobs), strict=True)
+                if elsewhere and place % LOOK_EVERY == 0 and self.pool is not None:
+                    self.pool.look()
+                continue
+            key = place if entry.key is None else (request.name, entry.key(request.submission))
+            if key not in elsewhere:
+                pool = self.pool if elsewhere and self.pool is not None else self._pool_for(asked)
+                pool.add((import_path(entry), request.submission))
+            elsewhere.setdefault(key, []).append(place)
+        if elsewhere and self.pool is not None:
+            for same, verdict in zip(elsewhere.values(), self.pool.finish(), strict=True):
+                verdicts |= dict.fromkeys(same, replace(verdict, seconds=0.0)) | {same[0]: verdict}
         for name, own in places.items():
             questions = [Asked(asked[place].group, asked[place].prompt_id, asked[place].submission) for place in own]
             verdicts |= zip(own, self._judged(name).verdicts(questions, step), strict=True)
         return [verdicts[place] for place in range(len(asked))]
 
-    def _pool_for(self, jobs: Sequence[tuple[str, Submission]]) -> DeadlinePool:
+    def _pool_for(self, asked: Sequence[_Request]) -> DeadlinePool:
         """The pool, made anew where a row names a verifier that it has not imported."""
-        paths = {path for path, _ in jobs}.union(*(entry.needs for entry in self.entries.values()))
+        entries = [self._entry(name) for name in {request.name for request in asked} if not self.asks_judge(name)]
+        paths = {import_path(entry) for entry in entries if not entry.bounded}
+        paths = paths.union(*(entry.needs for entry in self.entries.values()))
         if self.pool is None or not paths <= set(self.pool.paths):
             known = self.pool.paths if self.pool else []
             self.close()

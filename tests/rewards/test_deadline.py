@@ -62,6 +62,18 @@ def test_a_verifier_may_print_and_finds_its_input_empty() -> None:
         assert [verdict.score for verdict in pool.judge([job("print"), job("read"), job("fine")])] == [1.0, 0.0, 1.0]
 
 
+def test_jobs_are_judged_while_the_caller_does_other_things() -> None:
+    with DeadlinePool([MISBEHAVING], workers=1, timeout=1, memory_gib=0) as pool:
+        pool.judge([job("fine")])
+        for text in ("fine", "hang", "fine", "fine"):
+            pool.add(job(text))
+        time.sleep(1.5)  # longer than a verdict may take: the one that was given in time counts all the same
+        pool.look()
+        verdicts = pool.finish()
+        assert [verdict.score for verdict in verdicts] == [1.0, None, 1.0, 1.0]
+        assert [verdict.score for verdict in pool.judge([job("fine")] * 2)] == [1.0, 1.0]
+
+
 def test_hangs_are_waited_for_at_the_same_time() -> None:
     with DeadlinePool([MISBEHAVING], workers=4, timeout=1.5, memory_gib=0) as pool:
         pool.judge([job("fine")] * 4)  # the workers' start does not count

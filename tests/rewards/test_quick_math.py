@@ -45,6 +45,30 @@ def test_no_process_is_started_for_numbers_polynomials_and_trigonometry():
 
 
 @pytest.mark.parametrize(
+    ("truth", "answer", "score"),
+    [
+        ("x=5", "5", 1.0),
+        ("x=5", "x=6", 0.0),
+        ("52_8", "52_{8}", 1.0),
+        ("52_8", "52", 1.0),
+        ("52_8", "53", 0.0),
+        ("52_8", "52_{10}", 0.0),
+        ("52_8", "\\sqrt{2}", 0.0),
+        ("x+1", "52_8", 0.0),
+        ("\\sqrt{2704}", "52_8", None),
+        ("\\frac{270}7", "\\frac{270}{7}", 1.0),
+        ("137\\frac{1}{2}", "\\sqrt{2}", 0.0),
+        ("\\sqrt{2}", "137 \\frac{1}{2}", 0.0),
+        ("\\sqrt{4}", "1\\frac{4}{4}", 1.0),
+        ("50\\%", "\\frac{\\sqrt{1}}{2}", None),
+        ("\\dbinom{5}{2}", "10", 1.0),
+    ],
+)
+def test_numbers_in_a_base_after_a_name_and_among_expressions(truth, answer, score):
+    assert quick_math(Submission(f"\\boxed{{{answer}}}", truth)) == score
+
+
+@pytest.mark.parametrize(
     "text",
     [
         " " * 100_000,

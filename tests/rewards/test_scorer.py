@@ -1,5 +1,7 @@
 import logging
 import os
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from shoal.config.data import RewardConfig
 from shoal.errors import ConfigError, TrainingError
 from shoal.rewards.base import REGISTRY, Submission, verifier
+from shoal.rewards.deadline import DeadlinePool
 from shoal.rewards.lookup import find_verifier, import_path
 from shoal.rewards.scorer import Scorer
 from shoal.types import Completion, Group, Prompt, Segment, StopReason
@@ -59,6 +62,31 @@ def test_a_missing_part_makes_the_reward_missing_and_leaves_the_other_part_known
     # The run stops, and the line says why; a hang alone is within the share that is allowed.
     with pytest.raises(TrainingError, match=r"4 of 6 rewards are missing.*no verdict within 1 s \(1 times\)"):
         report.check()
+
+
+def test_answers_that_are_equal_as_they_stand_are_judged_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    add = DeadlinePool.add
+    monkeypatch.setattr(DeadlinePool, "add", lambda pool, job: (asked.append(job), add(pool, job)))
+    mine = group("so \\boxed{|3-x|}", "\\boxed{x-3}", "thus \\boxed{|3-x|}", "\\boxed{|x-3|}", truth="|x-3|")
+    other = group("so \\boxed{|3-x|}", truth="|x-2|")
+    with Scorer(RewardConfig(timeout=60), {"math": 1.0}) as scorer:
+        scorer.score([mine, other])
+    assert (mine.rewards, other.rewards) == ([1.0, 0.0, 1.0, 1.0], [0.0])
+    assert len(asked) == 3
+
+
+def test_a_hang_over_equal_answers_costs_one_deadline() -> None:
+    name = "fragile_verifiers:misbehaving"
+    mine = group("fine", "hang", "hang", "hang", "fine")
+    with Scorer(RewardConfig(verifiers={name: 1.0}, timeout=1), {}) as scorer:
+        scorer.entries[name] = replace(scorer.entries[name], key=lambda submission: submission.text)
+        start = time.monotonic()
+        report = scorer.score([mine])
+        assert time.monotonic() - start < 60
+    assert mine.rewards == [1.0, None, None, None, 1.0]
+    assert report.missing == 3
+    assert 1 <= report.verifiers[name].seconds < 2  # of the one that was waited for
 
 
 def test_the_share_of_exactly_right_scores_does_not_count_partial_ones() -> None:

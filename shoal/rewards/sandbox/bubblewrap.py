@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from shoal.rewards.sandbox.interpreter import GUEST, SYSTEM_LIBRARIES, Interpreter
+from shoal.rewards.sandbox.interpreter import SYSTEM_LIBRARIES, Interpreter
 from shoal.rewards.sandbox.launch import Launch, pipe, sealed_memory
 from shoal.rewards.sandbox.limits import MIB, Limits
 from shoal.rewards.sandbox.seccomp import seccomp_filter
@@ -47,7 +47,7 @@ class Bubblewrap:
             *_mounts(interpreter.folders, sources),
             *("--chdir", "/tmp", "--remount-ro", "/"),
             *("--clearenv", "--setenv", "HOME", "/tmp", "--setenv", "LC_ALL", "C.UTF-8"),
-            *("--", *interpreter.command, f"{GUEST}/start.py", order),
+            *("--", *interpreter.guest(order)),
         ]
         return Launch(command, [info_write, rules], info)
 
@@ -59,16 +59,20 @@ class Bubblewrap:
         """What stands before the command as root, and where that finds the folders.
 
         RLIMIT_NPROC does not hold for root, also under another uid in a namespace, so bubblewrap itself must be started
-        unprivileged. It may then be unable to reach Python (in /root, say): a first one, as root, mounts the folders
-        where everyone can, in a mount namespace that ends with it.
+        unprivileged. It may then be unable to reach Python (in /root, say): a first one, as root, mounts its folders
+        where everyone can, in a mount namespace that ends with it. The system's libraries can be reached as they are.
         """
         assert self.setpriv is not None
-        sources = [BORROWED / str(number) for number in range(len(folders))]
+        sources = [
+            folder if str(folder) in SYSTEM_LIBRARIES else BORROWED / str(number)
+            for number, folder in enumerate(folders)
+        ]
         # A PID namespace of its own, because its monitor gives up the right to signal the other uid when it is killed.
         command = ["--die-with-parent", "--unshare-pid", "--dev-bind", "/", "/"]
         command += ["--tmpfs", str(BORROWED)]
         for folder, source in zip(folders, sources, strict=True):
-            command += ["--ro-bind", str(folder), str(source)]
+            if source != folder:
+                command += ["--ro-bind", str(folder), str(source)]
         command += [
             "--",
             self.setpriv,

@@ -12,6 +12,7 @@ from pathlib import Path
 from shoal.errors import ConfigError
 
 GUEST = Path(__file__).parent / "guest"
+START = f"import sys; sys.path.insert(0, {str(GUEST)!r}); import start; start.main({str(GUEST)!r})"
 ASK = """
 import compileall, json, os, sys
 compileall.compile_dir(sys.argv[1], quiet=2)  # where that can be written: it halves the start of a guest
@@ -34,6 +35,10 @@ class Interpreter:
 
     command: tuple[str, ...]
     folders: tuple[Path, ...]
+
+    def guest(self, order: str) -> list[str]:
+        """The command of a guest. What it runs is imported, not named as a script, since a script is compiled anew."""
+        return [*self.command, "-c", START, order]
 
 
 @cache

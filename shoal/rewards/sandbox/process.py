@@ -6,7 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from shoal.rewards.sandbox.interpreter import GUEST, Interpreter
+from shoal.rewards.sandbox.interpreter import Interpreter
 from shoal.rewards.sandbox.launch import Launch
 from shoal.rewards.sandbox.limits import Limits
 
@@ -28,7 +28,7 @@ class Process:
         user = NOBODY if os.geteuid() == 0 else None
         if user is not None:
             os.chown(folder, user, user)
-        return Launch([*interpreter.command, f"{GUEST}/start.py", order], folder=folder, user=user)
+        return Launch(interpreter.guest(order), folder=folder, user=user)
 
     def other_processes(self) -> int:
         """All that run as the guest's user now; threads, as the kernel counts."""

@@ -5,9 +5,11 @@ function called `sum`. So a built-in name is the program's only where the test c
 then it is the innermost call on the left, as `sum` in `assert set(sum(2, 3)) == {5}`.
 """
 
-import ast
+import _ast as ast  # what `ast` itself imports takes longer than a short program
 import builtins
 import sys
+
+ONLY_TREE = 0x400  # ast.PyCF_ONLY_AST
 
 
 def used_names(tests: list[str]) -> tuple[set[str], set[str]]:
@@ -15,14 +17,14 @@ def used_names(tests: list[str]) -> tuple[set[str], set[str]]:
     trees = []
     for test in tests:
         try:
-            trees.append(ast.parse(test))
+            trees.append(compile(test, "test.py", "exec", ONLY_TREE, dont_inherit=True))
         except (SyntaxError, ValueError):
             continue  # the judge reports it
     loaded: set[str] = set()
     stored: set[str] = set()
     modules: set[str] = set()
     for tree in trees:
-        for node in ast.walk(tree):
+        for node in _nodes(tree):
             if isinstance(node, ast.Name):
                 (loaded if isinstance(node.ctx, ast.Load) else stored).add(node.id)
             elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
@@ -33,13 +35,23 @@ def used_names(tests: list[str]) -> tuple[set[str], set[str]]:
                 stored.add((node.asname or node.name).partition(".")[0])
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 modules.add(node.value.id)
-    called = {name for tree in trees for node in ast.walk(tree) if (name := _called(node))}
+    called = {name for tree in trees for node in _nodes(tree) if (name := _called(node))}
     ours = {name for name in loaded if hasattr(builtins, name)}
     standard = {name for name in modules - called - stored if name in sys.stdlib_module_names}
     theirs = loaded - ours - standard
     if not theirs - stored:
         theirs |= {name for tree in trees if (name := _subject(tree))}
     return theirs, standard
+
+
+def _nodes(tree: ast.AST) -> list[ast.AST]:
+    """A tree's nodes, those nearer to its root first."""
+    nodes = [tree]
+    for node in nodes:
+        for name in node._fields:
+            value = getattr(node, name, None)
+            nodes += [part for part in (value if isinstance(value, list) else [value]) if isinstance(part, ast.AST)]
+    return nodes
 
 
 def _called(node: ast.AST) -> str | None:
@@ -49,7 +61,7 @@ def _called(node: ast.AST) -> str | None:
 
 def _subject(tree: ast.AST) -> str | None:
     """The innermost function that the first assert calls, on the left."""
-    for statement in ast.walk(tree):
+    for statement in _nodes(tree):
         if isinstance(statement, ast.Assert):
             node: ast.AST | None = statement.test
             while isinstance(node, (ast.Compare, ast.UnaryOp, ast.BinOp)):

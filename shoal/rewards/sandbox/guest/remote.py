@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import builtins
-import importlib
 import sys
-from collections.abc import Callable, Iterator
 
-from wire import Broken, decode, encode, get, put
+from wire import Broken, decode, encode, get, import_module, put
 
 TYPE_CHECKING = False  # importing `typing` would take longer than most programs
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from typing import Any
 
 LONGEST_ITERATOR = 100_000
@@ -103,7 +102,7 @@ class Asker:
             return ["yours", object.__getattribute__(value, "number")]
         if isinstance(value, type) and value in self.exceptions.values():
             return ["yours", next(number for number, kind in self.exceptions.items() if kind is value)]
-        if isinstance(value, Iterator):
+        if hasattr(type(value), "__next__") and hasattr(type(value), "__iter__"):
             items = []
             for item in value:
                 items.append(item)
@@ -122,7 +121,7 @@ class Asker:
         try:
             number, name, *rest = content
             if tag == "module" and name in STANDARD_MODULES:
-                return importlib.import_module(name)
+                return import_module(name)
             if tag == "exception":
                 return self.exception(number, name, rest[0])
             if tag in ("module", "object"):

@@ -5,12 +5,11 @@ Everything here is in the program's reach, and nothing here decides anything.
 
 from __future__ import annotations
 
+import _operator as operator  # all of `operator` that is asked for
 import builtins
 import io
-import operator
-import os
+import posix
 import sys
-from types import ModuleType
 
 from wire import decode, encode, get, put
 
@@ -18,6 +17,7 @@ TYPE_CHECKING = False  # importing `typing` would take longer than most programs
 if TYPE_CHECKING:
     from typing import Any
 
+ModuleType = type(sys)
 CHANGEABLE = (list, dict, set, bytearray)
 LONGEST_OUTPUT = 2**20
 
@@ -70,7 +70,7 @@ class Server:
             self.answer(word, content)
 
     def next(self) -> Any:
-        return get(lambda length: os.read(self.read, length))
+        return get(lambda length: posix.read(self.read, length))
 
     def answer(self, word: str, content: Any) -> None:
         args = self.decode(content)

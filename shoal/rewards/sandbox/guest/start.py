@@ -4,10 +4,11 @@ One argument, a dict as Python writes it: `limits` (names of RLIMIT_* and values
 on), `source` (of the program or the tests), `read`, `write`, `results` (of pipes, where the mode has them), `seconds`
 (of one test), and `exposed` (no PID namespace keeps other processes of this user away).
 
-Every program waits for what is imported here: `json`, `signal` and `types` would double the time of a short one.
+Every program waits for what is imported here and is not compiled beforehand, which is why there is this module and one
+line that imports it, and why it uses `posix` where `os` would be usual.
 """
 
-import os
+import posix
 import resource
 import sys
 from _signal import SIGKILL
@@ -15,7 +16,8 @@ from _signal import SIGKILL
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE = 1, 4
 
 
-def main() -> None:
+def main(here: str) -> None:
+    """`here` is the folder of this file, which the program is not to find in its path."""
     order = eval(sys.argv[1])  # written by the process that starts us
     del sys.argv[1:]
     for name, value in order["limits"].items():
@@ -24,44 +26,44 @@ def main() -> None:
         prctl(PR_SET_PDEATHSIG, SIGKILL)  # a tier with namespaces sees to it itself
     if not parent_is_there(order["go"]):
         return
-    with os.fdopen(order["source"], encoding="utf-8", errors="surrogateescape") as file:
+    with open(order["source"], encoding="utf-8", errors="surrogateescape") as file:
         source = file.read()
-    kept = {order[name] for name in ("read", "write", "results") if name in order}
-    for descriptor in range(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0]):
-        if descriptor not in kept:
-            try:
-                os.close(descriptor)
-            except OSError:
-                continue
+    close_all({0, 1, 2, *(order[name] for name in ("read", "write", "results") if name in order)})
     if order["mode"] == "script":
+        sys.path.remove(here)
         run_script(source)
-        return
-    here = os.path.dirname(os.path.abspath(__file__))
-    sys.path.insert(0, here)
-    if order["mode"] == "serve":
+    elif order["mode"] == "serve":
         from serve import serve  # noqa: PLC0415 - each mode imports only its own
 
         sys.path.remove(here)
         serve(source, order["read"], order["write"])
     else:
-        from json import loads  # noqa: PLC0415 - as above
-
+        from bare_json import loads  # noqa: PLC0415 - as above
         from judge import judge  # noqa: PLC0415 - as above
 
         if order["exposed"]:
             prctl(PR_SET_DUMPABLE, 0)  # keeps other processes of this user from writing to this one's descriptors
+        judge(loads(source.encode()), order["read"], order["write"], order["results"], order["seconds"])
+        posix._exit(0)  # taking the interpreter apart would take longer than the tests
 
-        judge(loads(source), order["read"], order["write"], order["results"], order["seconds"])
+
+def close_all(kept: set[int]) -> None:
+    """Closes what is inherited but for `kept`, whatever its number."""
+    for descriptor in {*map(int, posix.listdir("/proc/self/fd"))} - kept:
+        try:
+            posix.close(descriptor)
+        except OSError:
+            continue  # the one through which the folder was read
 
 
 def parent_is_there(go: int) -> bool:
     """Waits for the word to go. From here on the kernel ends this process with its parent; one that ended before, while
     all this was set up, is told by the closed pipe."""
-    if not os.read(go, 1):
+    if not posix.read(go, 1):
         return False
-    os.set_blocking(go, False)
+    posix.set_blocking(go, False)
     try:
-        return bool(os.read(go, 1))
+        return bool(posix.read(go, 1))
     except BlockingIOError:
         return True
 
@@ -79,6 +81,3 @@ def run_script(source: str) -> None:
     sys.modules["__main__"] = program
     sys.argv[0] = program.__file__ = "program.py"
     exec(compile(source, "program.py", "exec", dont_inherit=True), vars(program))
-
-
-main()

@@ -7,25 +7,30 @@ a list of a tag and its content. Only the tags below can be read, so no message 
 from __future__ import annotations
 
 import builtins
-import json
-import os
-import struct
+import posix
 import sys
-from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
-from collections.abc import Callable
-from datetime import date, datetime, time, timedelta
-from importlib import import_module
+
+from bare_json import dumps, loads
 
 TYPE_CHECKING = False  # importing `typing` would take longer than most programs
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 LONGEST = 16 * 2**20
 PLAIN: dict[type, Any] = {int: int.__pos__, float: float.__pos__, str: str.__str__}
-SEQUENCES: dict[str, Any] = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset, "deque": deque}
-MAPPINGS: dict[str, Any] = {"dict": dict, "OrderedDict": OrderedDict, "Counter": Counter}
+SEQUENCES = {
+    "list": "builtins",
+    "tuple": "builtins",
+    "set": "builtins",
+    "frozenset": "builtins",
+    "deque": "collections",
+}
+MAPPINGS = {"dict": "builtins", "OrderedDict": "collections", "Counter": "collections"}
 TEXTS = {"Fraction": "fractions", "Decimal": "decimal", "complex": "builtins"}  # numbers that are sent as text
-DATES: dict[str, Any] = {"date": date, "datetime": datetime, "time": time}
+DATES = {"date": "datetime", "datetime": "datetime", "time": "datetime"}
+OTHERS = {"defaultdict": "collections", "timedelta": "datetime"}
+MODULES = {**SEQUENCES, **MAPPINGS, **TEXTS, **DATES, **OTHERS}
 
 
 class Broken(Exception):
@@ -34,19 +39,19 @@ class Broken(Exception):
 
 def put(descriptor: int, message: list[Any]) -> None:
     """Sends one message."""
-    content = json.dumps(message).encode()
-    view = memoryview(struct.pack("<I", len(content)) + content)
+    content = dumps(message)
+    view = memoryview(len(content).to_bytes(4, "little") + content)
     while view:
-        view = view[os.write(descriptor, view) :]
+        view = view[posix.write(descriptor, view) :]
 
 
 def get(read: Callable[[int], bytes]) -> Any:
     """One message; `read(n)` gives at most n bytes, and none at the end."""
-    (length,) = struct.unpack("<I", _exactly(read, 4))
+    length = int.from_bytes(_exactly(read, 4), "little")
     if length > LONGEST:
         raise Broken("a message is too long")
     try:
-        return json.loads(_exactly(read, length))
+        return loads(_exactly(read, length))
     except (ValueError, RecursionError) as error:
         raise Broken("no message") from error
 
@@ -61,9 +66,15 @@ def _exactly(read: Callable[[int], bytes], length: int) -> bytes:
     return content
 
 
-def _number_type(tag: str) -> Any:
+def import_module(name: str) -> Any:
+    """As `importlib.import_module`, without importing that."""
+    __import__(name)
+    return sys.modules[name]
+
+
+def _type(tag: str) -> Any:
     """Imported where it is needed: these modules take longer to load than most programs to run."""
-    return getattr(import_module(TEXTS[tag]), tag)
+    return getattr(import_module(MODULES[tag]), tag)
 
 
 def encode(value: Any, by_number: Callable[[Any], list[Any]]) -> Any:
@@ -76,21 +87,18 @@ def encode(value: Any, by_number: Callable[[Any], list[Any]]) -> Any:
             return convert(value)  # of a subclass: the value without it
     if isinstance(value, tuple) and hasattr(kind, "_fields"):
         return ["namedtuple", [kind.__name__, list(kind._fields), [encode(item, by_number) for item in value]]]
-    for tag, sequence in SEQUENCES.items():
-        if kind is sequence:
+    tag = kind.__name__
+    if tag in MODULES and kind is _type(tag):
+        if tag in SEQUENCES:
             return [tag, [encode(item, by_number) for item in value]]
-    if kind is defaultdict:
-        kind = dict
-    for tag, mapping in MAPPINGS.items():
-        if kind is mapping:
-            return [tag, [[encode(key, by_number), encode(item, by_number)] for key, item in value.items()]]
-    if kind.__name__ in TEXTS and kind is _number_type(kind.__name__):
-        return [kind.__name__, str(value)]
-    for tag, moment in DATES.items():
-        if kind is moment:
+        if tag in MAPPINGS or tag == "defaultdict":
+            pairs = [[encode(key, by_number), encode(item, by_number)] for key, item in value.items()]
+            return ["dict" if tag == "defaultdict" else tag, pairs]
+        if tag in TEXTS:
+            return [tag, str(value)]
+        if tag in DATES:
             return [tag, value.isoformat()]
-    if kind is timedelta:
-        return ["timedelta", [value.days, value.seconds, value.microseconds]]
+        return [tag, [value.days, value.seconds, value.microseconds]]
     if kind in (bytes, bytearray):
         return [kind.__name__, value.hex()]
     if kind is range:
@@ -115,21 +123,22 @@ def decode(content: Any, from_number: Callable[[Any, Any], Any]) -> Any:
     try:
         tag, inside = content
         if tag in SEQUENCES:
-            return SEQUENCES[tag](decode(item, from_number) for item in inside)
+            return _type(tag)(decode(item, from_number) for item in inside)
         if tag in MAPPINGS:
             pairs = [(decode(key, from_number), decode(item, from_number)) for key, item in inside]
-            return MAPPINGS[tag](dict(pairs) if tag == "Counter" else pairs)
+            return _type(tag)(dict(pairs) if tag == "Counter" else pairs)
         if tag in TEXTS:
-            return _number_type(tag)(inside)
+            return _type(tag)(inside)
         if tag in DATES:
-            return DATES[tag].fromisoformat(inside)
+            return _type(tag).fromisoformat(inside)
         if tag in ("bytes", "bytearray"):
             return getattr(builtins, tag).fromhex(inside)
         if tag == "namedtuple":
             name, fields, values = inside
-            return namedtuple(name, fields, rename=True)(*[decode(item, from_number) for item in values])
+            kind = import_module("collections").namedtuple(name, fields, rename=True)
+            return kind(*[decode(item, from_number) for item in values])
         if tag in ("range", "timedelta"):
-            return {"range": range, "timedelta": timedelta}[tag](*inside)
+            return (range if tag == "range" else _type(tag))(*inside)
         if tag == "constant":
             return {"Ellipsis": Ellipsis, "NotImplemented": NotImplemented}[inside]
         if tag == "builtin":
