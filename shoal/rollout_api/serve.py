@@ -35,6 +35,7 @@ def serve_api(host: str, port: int, store: Path, policy: Policy) -> int:
         raise ConfigError(f"{host} port {port} cannot be served: {error}; choose another --port") from error
     with listening:
         app = build_app(Store(store), policy, tokens)
+        app.bodies.start_worker()
         config = uvicorn.Config(
             app,
             loop="uvloop",
