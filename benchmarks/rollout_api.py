@@ -197,7 +197,9 @@ def posted_per_second(server: Server, body: bytes, count: int, connections: int)
         selector.register(each, selectors.EVENT_READ)
         each.sendall(request)
     while done < count:
-        for key, _ in selector.select(60):
+        ready = selector.select(60)
+        assert ready, f"{server.name} answers no more"
+        for key, _ in ready:
             each: Any = key.fileobj
             answer = each.recv(65536)
             while b'"received"' not in answer:
@@ -269,7 +271,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", type=int, default=8, help="of Shoal's in a round; of theirs it is one")
     parser.add_argument("--posts", type=int, default=2000)
-    parser.add_argument("--connections", type=int, default=16)
+    parser.add_argument("--connections", type=int, nargs="*", default=[16, 64])
     parser.add_argument("--repeats", type=int, default=50)
     parser.add_argument("--queued", type=int, nargs="*", default=[10, 1000, 10_000, 100_000])
     options = parser.parse_args()
@@ -310,17 +312,18 @@ def report_small_groups(servers: list[Server], options: Namespace) -> None:
     """64 small sequences."""
     for length in (8, 32):
         body = json.dumps(made_group(64, length, 0)).encode()
-        print(f"64 sequences of {length} tokens, {len(body) / 1e3:.0f} kB, {options.connections} connections")
-        speeds: dict[str, list[tuple[float, float]]] = {server.name: [] for server in servers}
-        for turn in range(2 * options.rounds):
-            for server in servers[:: 1 if turn % 2 else -1]:
-                speeds[server.name].append(posted_per_second(server, body, options.posts, options.connections))
-        for name, values in speeds.items():
-            speed, used = (median(value[index] for value in values) for index in (0, 1))
-            print(f"  {name:<8} {speed:.0f} groups/s, {used:.2f} CPU ms each")
-        pairs = list(zip(speeds[SHOAL], speeds[THEIRS], strict=True))
-        print(f"  {SHOAL} / {THEIRS}: {median(a[0] / b[0] for a, b in pairs):.1f} times the groups a second, ", end="")
-        print(f"{median(b[1] / a[1] for a, b in pairs):.1f} times by CPU time")
+        for connections in options.connections:
+            print(f"64 sequences of {length} tokens, {len(body) / 1e3:.0f} kB, {connections} connections")
+            speeds: dict[str, list[tuple[float, float]]] = {server.name: [] for server in servers}
+            for turn in range(2 * options.rounds):
+                for server in servers[:: 1 if turn % 2 else -1]:
+                    speeds[server.name].append(posted_per_second(server, body, options.posts, connections))
+            for name, values in speeds.items():
+                speed, used = (median(value[index] for value in values) for index in (0, 1))
+                print(f"  {name:<8} {speed:.0f} groups/s, {used:.2f} CPU ms each")
+            pairs = list(zip(speeds[SHOAL], speeds[THEIRS], strict=True))
+            faster, less = median(a[0] / b[0] for a, b in pairs), median(b[1] / a[1] for a, b in pairs)
+            print(f"  {SHOAL} / {THEIRS}: {faster:.1f} times the groups a second, {less:.1f} times by CPU time")
 
 
 def report_costs(start: Callable[[str], Server], options: Namespace) -> None:

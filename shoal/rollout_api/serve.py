@@ -42,6 +42,7 @@ def serve_api(host: str, port: int, store: Path, policy: Policy) -> int:
             http="httptools",
             log_config=None,
             access_log=False,
+            server_header=False,
             proxy_headers=False,
             timeout_graceful_shutdown=GRACE_SECONDS,
         )
