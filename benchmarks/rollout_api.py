@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import random
+import selectors
 import signal
 import socket
 import subprocess
@@ -18,6 +19,9 @@ import sys
 import tempfile
 import time
 from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
 from statistics import median
@@ -27,6 +31,8 @@ import psutil
 
 START_SECONDS = 120
 PROBE_PAUSE = 0.002
+PROBES = 2
+SHOAL, THEIRS = "shoal", "run-api"
 THEIR_MOST = 10_000
 
 
@@ -37,8 +43,16 @@ class Server:
         self.name = name
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
-        if name == "shoal":
-            words = ["shoal.cli", "serve", "api", "--store", str(folder / "groups.sqlite"), "--log-level", "error"]
+        if name == SHOAL:
+            words = [
+                "shoal.cli",
+                "serve",
+                "api",
+                "--store",
+                str(folder / f"{self.port}.sqlite"),
+                "--log-level",
+                "error",
+            ]
             words += ["--max-groups", "200000"]
         else:
             words = ["atroposlib.cli.run_api", "--host", "127.0.0.1"]
@@ -120,40 +134,55 @@ def made_group(size: int, length: int, seed: int) -> dict[str, Any]:
 
 
 def probe(port: int, stop: Any, results: Any) -> None:
-    """Asks for /status again and again on one connection; the seconds that each answer took."""
-    connection = HTTPConnection("127.0.0.1", port, timeout=120)
-    times = []
-    while not stop.is_set():
+    """Asks for /status again and again on some connections; when each answer was asked for and came."""
+
+    async def ask(times: list[tuple[float, float]]) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        while not stop.is_set():
+            started = time.perf_counter()
+            writer.write(b"GET /status HTTP/1.1\r\nHost: x\r\n\r\n")
+            head = await reader.readuntil(b"\r\n\r\n")
+            await reader.readexactly(int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]))
+            times.append((started, time.perf_counter()))
+            await asyncio.sleep(PROBE_PAUSE)
+        writer.close()
+
+    async def ask_on_all() -> list[tuple[float, float]]:
+        times: list[tuple[float, float]] = []
+        await asyncio.gather(*(ask(times) for _ in range(PROBES)))
+        return times
+
+    results.put(asyncio.run(ask_on_all()))
+
+
+def large_batches(server: Server, bodies: list[bytes], count: int) -> dict[str, Any]:
+    """Posts 64 x 8192 tokens as 8 groups three times, then fetches `count` such batches while /status is asked. Of its
+    answers those are kept that were waited for while a batch was."""
+    posted, spans = [], []
+    for _ in range(3):
+        server.begin(64)
         started = time.perf_counter()
-        connection.request("GET", "/status")
-        connection.getresponse().read()
-        times.append(time.perf_counter() - started)
-        time.sleep(PROBE_PAUSE)
-    results.put(times)
-
-
-def large_batch(server: Server, bodies: list[bytes]) -> dict[str, Any]:
-    """One round: post 64 x 8192 tokens as 8 groups, fetch them; /status is asked meanwhile."""
-    server.begin(64)
-    started = time.perf_counter()
-    for body in bodies:
-        server.post("/scored_data", body)
-    posted = time.perf_counter() - started
+        for body in bodies:
+            server.post("/scored_data", body)
+        posted.append(time.perf_counter() - started)
     context = multiprocessing.get_context("spawn")
     stop, results = context.Event(), context.Queue()
     prober = context.Process(target=probe, args=(server.port, stop, results))
     prober.start()
-    time.sleep(1.5)
-    started = time.perf_counter()
-    _, content = server.get("/batch")
-    fetched = time.perf_counter() - started
-    # As many samples after the batch as fit into the slowest server's time would hide the stall: stop at once.
+    time.sleep(2.0)
+    for index in range(count):
+        for body in bodies if index else ():
+            server.post("/scored_data", body)
+        started = time.perf_counter()
+        _, content = server.get("/batch")
+        spans.append((started, time.perf_counter()))
+        assert len(content) > 1_000_000, content[:300]
     stop.set()
     times = results.get(timeout=60)
     prober.join(60)
-    during = times[-max(1, int(fetched / (PROBE_PAUSE + median(times)))) - 1 :]
-    assert len(content) > 1_000_000, content[:300]
-    return {"post": posted, "batch": fetched, "status": during, "bytes": len(content)}
+    during = [end - start for start, end in times if any(start < until and end > since for since, until in spans)]
+    fetched = median(until - since for since, until in spans)
+    return {"post": median(posted), "batch": fetched, "status": during, "bytes": len(content)}
 
 
 def posted_per_second(server: Server, body: bytes, count: int, connections: int) -> tuple[float, float]:
@@ -161,49 +190,72 @@ def posted_per_second(server: Server, body: bytes, count: int, connections: int)
     server.begin(64)
     head = "POST /scored_data HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
-
-    async def connection(share: int) -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-        for _ in range(share):
-            writer.write(request)
-            answer = await reader.readuntil(b"\r\n\r\n")
-            assert answer.startswith(b"HTTP/1.1 200"), answer
-            await reader.readexactly(int(answer.lower().split(b"content-length: ")[1].split(b"\r\n")[0]))
-        writer.close()
-
-    async def all_connections() -> None:
-        await asyncio.gather(*(connection(count // connections) for _ in range(connections)))
-
-    done, process = count // connections * connections, psutil.Process(server.process.pid)
+    selector, done, sent = selectors.DefaultSelector(), 0, connections
+    # Bare sockets in one thread: a client that costs less than the servers do.
+    sockets = [socket.create_connection(("127.0.0.1", server.port), timeout=60) for _ in range(connections)]
+    process = psutil.Process(server.process.pid)
     before, started = process.cpu_times(), time.perf_counter()
-    asyncio.run(all_connections())
+    for each in sockets:
+        selector.register(each, selectors.EVENT_READ)
+        each.sendall(request)
+    while done < count:
+        ready = selector.select(60)
+        assert ready, f"{server.name} answers no more"
+        for key, _ in ready:
+            each: Any = key.fileobj
+            answer = each.recv(65536)
+            while b'"received"' not in answer:
+                more = each.recv(65536)
+                assert more and answer.startswith(b"HTTP/1.1 200"), answer
+                answer += more
+            done += 1
+            if sent < count:
+                sent += 1
+                each.sendall(request)
+            else:
+                selector.unregister(each)
     seconds, after = time.perf_counter() - started, process.cpu_times()
+    for each in sockets:
+        each.close()
     used = after.user + after.system - before.user - before.system
     return done / seconds, 1000 * used / done
 
 
-def cost_at(server: Server, queued: int, repeats: int) -> dict[str, float]:
-    """Milliseconds of single requests while `queued` one-sequence groups wait, medians; and the memory."""
-    server.begin(8, environment=True)
-    small = made_group(1, 16, 0)
-    for start in range(0, queued, 1000):
-        server.post("/scored_data_list", json.dumps([small] * min(1000, queued - start)).encode())
-    body = json.dumps(small).encode()
+def costs_at(servers: dict[int, Server], repeats: int) -> dict[int, dict[str, float]]:
+    """Milliseconds of single requests, medians, by how many one-sequence groups wait; and the memory.
 
-    def milliseconds(action: Any) -> float:
-        times = []
-        for _ in range(repeats):
-            started = time.perf_counter()
-            action()
-            times.append(1000 * (time.perf_counter() - started))
-        return median(times)
+    Every batch of 8 is followed by 8 posts, so that there are as many all the time; the servers take turns.
+    """
+    body = json.dumps(made_group(1, 16, 0)).encode()
+    for queued, server in servers.items():
+        server.begin(8, environment=True)
+        for start in range(0, queued, 1000):
+            several = b"[" + b",".join([body] * min(1000, queued - start)) + b"]"
+            server.post("/scored_data_list", several)
+        server.get("/batch")
+        for _ in range(8):
+            server.post("/scored_data", body)
+    times: dict[int, dict[str, list[float]]] = {
+        queued: {"post": [], "status-env": [], "batch": []} for queued in servers
+    }
 
+    def measure(into: list[float], action: Any) -> Any:
+        started = time.perf_counter()
+        result = action()
+        into.append(1000 * (time.perf_counter() - started))
+        return result
+
+    for _ in range(repeats):
+        for queued, server in servers.items():
+            into = times[queued]
+            _, content = measure(into["batch"], partial(server.get, "/batch"))
+            assert not content.startswith(b'{"batch":null'), content
+            for _ in range(8):
+                measure(into["post"], partial(server.post, "/scored_data", body))
+            measure(into["status-env"], partial(server.get, "/status-env", {"env_id": 0}))
     return {
-        "post": milliseconds(lambda: server.post("/scored_data", body)),
-        "status-env": milliseconds(lambda: server.get("/status-env", {"env_id": 0})),
-        # Their server forms all batches at the first request: that one is part of the mean here.
-        "batch": milliseconds(lambda: server.get("/batch")),
-        "MB": server.memory(),
+        queued: {**{name: median(values) for name, values in times[queued].items()}, "MB": server.memory()}
+        for queued, server in servers.items()
     }
 
 
@@ -218,31 +270,38 @@ def main() -> None:
     parser.add_argument(
         "--atropos-python", default=".venv-atropos/bin/python", help="where atroposlib 0.4.0 is installed"
     )
+    parser.add_argument("--parts", nargs="*", default=["long", "small", "costs"])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batches", type=int, default=16, help="of Shoal's in a round; of theirs it is one")
     parser.add_argument("--posts", type=int, default=2000)
+    parser.add_argument("--connections", type=int, nargs="*", default=[16, 64])
+    parser.add_argument("--repeats", type=int, default=50)
     parser.add_argument("--queued", type=int, nargs="*", default=[10, 1000, 10_000, 100_000])
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        servers = [
-            Server("shoal", sys.executable, Path(folder)),
-            Server("run-api", options.atropos_python, Path(folder)),
-        ]
-        try:
-            report(servers, options)
-        finally:
-            for server in servers:
-                server.stop()
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+
+        def start(name: str) -> Server:
+            server = Server(name, sys.executable if name == SHOAL else options.atropos_python, Path(folder))
+            stack.callback(server.stop)
+            return server
+
+        servers = [start(SHOAL), start(THEIRS)]
+        if "long" in options.parts:
+            report_long_groups(servers, options)
+        if "small" in options.parts:
+            report_small_groups(servers, options)
+        if "costs" in options.parts:
+            report_costs(start, options)
 
 
-def report(servers: list[Server], options: Namespace) -> None:
-    """The three parts."""
-    shoal, theirs = (server.name for server in servers)
+def report_long_groups(servers: list[Server], options: Namespace) -> None:
+    """64 x 8192 tokens."""
     bodies = [json.dumps(made_group(8, 8192, seed)).encode() for seed in range(8)]
     print(f"64 x 8192 tokens: {sum(map(len, bodies)) / 1e6:.1f} MB of JSON in 8 groups")
     rounds: dict[str, list[dict[str, Any]]] = {server.name: [] for server in servers}
     for _ in range(options.rounds):
         for server in servers:
-            rounds[server.name].append(large_batch(server, bodies))
+            rounds[server.name].append(large_batches(server, bodies, options.batches if server.name == SHOAL else 1))
     for name, results in rounds.items():
         times = [each for result in results for each in result["status"]]
         print(
@@ -250,29 +309,42 @@ def report(servers: list[Server], options: Namespace) -> None:
             f"8 posts {median(r['post'] for r in results):.2f} s, /status meanwhile: 99th percentile "
             f"{1000 * percentile(times, 0.99):.1f} ms, longest {1000 * max(times):.1f} ms of {len(times)}"
         )
-    ratios = [b["batch"] / a["batch"] for a, b in zip(rounds[shoal], rounds[theirs], strict=True)]
-    print(f"  {theirs} / {shoal}, /batch: {median(ratios):.1f}")
+    for what in ("batch", "post"):
+        ratios = [b[what] / a[what] for a, b in zip(rounds[SHOAL], rounds[THEIRS], strict=True)]
+        print(f"  {THEIRS} / {SHOAL}, {what}: {median(ratios):.1f}")
+
+
+def report_small_groups(servers: list[Server], options: Namespace) -> None:
+    """64 small sequences."""
     for length in (8, 32):
         body = json.dumps(made_group(64, length, 0)).encode()
-        print(f"64 sequences of {length} tokens, {len(body) / 1e3:.0f} kB, 16 connections")
-        speeds: dict[str, list[tuple[float, float]]] = {server.name: [] for server in servers}
-        for _ in range(options.rounds):
-            for server in servers:
-                speeds[server.name].append(posted_per_second(server, body, options.posts, 16))
-        for name, values in speeds.items():
-            speed, used = (median(value[index] for value in values) for index in (0, 1))
-            print(f"  {name:<8} {speed:.0f} groups/s, {used:.2f} CPU ms each")
-        pairs = list(zip(speeds[shoal], speeds[theirs], strict=True))
-        print(f"  {shoal} / {theirs}: {median(a[0] / b[0] for a, b in pairs):.1f} times the groups a second, ", end="")
-        print(f"{median(b[1] / a[1] for a, b in pairs):.1f} times by CPU time")
+        for connections in options.connections:
+            print(f"64 sequences of {length} tokens, {len(body) / 1e3:.0f} kB, {connections} connections")
+            speeds: dict[str, list[tuple[float, float]]] = {server.name: [] for server in servers}
+            for turn in range(2 * options.rounds):
+                for server in servers[:: 1 if turn % 2 else -1]:
+                    speeds[server.name].append(posted_per_second(server, body, options.posts, connections))
+            for name, values in speeds.items():
+                speed, used = (median(value[index] for value in values) for index in (0, 1))
+                print(f"  {name:<8} {speed:.0f} groups/s, {used:.2f} CPU ms each")
+            pairs = list(zip(speeds[SHOAL], speeds[THEIRS], strict=True))
+            faster, less = median(a[0] / b[0] for a, b in pairs), median(b[1] / a[1] for a, b in pairs)
+            print(f"  {SHOAL} / {THEIRS}: {faster:.1f} times the groups a second, {less:.1f} times by CPU time")
+
+
+def report_costs(start: Callable[[str], Server], options: Namespace) -> None:
+    """By groups queued. Theirs searches the whole queue at each request: at 100,000 groups that takes minutes."""
     print("ms of a request, and MB, by groups queued")
-    for queued in options.queued:
-        # Theirs searches the whole queue at each request: at 100,000 groups that takes minutes.
-        for server in servers if queued <= THEIR_MOST else servers[:1]:
-            costs = cost_at(server, queued, 30)
-            print(
-                f"  {queued:>7} {server.name:<8} " + ", ".join(f"{name} {value:.2f}" for name, value in costs.items())
-            )
+    for name in (SHOAL, THEIRS):
+        depths = [queued for queued in options.queued if name == SHOAL or queued <= THEIR_MOST]
+        costs = costs_at({queued: start(name) for queued in depths}, options.repeats)
+        for queued, values in costs.items():
+            print(f"  {queued:>7} {name:<8} " + ", ".join(f"{what} {value:.2f}" for what, value in values.items()))
+        ratios = {
+            what: max(each[what] for each in costs.values()) / min(each[what] for each in costs.values())
+            for what in costs[depths[0]]
+        }
+        print(f"  largest / smallest, {name}: " + ", ".join(f"{what} {ratio:.2f}" for what, ratio in ratios.items()))
 
 
 if __name__ == "__main__":

@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import os
+import signal
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from logging import getLogger
+from threading import Thread
 from typing import Any
 
 from msgspec.json import Decoder
-from starlette.requests import ClientDisconnect, Request
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.types import Receive
 
 from shoal.rollout_api.compression import CorruptError, TooLargeError, inflate
 from shoal.rollout_api.intake import NewGroup, decode, read_groups
@@ -54,17 +59,18 @@ class Bodies:
         Raises:
             BadRequestError, RefusedError: it cannot be read, or says something else.
         """
-        return decode(_plain(await self._read(request, SMALL), _is_gzip(request), SMALL), decoder)
+        headers = request.headers
+        return decode(_plain(await self._read(headers, request.receive, SMALL), _is_gzip(headers), SMALL), decoder)
 
-    async def groups(self, request: Request, *, many: bool) -> list[NewGroup]:
+    async def groups(self, headers: Headers, receive: Receive, *, many: bool) -> list[NewGroup]:
         """The groups in a post.
 
         Raises:
             BadRequestError, RefusedError: as above.
         """
-        gzipped = _is_gzip(request)
-        if _announced(request) <= INLINE:
-            body = await self._read(request, INLINE)
+        gzipped = _is_gzip(headers)
+        if _announced(headers) <= INLINE:
+            body = await self._read(headers, receive, INLINE)
             try:
                 return read_groups(
                     _plain(body, gzipped, min(INLINE, self.limit)), many=many, drop_extra=self.drop_extra
@@ -75,43 +81,53 @@ class Bodies:
             async with self._place():
                 return await self._in_worker(body, gzipped, many)
         async with self._place():
-            return await self._in_worker(await self._read(request, self.limit), gzipped, many)
+            return await self._in_worker(await self._read(headers, receive, self.limit), gzipped, many)
 
     def _place(self) -> _Place:
         return _Place(self.places)
 
-    async def _read(self, request: Request, limit: int) -> bytes:
+    async def _read(self, headers: Headers, receive: Receive, limit: int) -> bytes:
         limit = min(limit, self.limit)
-        if int(_length_header(request) or 0) > limit:
+        if int(_length_header(headers) or 0) > limit:
             raise BadRequestError(413, f"the body has more than {limit} bytes")
-        parts, length = [], 0
+        parts, length, more = [], 0, True
         try:
             async with asyncio.timeout(READ_SECONDS):
-                async for part in request.stream():
-                    parts.append(part)
-                    length += len(part)
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise BadRequestError(400, "the client went away")
+                    parts.append(message.get("body", b""))
+                    length += len(parts[-1])
+                    more = message.get("more_body", False)
                     if length > limit:
                         raise BadRequestError(413, f"the body has more than {limit} bytes")
         except TimeoutError as error:
             raise BadRequestError(408, f"the body did not arrive within {READ_SECONDS:.0f} s") from error
-        except ClientDisconnect as error:
-            raise BadRequestError(400, "the client went away") from error
         return b"".join(parts)
 
     async def _in_worker(self, body: bytes, gzipped: bool, many: bool) -> list[NewGroup]:
-        if self.pool is None:
-            # Spawned, not forked: this process has threads.
-            self.pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
         read = partial(read_body, body, gzipped, self.limit, many=many, drop_extra=self.drop_extra)
         try:
             async with asyncio.timeout(PARSE_SECONDS):
-                return await asyncio.get_running_loop().run_in_executor(self.pool, read)
+                return await asyncio.get_running_loop().run_in_executor(self._worker(), read)
         except BrokenProcessPool as error:
             logger.error("the process that reads long bodies died; the next one starts another")
             self.pool = None
             raise BadRequestError(503, "reading the body failed: send it again") from error
         except TimeoutError as error:
             raise BadRequestError(503, f"the body was not read within {PARSE_SECONDS:.0f} s: send it again") from error
+
+    def _worker(self) -> ProcessPoolExecutor:
+        if self.pool is None:
+            # Spawned, not forked: this process has threads.
+            context = multiprocessing.get_context("spawn")
+            self.pool = ProcessPoolExecutor(1, mp_context=context, initializer=_follow_parent)
+        return self.pool
+
+    def start_worker(self) -> None:
+        """Starts the worker process now, so that the first long body does not wait for it."""
+        self._worker().submit(read_groups, b"[]", many=True, drop_extra=False)
 
     def close(self) -> None:
         """Ends the worker process."""
@@ -152,18 +168,31 @@ def _plain(body: bytes, gzipped: bool, limit: int) -> bytes:
         raise BadRequestError(400, f"Invalid gzip payload: {error}") from error
 
 
-def _is_gzip(request: Request) -> bool:
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+def _is_gzip(headers: Headers) -> bool:
+    encoding = headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("identity", "gzip", "x-gzip", ""):
         raise BadRequestError(415, f"Content-Encoding {encoding!r} is not known here: gzip, or none")
     return "gzip" in encoding
 
 
-def _announced(request: Request) -> int:
+def _announced(headers: Headers) -> int:
     """The announced length; a body of unknown length counts as long."""
-    return int(_length_header(request) or (INLINE + 1 if "transfer-encoding" in request.headers else 0))
+    return int(_length_header(headers) or (INLINE + 1 if "transfer-encoding" in headers else 0))
 
 
-def _length_header(request: Request) -> str:
-    length = request.headers.get("content-length", "")
+def _length_header(headers: Headers) -> str:
+    length = headers.get("content-length", "")
     return length if length.isdigit() else ""
+
+
+def _follow_parent() -> None:
+    """In the worker process: Ctrl-C is the parent's business, and a parent that was killed cannot end its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent:
+        parent.join()
+        os._exit(1)

@@ -33,21 +33,22 @@ from shoal.rollout_api.protocol import (
     Registration,
     Status,
 )
-from shoal.rollout_api.store import (
+from shoal.rollout_api.rows import (
     LeaseRow,
-    Store,
-    StoreError,
+    NewRow,
     delete_groups,
     delete_lease,
     empty,
     infos_of,
-    insert_groups,
+    lease_groups,
     save_environment,
     save_lease,
     save_state,
     stored_size,
     update_lease,
 )
+from shoal.rollout_api.store import Store
+from shoal.rollout_api.writer import StoreError
 
 logger = getLogger(__name__)
 
@@ -281,13 +282,15 @@ class Exchange:
         Raises:
             StoreError: nothing was stored.
         """
+        version = self.version
         rows = [
-            (group, self.version if group.version is None else group.version, group.version is None) for group in groups
+            NewRow(group, version, True) if group.version is None else NewRow(group, group.version, False)
+            for group in groups
         ]
         now = time.monotonic()
         self.seen.update((group.env_id, now) for group in groups if group.env_id is not None)
         era, self.arriving = self.era, self.arriving + len(groups)
-        written = self.store.submit(insert_groups(rows))
+        written = self.store.insert(rows)
 
         def arrived(done: Future[list[int | None]]) -> None:
             # Also when the client is gone by now: what is stored waits.
@@ -381,7 +384,7 @@ class Exchange:
             save_state(connection, state)
             if row:
                 save_lease(connection, row)
-                connection.executemany("UPDATE groups SET lease = ? WHERE id = ?", [(row.id, id_) for id_ in ids])
+                lease_groups(connection, row.id, ids)
             return infos_of(connection, ids), freed
 
         infos, freed = await self.store.write(job)

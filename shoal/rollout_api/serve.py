@@ -35,12 +35,14 @@ def serve_api(host: str, port: int, store: Path, policy: Policy) -> int:
         raise ConfigError(f"{host} port {port} cannot be served: {error}; choose another --port") from error
     with listening:
         app = build_app(Store(store), policy, tokens)
+        app.bodies.start_worker()
         config = uvicorn.Config(
             app,
             loop="uvloop",
             http="httptools",
             log_config=None,
             access_log=False,
+            server_header=False,
             proxy_headers=False,
             timeout_graceful_shutdown=GRACE_SECONDS,
         )

@@ -9,15 +9,14 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from msgspec.json import Decoder
-from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from shoal.rollout_api import metrics
 from shoal.rollout_api.access import Tokens
 from shoal.rollout_api.bodies import BadRequestError, Bodies
 from shoal.rollout_api.compression import Piece
 from shoal.rollout_api.exchange import Exchange, FullError, OutOfOrderError, Policy, UnknownError
+from shoal.rollout_api.front import Front
 from shoal.rollout_api.intake import RefusedError
 from shoal.rollout_api.openapi import body_of, describe
 from shoal.rollout_api.packer import Shortage
@@ -31,7 +30,8 @@ from shoal.rollout_api.protocol import (
     ScoredGroup,
 )
 from shoal.rollout_api.replies import batch_reply, is_far, refusal, reply, stored_reply, wrong_body
-from shoal.rollout_api.store import GoneError, Store, StoreError
+from shoal.rollout_api.store import GoneError, Store
+from shoal.rollout_api.writer import StoreError
 
 logger = getLogger(__name__)
 
@@ -39,7 +39,6 @@ REGISTRATION = Decoder(Registration)
 ENVIRONMENT_REGISTRATION = Decoder(EnvironmentRegistration)
 ENVIRONMENT_ID = Decoder(EnvironmentId)
 ACKNOWLEDGEMENT = Decoder(Acknowledgement)
-POST_PATHS = ("/scored_data", "/scored_data_list")
 EMPTY_EXAMPLE: dict[str, list[Any]] = {
     name: []
     for name in (
@@ -57,7 +56,7 @@ EMPTY_EXAMPLE: dict[str, list[Any]] = {
 """What /latest_example says before there is one, as Atropos's server does."""
 
 
-def build_app(store: Store, policy: Policy, tokens: Tokens) -> FastAPI:
+def build_app(store: Store, policy: Policy, tokens: Tokens) -> Front:
     """The application. Closes the store when it ends."""
     bodies = Bodies(policy.max_request, drop_extra=policy.drop_extra)
 
@@ -69,14 +68,12 @@ def build_app(store: Store, policy: Policy, tokens: Tokens) -> FastAPI:
 
     app = FastAPI(title="Shoal's rollout API", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
     exchange = Exchange(store, policy)
-    app.add_middleware(Posts, exchange=exchange, bodies=bodies)
-    app.add_middleware(Gate, tokens=tokens, exchange=exchange)
     add_errors(app)
     add_trainer_paths(app, exchange, bodies)
     add_environment_paths(app, exchange, bodies)
     add_common_paths(app, exchange)
     describe(app)
-    return app
+    return Front(app, exchange, bodies, tokens, answer_to)
 
 
 def add_trainer_paths(app: FastAPI, exchange: Exchange, bodies: Bodies) -> None:
@@ -143,7 +140,7 @@ def add_environment_paths(app: FastAPI, exchange: Exchange, bodies: Bodies) -> N
     async def status_env(request: Request) -> Response:
         return reply(exchange.environment_status((await bodies.message(request, ENVIRONMENT_ID)).env_id))
 
-    # Posts answers these two before they come here. They stand here for the description.
+    # Front answers these two before they come here. They stand here for the description.
     @app.post("/scored_data", openapi_extra=body_of(ScoredGroup))
     async def scored_data() -> None: ...
 
@@ -216,59 +213,3 @@ def add_errors(app: FastAPI) -> None:
 
     for kind in TOLD:
         app.add_exception_handler(kind, handler)
-
-
-class Posts:
-    """The two paths that carry the load. FastAPI's way to a handler costs more than storing a small group."""
-
-    def __init__(self, app: ASGIApp, exchange: Exchange, bodies: Bodies) -> None:
-        self.app = app
-        self.exchange = exchange
-        self.bodies = bodies
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in POST_PATHS:
-            try:
-                answer = await self.take_in(Request(scope, receive), many=scope["path"] == "/scored_data_list")
-            except TOLD as error:
-                answer = answer_to(error)
-            await answer(scope, receive, send)
-        else:
-            await self.app(scope, receive, send)
-
-    async def take_in(self, request: Request, *, many: bool) -> Response:
-        """Reads, checks and stores."""
-        # Asked before a long body is read, and again by `check` when it is.
-        self.exchange.check_room()
-        groups = await self.bodies.groups(request, many=many)
-        try:
-            self.exchange.check(groups)
-        except RefusedError as error:
-            raise RefusedError(error.message, error.where if many else error.where[1:]) from error
-        await self.exchange.post(groups)
-        return reply({"status": "received", "groups_processed": len(groups)} if many else {"status": "received"})
-
-
-class Gate:
-    """Turns away what may not come in, and counts what was answered with an error."""
-
-    def __init__(self, app: ASGIApp, tokens: Tokens, exchange: Exchange) -> None:
-        self.app = app
-        self.tokens = tokens
-        self.exchange = exchange
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-
-        async def counted(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                self.exchange.counters["refused"] += 400 <= status < 500
-                self.exchange.counters["unavailable"] += status == 503
-            await send(message)
-
-        refused = self.tokens.refusal(scope["path"], Headers(scope=scope))
-        answer: ASGIApp = refusal(*refused) if refused else self.app
-        await answer(scope, receive, counted)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.rollout_api.compression import CorruptError, Piece, TooLargeError, combined_crc, gzip_of, inflate
+from shoal.rollout_api.compression import CorruptError, Piece, TooLargeError, gzip_of, inflate
 
 
 @given(st.lists(st.tuples(st.binary(max_size=200), st.booleans()), max_size=10))
@@ -27,11 +27,6 @@ def test_a_piece_longer_than_a_stored_block_is_whole():
     plain = bytes(range(256)) * 1000
     assert Piece.wrapped(plain).plain() == plain
     assert gzip.decompress(b"".join(gzip_of([Piece.wrapped(plain), Piece.of(plain)]))) == plain + plain
-
-
-@given(st.binary(max_size=300), st.binary(max_size=300))
-def test_checksums_combine(first, second):
-    assert combined_crc(zlib.crc32(first), zlib.crc32(second), len(second)) == zlib.crc32(first + second)
 
 
 def test_a_body_is_inflated_up_to_the_limit_and_no_further():
