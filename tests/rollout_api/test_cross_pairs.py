@@ -98,6 +98,15 @@ def steps_of(folder: Path) -> list[dict[str, Any]]:
     return [row for row in read_rows(folder) if "count/completions" in row]
 
 
+def assert_sampled_with_the_learners_weights(rows: Sequence[dict[str, Any]]) -> None:
+    """In most steps every token is of the weights before the step. A group that was under way while the trainer made a
+    step has some of the weights before that, and their log-probs differ by what the step did."""
+    fresh = [row for row in rows if row["staleness/max"] == 0]
+    assert rows[0] in fresh and len(fresh) > len(rows) / 2
+    assert all(row.get("sampler/abs_difference", 0.0) < 1e-4 for row in fresh)
+    assert all(row.get("sampler/abs_difference", 0.0) < 0.1 for row in rows)
+
+
 def test_a_shoal_environment_and_a_shoal_trainer_through_atroposs_own_server(tmp_path: Path):
     engine_port = free_port("127.0.0.1")
     with run_api(tmp_path) as url:
@@ -111,7 +120,7 @@ def test_a_shoal_environment_and_a_shoal_trainer_through_atroposs_own_server(tmp
     rows = steps_of(tmp_path / "run")
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     # The log-probs that went over two wires are those of the weights that the learner trains: token in, token out.
-    assert all(row.get("sampler/abs_difference", 0.0) < 1e-4 for row in rows)
+    assert_sampled_with_the_learners_weights(rows)
     assert all(row["staleness/max"] <= 1 for row in rows)
     assert all(row["rollout_api/unusable"] == row["rollout_api/recomputed"] == 0 for row in rows)
 
@@ -151,7 +160,8 @@ def test_one_command_starts_all_four_and_learns_the_default_task(tmp_path: Path)
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["accuracy_after"] >= 0.80
     rows = steps_of(folder)
-    assert len(rows) == 40 and all(row.get("sampler/abs_difference", 0.0) < 1e-4 for row in rows)
+    assert len(rows) == 40
+    assert_sampled_with_the_learners_weights(rows)
     assert not left_over(folder), "server and environment end with the run"
 
 
