@@ -27,6 +27,8 @@ from tensordict import TensorDict
 from torchrl.modules.distributions import LLMMaskedCategorical
 from torchrl.objectives.llm import GRPOLoss, MCAdvantage
 
+pytestmark = pytest.mark.extras
+
 SEEDS = range(5)
 ROWS, COLUMNS, VOCABULARY = 4, 6, 5
 

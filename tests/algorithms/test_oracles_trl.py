@@ -28,6 +28,8 @@ from shoal.config.algorithm import AlgorithmConfig
 pytest.importorskip("trl", reason="TRL is the oracle; it comes with the `bench` extra")
 from trl.trainer.grpo_trainer import GRPOTrainer
 
+pytestmark = pytest.mark.extras
+
 SEEDS = range(4)
 ROWS, COLUMNS = 5, 7
 

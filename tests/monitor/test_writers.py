@@ -115,6 +115,7 @@ def finished_log(path: Path) -> list[Any]:
     return pytest.fail(f"{path} has no exit record")
 
 
+@pytest.mark.extras
 def test_wandb_offline_keeps_one_run_over_a_resume(cfg: ShoalConfig, open_monitor: Open, tmp_path: Path):
     pytest.importorskip("wandb")
     options = cfg.monitor.wandb

@@ -24,6 +24,7 @@ from shoal.types import Completion, Group, Prompt, Segment, StopReason
 
 torchrl_checks = pytest.importorskip("torchrl.envs.llm.reward.ifeval._instructions_main")
 pytest.importorskip("langdetect")
+pytestmark = pytest.mark.extras
 
 NEEDS_PUNKT = {"length_constraints:number_sentences", "change_case:capital_word_frequency"}
 LANGUAGE = "language:response_language"

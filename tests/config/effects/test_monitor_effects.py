@@ -73,6 +73,7 @@ def test_samples_are_written_every_so_many_steps(settings, monitored):
         assert {path.name for path in folder.glob("samples/*")} == files
 
 
+@pytest.mark.extras
 @needs_wandb
 @effect("monitor.wandb.enabled")
 def test_wandb_gets_the_run_where_asked(settings, monitored, monkeypatch):
@@ -91,6 +92,7 @@ class FakeRun:
     def finish(self, exit_code: int) -> None: ...
 
 
+@pytest.mark.extras
 @needs_wandb
 @effect(
     "monitor.wandb.project",
