@@ -1,4 +1,4 @@
-# make train: install into .venv and run the default job. make test: install and run the fast tests.
+# make train: install into .venv and run the default job. make test: install and run the fast tests, in two processes.
 PYTHON ?= python3
 BIN := .venv/bin
 ALL_EXTRAS := dev,lora,wandb,optim8bit,math,ifeval,json,cluster,vllm,bench
@@ -9,7 +9,7 @@ train: .venv/base
 	$(BIN)/shoal train
 
 test: .venv/dev
-	$(BIN)/pytest -m "not slow and not vllm and not ray and not slurm and not gpu"
+	$(BIN)/pytest -m "not slow and not vllm and not ray and not slurm and not gpu" -n 2 --dist loadfile
 
 test-all: .venv/all .venv-atropos/ready
 	$(BIN)/pytest

@@ -1,12 +1,25 @@
 """What holds for all tests: one thread each, also in the processes that they start. The models are tiny, and threads
 that wait for each other on a busy machine make a second into a minute."""
 
+import logging
 import os
+from collections.abc import Iterator
 
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is first imported, so before any test module
 
+import pytest
 from hypothesis import settings
 
 # A busy machine makes any example slow; pytest-timeout bounds the tests.
 settings.register_profile("shoal", deadline=None)
 settings.load_profile("shoal")
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """The command line sets Shoal's logger up for its own process; here other tests follow."""
+    logger = logging.getLogger("shoal")
+    handlers, level = logger.handlers, logger.level
+    yield
+    logger.handlers = handlers
+    logger.setLevel(level)

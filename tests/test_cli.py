@@ -6,7 +6,6 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -55,13 +54,11 @@ class Training(ModuleType):
 
 
 @pytest.fixture
-def training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Training]:
+def training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Training:
     stand_in = Training()
     monkeypatch.setitem(sys.modules, "shoal.training.run", stand_in)
     monkeypatch.chdir(tmp_path)
-    before = logging.getLogger("shoal").handlers
-    yield stand_in
-    logging.getLogger("shoal").handlers = before
+    return stand_in
 
 
 def test_train_alone_runs_the_default_in_a_folder_that_holds_its_configuration(training: Training, tmp_path: Path):
