@@ -36,13 +36,14 @@ class KVCache(Cache):
         self.starts = torch.zeros(0, dtype=torch.long, device=device)
 
     def use(self, starts: Tensor, low: int, living: Tensor | None = None) -> None:
-        """Sets the rows in use and their first columns, [R]; `low` is the least of them. `living` are the indices of
-        those whose results matter; None for all."""
+        """Sets the rows in use and their first columns, [R]; `low` is the least of them. Rows that share prompts also
+        need `living`, the indices of those whose results matter."""
         self.rows = len(starts)
         self.starts = starts
         self.low = low
         if self.shared is not None:
-            self.shared.lay_out(torch.arange(self.rows, device=self.device) if living is None else living)
+            assert living is not None
+            self.shared.lay_out(living)
 
     def visible(self, new: int) -> Tensor:
         """[R, columns - low] bool: the columns that hold tokens of the row, up to `new` tokens past `end`."""
@@ -66,9 +67,8 @@ class KVCache(Cache):
 
         `fork` says that the rows will be copied to others, which then have their prompts in common. `use` must follow.
         """
-        several = fork or len(index) > prompts.rows
-        if self.share and self.rows == 0 and several and prompts.end >= SHARE_FROM:
-            self.shared = SharedPrompts(prompts, index.clone(), self.end)
+        if self.share and self.rows == 0 and fork and prompts.end >= SHARE_FROM:
+            self.shared = SharedPrompts(prompts, index, self.end)
         else:
             if self.shared is not None:
                 # The new rows' prompts end at another column than the old ones'.
@@ -103,16 +103,19 @@ class KVCache(Cache):
 class SharedPrompts:
     """Prompts that several rows have in common: what lies left of `column` in row r is row index[r] of `prompts`.
 
-    To attend to a prompt once for all its rows, rows are laid out in slots, `size` for each prompt: row r has slot
+    To attend to a prompt once for all its rows, `lay_out` gives rows slots, `size` for each prompt: row r has slot
     slots[r], and slot s holds row rows[s] (any row where the slot is empty). Rows that do not matter have no slot of
     their own.
     """
+
+    size: int
+    slots: Tensor
+    rows: Tensor
 
     def __init__(self, prompts: KVCache, index: Tensor, column: int) -> None:
         self.prompts = prompts
         self.index = index
         self.column = column
-        self.lay_out(torch.arange(len(index), device=index.device))
 
     def arrange(self, sources: Tensor, targets: Tensor, rows: int) -> None:
         """Gives rows `targets` the prompts of rows `sources`, then has the first `rows`."""

@@ -212,11 +212,10 @@ class TorchEngine(Engine):
         self.cache: KVCache | None = None
         self.prefix = None
 
-    # One step: fill free places, decode one token for each row, end what is complete.
+    # One step: fill free places, decode one token for each lane, end what is complete.
 
     def _step(self) -> None:
-        if len(self.rows) - int(self.rows.alive.sum()) >= LANE_MULTIPLE:
-            self._drop_dead_rows()
+        self._drop_dead_rows(LANE_MULTIPLE)
         if self.queue and self._worth_admitting():
             self._admit()
             if self.ready:
@@ -224,9 +223,11 @@ class TorchEngine(Engine):
         if self.rows.alive.any():
             self._decode()
 
-    def _drop_dead_rows(self) -> None:
-        self.rows.compact()
-        self._set_sampling()
+    def _drop_dead_rows(self, multiple: int = 1) -> None:
+        """Drops rows whose completion ended, where these are `multiple` or more."""
+        if len(self.rows) - int(self.rows.alive.sum()) >= multiple:
+            self.rows.compact()
+            self._set_sampling()
 
     def _drop_idle_lanes(self, multiple: int = 1) -> None:
         """Drops lanes without a living completion, where these are `multiple` or more."""

@@ -107,27 +107,19 @@ class DeadlinePool:
         self.waiting: deque[int] = deque()
         self.verdicts: dict[int, Verdict] = {}
 
-    def judge(self, jobs: Sequence[Job]) -> list[Verdict]:
-        """One verdict per job, in order. Score is missing after a crash of the worker or at the deadline.
-
-        Raises:
-            TrainingError: a worker does not start.
-        """
-        for job in jobs:
-            self._append(job)
-        return self.finish()
-
     def add(self, job: Job) -> None:
         """Has a job judged while the caller does other things, and `look`s now and then.
 
         Raises:
             TrainingError: a worker does not start.
         """
-        self._append(job)
+        self.waiting.append(len(self.jobs))
+        self.jobs.append(job)
         self.look()
 
     def finish(self) -> list[Verdict]:
-        """Verdicts of all jobs since the last call, in order, as `judge` gives them.
+        """One verdict for each job since the last call, in order. Its score is missing after a crash of the worker or
+        at the deadline.
 
         Raises:
             TrainingError: a worker does not start.
@@ -170,10 +162,6 @@ class DeadlinePool:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _append(self, job: Job) -> None:
-        self.waiting.append(len(self.jobs))
-        self.jobs.append(job)
 
     def _forget(self) -> None:
         self.jobs, self.waiting, self.verdicts = [], deque(), {}

@@ -57,7 +57,7 @@ def piece_of(stored: bytes, length: int, crc: int | None, *, shrink: bool = Fals
 
 def stored_size(content: Piece | bytes) -> int:
     """The bytes that it takes in the store."""
-    return len(content.deflated if isinstance(content, Piece) else content)
+    return len(_stored(content))
 
 
 def last_id(connection: Connection) -> int:

@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -11,6 +12,7 @@ import pytest
 from shoal.errors import TrainingError
 from shoal.rewards.base import Submission
 from shoal.rewards.deadline import DeadlinePool
+from shoal.rewards.verdict import Verdict
 
 MISBEHAVING = "fragile_verifiers:misbehaving"
 PROCESS_ID = "fragile_verifiers:process_id"
@@ -18,6 +20,12 @@ PROCESS_ID = "fragile_verifiers:process_id"
 
 def job(text: str, path: str = MISBEHAVING, **info: str) -> tuple[str, Submission]:
     return path, Submission(text=text, info=dict(info))
+
+
+def judged(pool: DeadlinePool, jobs: Sequence[tuple[str, Submission]]) -> list[Verdict]:
+    for one in jobs:
+        pool.add(one)
+    return pool.finish()
 
 
 def gone(process: int, seconds: float = 5) -> bool:
@@ -44,7 +52,7 @@ def test_each_misbehaviour_makes_its_own_score_missing_and_no_other(workers: int
     }
     texts = [text for name in bad for text in ("fine", name)] + ["fine"]
     with DeadlinePool([MISBEHAVING], workers=workers, timeout=1, memory_gib=0.5) as pool:
-        verdicts = pool.judge([job(text) for text in texts])
+        verdicts = judged(pool, [job(text) for text in texts])
     assert {text: verdict.reason for text, verdict in zip(texts, verdicts, strict=True) if text in bad} == bad
     for text, verdict in zip(texts, verdicts, strict=True):
         assert verdict.score == (None if text in bad else 1.0), text
@@ -53,32 +61,32 @@ def test_each_misbehaviour_makes_its_own_score_missing_and_no_other(workers: int
 def test_verdicts_come_in_the_jobs_order_from_several_workers() -> None:
     lengths = [7, 1, 5, 3, 2, 8, 4, 6, 0, 9]
     with DeadlinePool(["fragile_verifiers:length"], workers=3, timeout=10, memory_gib=0) as pool:
-        verdicts = pool.judge([job("x" * length, "fragile_verifiers:length") for length in lengths])
+        verdicts = judged(pool, [job("x" * length, "fragile_verifiers:length") for length in lengths])
     assert [verdict.score for verdict in verdicts] == lengths
 
 
 def test_a_verifier_may_print_and_finds_its_input_empty() -> None:
     with DeadlinePool([MISBEHAVING], workers=1, timeout=10, memory_gib=0) as pool:
-        assert [verdict.score for verdict in pool.judge([job("print"), job("read"), job("fine")])] == [1.0, 0.0, 1.0]
+        assert [verdict.score for verdict in judged(pool, [job("print"), job("read"), job("fine")])] == [1.0, 0.0, 1.0]
 
 
 def test_jobs_are_judged_while_the_caller_does_other_things() -> None:
     with DeadlinePool([MISBEHAVING], workers=1, timeout=1, memory_gib=0) as pool:
-        pool.judge([job("fine")])
+        judged(pool, [job("fine")])
         for text in ("fine", "hang", "fine", "fine"):
             pool.add(job(text))
         time.sleep(1.5)  # longer than a verdict may take: the one that was given in time counts all the same
         pool.look()
         verdicts = pool.finish()
         assert [verdict.score for verdict in verdicts] == [1.0, None, 1.0, 1.0]
-        assert [verdict.score for verdict in pool.judge([job("fine")] * 2)] == [1.0, 1.0]
+        assert [verdict.score for verdict in judged(pool, [job("fine")] * 2)] == [1.0, 1.0]
 
 
 def test_hangs_are_waited_for_at_the_same_time() -> None:
     with DeadlinePool([MISBEHAVING], workers=4, timeout=1.5, memory_gib=0) as pool:
-        pool.judge([job("fine")] * 4)  # the workers' start does not count
+        judged(pool, [job("fine")] * 4)  # the workers' start does not count
         start = time.monotonic()
-        verdicts = pool.judge([job("hang")] * 4)
+        verdicts = judged(pool, [job("hang")] * 4)
         seconds = time.monotonic() - start
     assert all(verdict.score is None for verdict in verdicts)
     assert seconds < 4  # one after another takes 6
@@ -87,7 +95,7 @@ def test_hangs_are_waited_for_at_the_same_time() -> None:
 def test_nothing_is_started_before_the_first_job_and_nothing_is_left_after_closing() -> None:
     pool = DeadlinePool([PROCESS_ID], workers=2, timeout=10, memory_gib=0)
     assert pool.workers == []
-    processes = {int(verdict.score or 0) for verdict in pool.judge([job("", PROCESS_ID) for _ in range(20)])}
+    processes = {int(verdict.score or 0) for verdict in judged(pool, [job("", PROCESS_ID) for _ in range(20)])}
     assert os.getpid() not in processes
     started = [worker.process.pid for worker in pool.workers]
     assert processes <= set(started)
@@ -98,9 +106,9 @@ def test_nothing_is_started_before_the_first_job_and_nothing_is_left_after_closi
 def test_a_worker_is_kept_from_call_to_call_and_replaced_after_a_crash() -> None:
     paths = [MISBEHAVING, PROCESS_ID]
     with DeadlinePool(paths, workers=1, timeout=10, memory_gib=0) as pool:
-        first, second = (pool.judge([job("", PROCESS_ID)])[0].score for _ in range(2))
-        pool.judge([job("crash")])
-        third = pool.judge([job("", PROCESS_ID)])[0].score
+        first, second = (judged(pool, [job("", PROCESS_ID)])[0].score for _ in range(2))
+        judged(pool, [job("crash")])
+        third = judged(pool, [job("", PROCESS_ID)])[0].score
     assert first == second
     assert third not in (None, first)
 
@@ -109,7 +117,7 @@ def test_what_a_verifier_started_is_killed_with_it(tmp_path: Path) -> None:
     path = "fragile_verifiers:start_a_child_and_hang"
     file = tmp_path / "child"
     with DeadlinePool([path], workers=1, timeout=1, memory_gib=0) as pool:
-        assert pool.judge([job("", path, file=str(file))])[0].score is None
+        assert judged(pool, [job("", path, file=str(file))])[0].score is None
         assert gone(int(file.read_text()))
 
 
@@ -125,10 +133,10 @@ def test_no_worker_outlives_a_trainer_that_was_killed(text: str, seconds: float)
         "from shoal.rewards.base import Submission\n"
         "from shoal.rewards.deadline import DeadlinePool\n"
         f"pool = DeadlinePool([{MISBEHAVING!r}], workers=1, timeout=1, memory_gib=0)\n"
-        f"pool.judge([({MISBEHAVING!r}, Submission(text='fine'))])\n"
+        f"pool.add(({MISBEHAVING!r}, Submission(text='fine'))); pool.finish()\n"
         "print(pool.workers[0].process.pid, flush=True)\n"
         "threading.Timer(0.3, os.kill, (os.getpid(), 9)).start()\n"
-        f"pool.judge([({MISBEHAVING!r}, Submission(text={text!r}))])\n"
+        f"pool.add(({MISBEHAVING!r}, Submission(text={text!r}))); pool.finish()\n"
         "time.sleep(60)\n"
     )
     trainer = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, timeout=60, check=False)
@@ -139,7 +147,7 @@ def test_no_worker_outlives_a_trainer_that_was_killed(text: str, seconds: float)
 def test_a_worker_that_does_not_start_is_an_error_that_names_what_it_imports() -> None:
     with DeadlinePool(["no_such_module:f"], workers=1, timeout=1, memory_gib=0) as pool:
         with pytest.raises(TrainingError, match="no_such_module:f"):
-            pool.judge([job("", "no_such_module:f")])
+            judged(pool, [job("", "no_such_module:f")])
         assert pool.workers == []
 
 
@@ -147,5 +155,5 @@ def test_jobs_sent_ahead_of_a_hang_are_judged_by_another_worker_whatever_their_s
     # Far more bytes than a pipe holds wait behind a worker that reads nothing: no write may wait for it.
     texts = ["fine"] * 40 + ["hang"] + ["fine" + " " * 50_000] * 40
     with DeadlinePool([MISBEHAVING], workers=2, timeout=1, memory_gib=0) as pool:
-        verdicts = pool.judge([job(text) for text in texts])
+        verdicts = judged(pool, [job(text) for text in texts])
     assert [verdict.score is None for verdict in verdicts] == [text == "hang" for text in texts]
