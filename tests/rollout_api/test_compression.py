@@ -39,7 +39,9 @@ def test_a_body_is_inflated_up_to_the_limit_and_no_further():
         inflate(body + gzip.compress(b"b"), 1000)
 
 
-@pytest.mark.parametrize("body", [b"no gzip", gzip.compress(b"abc")[:-3], gzip.compress(b"abc") + b"tail", b"\x1f\x8b"])
+@pytest.mark.parametrize(
+    "body", [b"no gzip", gzip.compress(b"abc", mtime=0)[:-3], gzip.compress(b"abc", mtime=0) + b"tail", b"\x1f\x8b"]
+)
 def test_a_broken_body_is_told(body):
     with pytest.raises(CorruptError):
         inflate(body, 1000)
