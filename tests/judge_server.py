@@ -51,12 +51,11 @@ class JudgeServer:
                     self.answer(server.reply(body))
                 except (BrokenPipeError, ConnectionResetError):
                     self.close_connection = True
-                finally:
-                    with server.lock:
-                        server.now -= 1
 
             def answer(self, reply: Reply) -> None:
                 time.sleep(reply.delay)
+                with server.lock:  # before the reply is out: the client may ask again the moment that it has it
+                    server.now -= 1
                 text = (as_completion(reply) if reply.body is None else reply.body).encode()
                 self.send_response(reply.status)
                 for name, value in {"Content-Length": str(len(text)), **reply.headers}.items():

@@ -85,7 +85,8 @@ def handler_of(stub: StubVllm) -> type[BaseHTTPRequestHandler]:
                 self.wfile.write(f"{len(line):x}\r\n".encode() + line + b"\r\n")
             if stub.generate == "answer":
                 self.wfile.write(b"0\r\n\r\n")
-            self.close_connection = True
+            else:
+                self.close_connection = True
 
     return Handler
 
