@@ -47,6 +47,7 @@ def to_scored_data(group: Group, sampling: SamplingParams, env_id: int | None = 
         "texts": [completion.text for completion in group.completions],
     }
     return {
+        GROUP_KEY: key or None,  # the server takes it off most easily at the front
         "tokens": [segment.context_ids + segment.sampled_ids for _, segment in owners],
         "masks": [_mask(segment) for _, segment in owners],
         "scores": [float(completion.reward or 0.0) for completion in completions],
@@ -63,7 +64,6 @@ def to_scored_data(group: Group, sampling: SamplingParams, env_id: int | None = 
         },
         "messages": [completion.info["messages"] for completion in completions] if told else None,
         "env_id": env_id,
-        GROUP_KEY: key or None,
     }
 
 
