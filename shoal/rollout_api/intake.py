@@ -116,13 +116,13 @@ def from_look(look: Look, body: bytes) -> NewGroup | None:
         return None
     if bool in map(type, values["scores"]) or any(name.startswith("distill") for name in values):
         return None
-    plain = b"{" + body[key.end() :] if key else body
-    return _new_group(look.lengths, values, plain[:-1] + _nulls(look.names) + b"}")
+    begin = key.end() if key else 1
+    return _new_group(look.lengths, values, b"".join((b"{", body[begin:-1], _end(look.names))))
 
 
 @lru_cache(1000)
-def _nulls(names: tuple[str, ...]) -> bytes:
-    return b"".join(b',"%b":null' % name.encode() for name in GROUP_FIELDS if name not in names)
+def _end(names: tuple[str, ...]) -> bytes:
+    return b"".join(b',"%b":null' % name.encode() for name in GROUP_FIELDS if name not in names) + b"}"
 
 
 def whole_way(fields: dict[str, Raw], drop_extra: bool) -> NewGroup:

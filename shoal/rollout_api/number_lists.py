@@ -6,6 +6,7 @@ wrong; a look never says no.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,8 +15,6 @@ from simdjson import Array, Object, Parser
 
 from shoal.rollout_api.protocol import NOT_TRAINED
 
-INTEGERS = ("tokens", "masks")
-FLOATS = ("advantages", "ref_logprobs", "inference_logprobs")
 LARGEST_ID = 2**31
 KEPT = 256 * 1024
 """The parser that is kept grows with what it reads: longer bodies get one of their own."""
@@ -47,45 +46,69 @@ def look_at(body: bytes) -> Look | None:
         return None
 
 
-def _look(group: Any, body: bytes) -> Look | None:
+def _look(group: Mapping[str, Any], body: bytes) -> Look | None:
     names = tuple(group.keys())
     if len(set(names)) < len(names) or body[:1] != b"{" or body[-1:] != b"}":
         return None
-    lengths = [len(row) for row in group["tokens"]]
+    lengths = _lengths_of(group["tokens"])
     if not lengths or 0 in lengths:
         return None
-    lists = 0
+    total, lists = sum(lengths), 0
     rest: dict[str, bytes] = {}
     for name in names:
         value = group[name]
         if value is None:
             continue
-        if name in INTEGERS or name in FLOATS:
-            if not isinstance(value, Array) or not _are_right(name, value, lengths):
-                return None
-            lists += 1
-        else:
+        if name not in NUMBERS:
             rest[name] = _json(value)
+        elif not isinstance(value, Array) or _lengths_of(value) != lengths or not NUMBERS[name](value, total):
+            return None
+        else:
+            lists += 1
     # The flat view of an array does not tell [1, [2]] from [1, 2]; the number of lists does.
-    nested = sum(map(_count_lists, rest.values()))
-    if _count_lists(body) != lists * (1 + len(lengths)) + nested or (nested and any(one in body for one in ESCAPED)):
+    nested = sum(text.count(b"[") for text in rest.values())
+    if _count_lists(body) != lists * (1 + len(lengths)) + nested or _hides_lists(body):
         return None
     return Look(lengths, names, rest)
 
 
-def _are_right(name: str, rows: Any, lengths: list[int]) -> bool:
-    if [len(row) for row in rows] != lengths:
+def _lengths_of(rows: Any) -> list[int]:
+    return list(map(len, rows))
+
+
+def _are_ids(rows: Any, total: int) -> bool:
+    ids = np.frombuffer(rows.as_buffer(of_type="u"), np.uint64)
+    return ids.size == total and bool(ids.max() < LARGEST_ID)
+
+
+def _are_labels(rows: Any, total: int) -> bool:
+    labels = np.frombuffer(rows.as_buffer(of_type="i"), np.int64)
+    if labels.size != total or labels.max() >= LARGEST_ID:
         return False
-    if name in FLOATS:
-        # simdjson takes no number that is not finite.
-        return memoryview(rows.as_buffer(of_type="d")).nbytes == 8 * sum(lengths)
-    ids = np.frombuffer(rows.as_buffer(of_type="i"), np.int64)
-    real = ids[ids != NOT_TRAINED] if name == "masks" else ids
-    return ids.size == sum(lengths) and not ((real < 0) | (real >= LARGEST_ID)).any()
+    return np.count_nonzero(labels < 0) == np.count_nonzero(labels == NOT_TRAINED)
+
+
+def _are_finite(rows: Any, total: int) -> bool:
+    # simdjson takes no number that is not finite.
+    return memoryview(rows.as_buffer(of_type="d")).nbytes == 8 * total
+
+
+NUMBERS: dict[str, Callable[[Any, int], bool]] = {
+    "tokens": _are_ids,
+    "masks": _are_labels,
+    "advantages": _are_finite,
+    "ref_logprobs": _are_finite,
+    "inference_logprobs": _are_finite,
+}
+"""How a list of as many numbers as there are tokens is looked at."""
 
 
 def _json(value: Any) -> bytes:
     return msgjson.encode(value) if isinstance(value, str | int | float) else value.mini
+
+
+def _hides_lists(text: bytes) -> bool:
+    return b"\\" in text and any(escape in text for escape in ESCAPED)
 
 
 def _count_lists(text: bytes) -> int:
