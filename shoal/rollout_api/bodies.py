@@ -10,6 +10,7 @@ import asyncio
 import multiprocessing
 import os
 import signal
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
@@ -18,7 +19,6 @@ from threading import Thread
 from typing import Any
 
 from msgspec.json import Decoder
-from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import Receive
 
@@ -62,7 +62,7 @@ class Bodies:
         headers = request.headers
         return decode(_plain(await self._read(headers, request.receive, SMALL), _is_gzip(headers), SMALL), decoder)
 
-    async def groups(self, headers: Headers, receive: Receive, *, many: bool) -> list[NewGroup]:
+    async def groups(self, headers: Mapping[str, str], receive: Receive, *, many: bool) -> list[NewGroup]:
         """The groups in a post.
 
         Raises:
@@ -86,7 +86,7 @@ class Bodies:
     def _place(self) -> _Place:
         return _Place(self.places)
 
-    async def _read(self, headers: Headers, receive: Receive, limit: int) -> bytes:
+    async def _read(self, headers: Mapping[str, str], receive: Receive, limit: int) -> bytes:
         limit = min(limit, self.limit)
         if int(_length_header(headers) or 0) > limit:
             raise BadRequestError(413, f"the body has more than {limit} bytes")
@@ -168,19 +168,19 @@ def _plain(body: bytes, gzipped: bool, limit: int) -> bytes:
         raise BadRequestError(400, f"Invalid gzip payload: {error}") from error
 
 
-def _is_gzip(headers: Headers) -> bool:
+def _is_gzip(headers: Mapping[str, str]) -> bool:
     encoding = headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("identity", "gzip", "x-gzip", ""):
         raise BadRequestError(415, f"Content-Encoding {encoding!r} is not known here: gzip, or none")
     return "gzip" in encoding
 
 
-def _announced(headers: Headers) -> int:
+def _announced(headers: Mapping[str, str]) -> int:
     """The announced length; a body of unknown length counts as long."""
     return int(_length_header(headers) or (INLINE + 1 if "transfer-encoding" in headers else 0))
 
 
-def _length_header(headers: Headers) -> str:
+def _length_header(headers: Mapping[str, str]) -> str:
     length = headers.get("content-length", "")
     return length if length.isdigit() else ""
 

@@ -5,11 +5,10 @@ FastAPI's way to a handler, and Starlette's requests and responses, cost more th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from msgspec import json as msgjson
-from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -43,7 +42,7 @@ class Front:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        path, headers = scope["path"], Headers(scope=scope)
+        path, headers = scope["path"], _headers_of(scope)
         refused = self.tokens.refusal(path, headers)
         if refused:
             await self._answer_otherwise(refusal(*refused), scope, receive, send)
@@ -60,7 +59,7 @@ class Front:
         else:
             await self._answer_otherwise(self.app, scope, receive, send)
 
-    async def _take_in(self, headers: Headers, receive: Receive, *, many: bool) -> bytes:
+    async def _take_in(self, headers: Mapping[str, str], receive: Receive, *, many: bool) -> bytes:
         """Reads, checks and stores; the answer."""
         # Asked before a long body is read, and again by `check` when it is.
         self.exchange.check_room()
@@ -83,3 +82,8 @@ class Front:
             await send(message)
 
         await answer(scope, receive, counted)
+
+
+def _headers_of(scope: Scope) -> dict[str, str]:
+    """By name, the first of each. Starlette's own mapping searches all of them at every question."""
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}

@@ -70,7 +70,9 @@ class Writer:
         future = asyncio.get_running_loop().create_future()
         self.waiting.append(Entry(future, job, rows))
         if not self.busy:
-            self._start()
+            # Not at once: what else the loop has at hand comes along, and the thread finds Python's lock free.
+            self.busy = True
+            asyncio.get_running_loop().call_soon(self._start)
         return future
 
     def _start(self) -> None:
