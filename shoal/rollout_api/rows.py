@@ -24,6 +24,17 @@ CREATE TABLE leases (id INTEGER PRIMARY KEY, explicit INTEGER, sent INTEGER, cou
 CREATE TABLE environments (id INTEGER PRIMARY KEY, row TEXT);
 CREATE TABLE state (id INTEGER PRIMARY KEY, row TEXT);
 """
+INCOMING = """
+CREATE TEMP VIEW incoming AS SELECT groups.*, stored FROM groups JOIN contents USING (id);
+CREATE TEMP TRIGGER incoming INSTEAD OF INSERT ON incoming BEGIN
+  INSERT INTO keys SELECT new.key, new.id WHERE new.key IS NOT NULL;
+  INSERT INTO groups VALUES (new.id, new.env_id, new.size, new.tokens, new.version, new.stamped, new.key, new.received,
+    new.length, new.crc, new.bytes, new.lease);
+  INSERT INTO contents VALUES (new.id, new.stored);
+END;
+"""
+"""For the connection that writes: groups go to their three tables by one statement. Between two statements Python's
+lock is taken, for which the event loop may let a thread wait milliseconds."""
 CONTENT = "SELECT stored, length, crc FROM contents JOIN groups USING (id)"
 KEYS_KEPT = 1_000_000
 AT_ONCE = 128
@@ -81,10 +92,10 @@ def insert_groups(connection: Connection, rows: list[NewRow], last: int) -> list
         if key is not None:
             seen.add(key)
     now = time.time()
-    keyed = [(row.group.key, id_) for id_, row in new if row.group.key is not None]
-    _insert(connection, "keys", keyed)
-    _insert(connection, "groups", [_values(id_, row, now) for id_, row in new])
-    _insert(connection, "contents", [(id_, _stored(row.group.content)) for id_, row in new])
+    for some in _parts(new):
+        values = [value for id_, row in some for value in _values(id_, row, now)]
+        marks = f"({_marks(len(values) // len(some))})"
+        connection.execute(f"INSERT INTO incoming VALUES {','.join([marks] * len(some))}", values)
     step = KEYS_KEPT // 10
     if last // step != (last + len(new)) // step:
         connection.execute("DELETE FROM keys WHERE id < ?", (last + len(new) - KEYS_KEPT,))
@@ -102,19 +113,12 @@ def _values(id_: int, row: NewRow, now: float) -> tuple[Any, ...]:
     content = group.content
     length, crc = (content.length, content.crc) if isinstance(content, Piece) else (len(content), None)
     about = (group.env_id, group.size, group.tokens, version, stamped, group.key)
-    return (id_, *about, now, length, crc, stored_size(content), None)
+    stored = _stored(content)
+    return (id_, *about, now, length, crc, len(stored), None, stored)
 
 
 def _stored(content: Piece | bytes) -> bytes:
     return content.deflated if isinstance(content, Piece) else content
-
-
-def _insert(connection: Connection, table: str, rows: list[tuple[Any, ...]]) -> None:
-    # One statement for many rows: sqlite3 lets go of Python's lock once, not once a row as in executemany.
-    for some in _parts(rows):
-        marks = f"({_marks(len(some[0]))})"
-        values = [value for row in some for value in row]
-        connection.execute(f"INSERT INTO {table} VALUES {','.join([marks] * len(some))}", values)
 
 
 def _parts(rows: Sequence[Any]) -> Iterator[Sequence[Any]]:

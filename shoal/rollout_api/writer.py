@@ -15,7 +15,7 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any, NamedTuple, TypeVar
 
-from shoal.rollout_api.rows import NewRow, insert_groups, last_id
+from shoal.rollout_api.rows import AT_ONCE, INCOMING, NewRow, insert_groups, last_id
 
 logger = getLogger(__name__)
 
@@ -45,6 +45,7 @@ class Writer:
         self.commits = 0
         self.failure: str | None = None
         self.last_id = last_id(connection)
+        connection.executescript(INCOMING)
         self.waiting: list[Entry] = []
         self.busy = False
         self.lots: SimpleQueue[list[Entry] | None] = SimpleQueue()
@@ -88,9 +89,12 @@ class Writer:
 
     def _commit(self, lot: list[Entry]) -> tuple[list[Any], StoreError | None]:
         try:
-            self.connection.execute("BEGIN IMMEDIATE")
-            results = self._write(lot)
-            self.connection.execute("COMMIT")
+            if all(entry.job is None for entry in lot) and sum(len(entry.rows) for entry in lot) <= AT_ONCE:
+                results = self._write(lot)  # one statement, which is a transaction by itself
+            else:
+                self.connection.execute("BEGIN IMMEDIATE")
+                results = self._write(lot)
+                self.connection.execute("COMMIT")
         except sqlite3.Error as error:
             logger.error("the store %s cannot be written: %s", self.name, error)
             self.failure = str(error)
