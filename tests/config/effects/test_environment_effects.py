@@ -97,7 +97,7 @@ def served() -> Serve:
 @effect("environment.ahead")
 def test_so_many_batches_wait_at_the_server_at_most(settings, served):
     for ahead, groups in ((1.0, 2), (2.0, 4)):
-        api = served(settings({"environment.ahead": ahead}), groups=groups, more=1.0)
+        api = served(settings({"environment.ahead": ahead}), groups=groups, seconds=20.0, more=1.0)
         assert len(api.queue) == groups, f"{ahead} batches of 4 sequences in groups of 2"
 
 
