@@ -8,10 +8,10 @@ from collections.abc import Iterator
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is first imported, so before any test module
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 
-# A busy machine makes any example slow, to run and to draw; pytest-timeout bounds the tests.
-settings.register_profile("shoal", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# A busy machine makes any example slow; pytest-timeout bounds the tests.
+settings.register_profile("shoal", deadline=None)
 settings.load_profile("shoal")
 
 
