@@ -16,6 +16,8 @@ from shoal.errors import EngineError
 
 # Status codes that asking again does not mend; 429 and 503 say that there is too much to do.
 FINAL_STATUS = frozenset(range(400, 500)) - {408, 429}
+# vLLM closes a connection after 5 s without a request. One that leaves at that moment would be taken for a dead server.
+IDLE_SECONDS = 4.0
 
 
 @cache
@@ -45,7 +47,7 @@ class VllmClient:
         """A client for one event loop, with so many connections at most. A patient one has no deadline between two
         results; its user has."""
         timeout = httpx.Timeout(self.timeout, read=None if patient else self.timeout)
-        limits = httpx.Limits(max_connections=most, max_keepalive_connections=most, keepalive_expiry=60.0)
+        limits = httpx.Limits(max_connections=most, max_keepalive_connections=most, keepalive_expiry=IDLE_SECONDS)
         return httpx.AsyncClient(
             base_url=self.url, headers=self.headers, timeout=timeout, limits=limits, trust_env=False, verify=tls()
         )

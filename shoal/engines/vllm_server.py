@@ -187,7 +187,8 @@ class VllmServerEngine(Engine):
                         raise self.refused
                     if not self.changed.wait(quiet_until - monotonic()):
                         raise EngineError(self._too_quiet())
-                broken = not self.ready and bool(self.broken)
+                # A stream that breaks after its last result owes nothing: whoever asks next will see to the server.
+                broken = bool(self.flights and self.broken and not self.ready)
                 output = self.ready.popleft() if self.ready else None
             if output is not None:
                 yield output

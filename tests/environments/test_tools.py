@@ -63,14 +63,14 @@ def broken() -> str:
 def test_a_tool_that_fails_or_hangs_or_is_not_there_says_so_to_the_model():
     tools = [as_tool(calculator), as_tool(slow), as_tool(broken)]
 
-    def run(name: str, **arguments: Any) -> dict[str, Any]:
-        return asyncio.run(run_call(ToolCall(name, arguments), tools, timeout=0.5))
+    def run(name: str, timeout: float = 60.0, **arguments: Any) -> dict[str, Any]:
+        return asyncio.run(run_call(ToolCall(name, arguments), tools, timeout))
 
     assert run("calculator", expression="1+1")["output"] == "2"
     assert "there is no tool 'nothing'" in run("nothing")["error"]
     assert run("broken")["error"] == "KeyError: 'oops'"
     assert "unexpected keyword" in run("calculator", wrong=1)["error"]
-    hung = run("slow", seconds=1.5)
+    hung = run("slow", timeout=0.5, seconds=1.5)
     assert hung["timed_out"] and "no answer within 0.5 s" in hung["error"]
 
 

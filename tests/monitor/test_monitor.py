@@ -84,21 +84,25 @@ def test_a_phase_that_raises_is_counted_all_the_same(open_monitor: Open):
     monitor.close("finished")
 
 
-def test_evaluations_and_checkpoints_are_not_part_of_a_steps_seconds(open_monitor: Open, tmp_path: Path):
+def test_evaluations_and_checkpoints_are_not_part_of_a_steps_seconds(
+    open_monitor: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    now = [0.0]
+    monkeypatch.setattr("shoal.monitor.monitor.monotonic", lambda: now[0])
     monitor = open_monitor()
-    for name in ("evaluate", "checkpoint"):
+    for name, seconds in (("evaluate", 5.0), ("checkpoint", 7.0)):
         with monitor.phase(name):
-            time.sleep(0.05)
+            now[0] += seconds
     monitor.evaluation(0, {"accuracy": 0.5})
     with monitor.phase("rollout"):
-        pass
+        now[0] += 2.0
     monitor.record(1, step_groups(1), {})
     monitor.close("finished")
     evaluated, trained = read_rows(tmp_path / "run")
-    assert evaluated["seconds/evaluate"] >= 0.05
+    assert evaluated["seconds/evaluate"] == 5.0
     assert "seconds/evaluate" not in trained
-    assert trained["seconds/checkpoint"] >= 0.05
-    assert trained["seconds/step"] < 0.05
+    assert trained["seconds/checkpoint"] == 7.0
+    assert trained["seconds/step"] == 2.0
 
 
 def test_an_evaluation_is_a_row_of_its_own(open_monitor: Open, tmp_path: Path):
@@ -166,14 +170,17 @@ def test_every_resume_counts_also_those_from_the_same_checkpoint(open_monitor: O
         assert monitor.resume_count == resumes
 
 
-def test_seconds_total_goes_on_from_the_checkpoint(open_monitor: Open):
+def test_seconds_total_goes_on_from_the_checkpoint(open_monitor: Open, monkeypatch: pytest.MonkeyPatch):
+    now = [0.0]
+    monkeypatch.setattr("shoal.monitor.monitor.monotonic", lambda: now[0])
     first = open_monitor()
-    time.sleep(0.03)
+    now[0] += 3.0
     state = first.state_dict()
     second = open_monitor()
-    assert second.seconds_total < 0.03
+    assert second.seconds_total == 0.0
     second.load_state_dict(state)
-    assert second.seconds_total >= 0.03
+    now[0] += 1.0
+    assert second.seconds_total == 4.0
 
 
 def test_seconds_total_holds_what_came_before_the_monitor(cfg: ShoalConfig, tmp_path: Path):

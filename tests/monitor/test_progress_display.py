@@ -1,5 +1,6 @@
 import io
 import logging
+import re
 import time
 
 import pytest
@@ -100,7 +101,7 @@ def test_another_long_phase_shows_its_progress_and_its_end(mode: str):
         for _ in range(3):
             advance(100)
     shown.close()
-    assert "warm start: 300 of 300 in 0s" in written(shown)
+    assert re.search(r"warm start: 300 of 300 in \d+s", written(shown))
     if mode == "lines":
         assert "warm start 200/300" in written(shown)
 
@@ -123,11 +124,12 @@ def test_a_phase_that_fails_ends_its_progress_where_it_was():
 def test_the_time_left_is_that_of_the_steps_of_this_start():
     shown = display("off", total=10)
     shown.resume(6, [0.1, 0.2], 0.5)
+    started = time.monotonic()
     shown.begin_steps()
     time.sleep(0.1)
     shown.step(7, METRICS)
     # One step took .1 s or a little more, three are left; the six of earlier starts do not count.
-    assert 0.3 <= shown.seconds_left() < 1.5
+    assert 0.3 <= shown.seconds_left() <= 3 * (time.monotonic() - started)
     assert shown.rewards == [0.1, 0.2, 0.4567]
 
 

@@ -106,7 +106,7 @@ def finished_log(path: Path) -> list[Any]:
     """The records up to the run's exit. W&B's service writes the last of them after `finish` has returned."""
     from wandb.proto.wandb_internal_pb2 import Record  # noqa: PLC0415 - an optional package
 
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         records = [Record.FromString(data) for data in leveldb_records(path.read_bytes())]
         if any(record.HasField("exit") for record in records):

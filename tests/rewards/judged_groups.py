@@ -21,7 +21,7 @@ def group(*texts: str, truth: Any = None, id: str = "p", question: str = "How ma
 
 
 def reward(server: JudgeServer, verifier: str, judge: dict[str, Any] | None = None, **rubric: Any) -> RewardConfig:
-    options = {"base_url": server.url, "backoff": 0.01, "retries": 1, "timeout": 5.0, **(judge or {})}
+    options = {"base_url": server.url, "backoff": 0.01, "retries": 1, "timeout": 60.0, **(judge or {})}
     return RewardConfig(
         verifiers={verifier: 1.0}, max_missing=1.0, judge=JudgeConfig(**options), rubric=RubricConfig(**rubric)
     )

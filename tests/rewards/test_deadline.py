@@ -28,11 +28,14 @@ def judged(pool: DeadlinePool, jobs: Sequence[tuple[str, Submission]]) -> list[V
     return pool.finish()
 
 
-def gone(process: int, seconds: float = 5) -> bool:
+def gone(process: int, seconds: float = 60) -> bool:
     """Whether a process ends in time; one that waits to be reaped has ended."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if not psutil.pid_exists(process) or psutil.Process(process).status() == psutil.STATUS_ZOMBIE:
+        try:
+            if psutil.Process(process).status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
             return True
         time.sleep(0.02)
     return False
@@ -41,8 +44,8 @@ def gone(process: int, seconds: float = 5) -> bool:
 @pytest.mark.parametrize("workers", [1, 3])
 def test_each_misbehaviour_makes_its_own_score_missing_and_no_other(workers: int) -> None:
     bad = {
-        "hang": "no verdict within 1 s",
-        "hang in C": "no verdict within 1 s",
+        "hang": "no verdict within 2 s",
+        "hang in C": "no verdict within 2 s",
         "crash": "the process died",
         "exit": "the process died",
         "raise": "RuntimeError: no such luck",
@@ -51,7 +54,7 @@ def test_each_misbehaviour_makes_its_own_score_missing_and_no_other(workers: int
         "hog": "MemoryError: ",
     }
     texts = [text for name in bad for text in ("fine", name)] + ["fine"]
-    with DeadlinePool([MISBEHAVING], workers=workers, timeout=1, memory_gib=0.5) as pool:
+    with DeadlinePool([MISBEHAVING], workers=workers, timeout=2, memory_gib=0.5) as pool:
         verdicts = judged(pool, [job(text) for text in texts])
     assert {text: verdict.reason for text, verdict in zip(texts, verdicts, strict=True) if text in bad} == bad
     for text, verdict in zip(texts, verdicts, strict=True):
@@ -71,11 +74,11 @@ def test_a_verifier_may_print_and_finds_its_input_empty() -> None:
 
 
 def test_jobs_are_judged_while_the_caller_does_other_things() -> None:
-    with DeadlinePool([MISBEHAVING], workers=1, timeout=1, memory_gib=0) as pool:
+    with DeadlinePool([MISBEHAVING], workers=1, timeout=2, memory_gib=0) as pool:
         judged(pool, [job("fine")])
         for text in ("fine", "hang", "fine", "fine"):
             pool.add(job(text))
-        time.sleep(1.5)  # longer than a verdict may take: the one that was given in time counts all the same
+        time.sleep(2.5)  # longer than a verdict may take: the one that was given in time counts all the same
         pool.look()
         verdicts = pool.finish()
         assert [verdict.score for verdict in verdicts] == [1.0, None, 1.0, 1.0]
@@ -83,13 +86,14 @@ def test_jobs_are_judged_while_the_caller_does_other_things() -> None:
 
 
 def test_hangs_are_waited_for_at_the_same_time() -> None:
-    with DeadlinePool([MISBEHAVING], workers=4, timeout=1.5, memory_gib=0) as pool:
-        judged(pool, [job("fine")] * 4)  # the workers' start does not count
+    with DeadlinePool([MISBEHAVING], workers=4, timeout=2, memory_gib=0) as pool:
+        while sum(worker.ready for worker in pool.workers) < 4:  # the workers' start does not count
+            judged(pool, [job("fine")] * 4)
         start = time.monotonic()
         verdicts = judged(pool, [job("hang")] * 4)
         seconds = time.monotonic() - start
     assert all(verdict.score is None for verdict in verdicts)
-    assert seconds < 4  # one after another takes 6
+    assert seconds < 5  # one after another takes 8
 
 
 def test_nothing_is_started_before_the_first_job_and_nothing_is_left_after_closing() -> None:
@@ -116,17 +120,14 @@ def test_a_worker_is_kept_from_call_to_call_and_replaced_after_a_crash() -> None
 def test_what_a_verifier_started_is_killed_with_it(tmp_path: Path) -> None:
     path = "fragile_verifiers:start_a_child_and_hang"
     file = tmp_path / "child"
-    with DeadlinePool([path], workers=1, timeout=1, memory_gib=0) as pool:
+    with DeadlinePool([path], workers=1, timeout=2, memory_gib=0) as pool:
         assert judged(pool, [job("", path, file=str(file))])[0].score is None
         assert gone(int(file.read_text()))
 
 
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    # A worker at rest sees its input end; one that is stuck in a verdict is ended by its own alarm.
-    [("fine", 5), pytest.param("hang in C", 20, marks=pytest.mark.slow)],
-)
-def test_no_worker_outlives_a_trainer_that_was_killed(text: str, seconds: float) -> None:
+# A worker at rest sees its input end; one that is stuck in a verdict is ended by its own alarm.
+@pytest.mark.parametrize("text", ["fine", pytest.param("hang in C", marks=pytest.mark.slow)])
+def test_no_worker_outlives_a_trainer_that_was_killed(text: str) -> None:
     code = (
         "import os, sys, threading, time\n"
         f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
@@ -137,11 +138,11 @@ def test_no_worker_outlives_a_trainer_that_was_killed(text: str, seconds: float)
         "print(pool.workers[0].process.pid, flush=True)\n"
         "threading.Timer(0.3, os.kill, (os.getpid(), 9)).start()\n"
         f"pool.add(({MISBEHAVING!r}, Submission(text={text!r}))); pool.finish()\n"
-        "time.sleep(60)\n"
+        "time.sleep(240)\n"
     )
-    trainer = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, timeout=60, check=False)
+    trainer = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, timeout=240, check=False)
     assert trainer.returncode == -signal.SIGKILL
-    assert gone(int(trainer.stdout), seconds)
+    assert gone(int(trainer.stdout))
 
 
 def test_a_worker_that_does_not_start_is_an_error_that_names_what_it_imports() -> None:
@@ -154,6 +155,6 @@ def test_a_worker_that_does_not_start_is_an_error_that_names_what_it_imports() -
 def test_jobs_sent_ahead_of_a_hang_are_judged_by_another_worker_whatever_their_size() -> None:
     # Far more bytes than a pipe holds wait behind a worker that reads nothing: no write may wait for it.
     texts = ["fine"] * 40 + ["hang"] + ["fine" + " " * 50_000] * 40
-    with DeadlinePool([MISBEHAVING], workers=2, timeout=1, memory_gib=0) as pool:
+    with DeadlinePool([MISBEHAVING], workers=2, timeout=2, memory_gib=0) as pool:
         verdicts = judged(pool, [job(text) for text in texts])
     assert [verdict.score is None for verdict in verdicts] == [text == "hang" for text in texts]

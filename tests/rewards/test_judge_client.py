@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ def question(text: str) -> Question:
 
 
 def client(server: JudgeServer, folder: Path | None = None, **options: Any) -> JudgeClient:
-    fast = {"base_url": server.url, "backoff": 0.01, "timeout": 5.0, "retries": 2}
+    fast = {"base_url": server.url, "backoff": 0.01, "timeout": 60.0, "retries": 2}
     return JudgeClient(JudgeConfig(**{**fast, **options}), folder)
 
 
@@ -49,11 +48,15 @@ def test_the_request_holds_the_configured_fields_and_null_takes_one_out(monkeypa
 
 
 def test_requests_run_at_one_time_up_to_the_bound():
-    with JudgeServer(lambda text: Reply(mark(5), delay=0.15)) as server:
-        started = time.monotonic()
+    together = threading.Barrier(8, timeout=60)
+
+    def script(text: str) -> Reply:
+        together.wait()
+        return Reply(mark(5), delay=0.15)  # in which a ninth would come
+
+    with JudgeServer(script) as server:
         client(server, concurrency=8).ask([question(str(number)) for number in range(24)])
-    assert 2 <= server.most_at_once <= 8
-    assert time.monotonic() - started < 0.15 * 12  # 24 one after another would take 3.6 s
+    assert server.most_at_once == 8
 
 
 FAILURES = {
@@ -65,14 +68,18 @@ FAILURES = {
     "a reply without text": Reply(None),
     "a response that is no JSON": Reply(body="<html>"),
     "a response of another form": Reply(body='{"choices": []}'),
-    "a slow reply": Reply(mark(7), delay=1.0),
+    "a slow reply": Reply(mark(7), delay=10.0),
 }
+
+
+def patience(name: str) -> float:
+    return 1.5 if name == "a slow reply" else 60.0
 
 
 @pytest.mark.parametrize("name", FAILURES)
 def test_what_may_pass_is_asked_again(name: str):
     with JudgeServer(one_after_another(FAILURES[name], mark(7))) as server:
-        answer = ask_one(server, timeout=0.4)
+        answer = ask_one(server, timeout=patience(name))
     assert answer.value == 0.7
     assert len(server.bodies) == 2
 
@@ -83,12 +90,12 @@ def test_what_may_pass_is_asked_again(name: str):
         ("a server error", "status 500: oops"),
         ("malformed JSON in the reply", "no JSON object with 'score'"),
         ("a mark out of range", "11 is not between 0 and 10"),
-        ("a slow reply", "no reply of the judge within 0.3 s"),
+        ("a slow reply", "no reply of the judge within 1.5 s"),
     ],
 )
 def test_what_does_not_pass_is_missing_with_its_reason(name: str, reason: str):
     with JudgeServer(one_after_another(FAILURES[name])) as server:
-        answer = ask_one(server, timeout=0.3, retries=1)
+        answer = ask_one(server, timeout=patience(name), retries=1)
     assert answer.value is None and reason in answer.reason
     assert len(server.bodies) == 2
 
@@ -120,7 +127,7 @@ def test_pauses_double_and_retry_after_is_obeyed_up_to_the_timeout():
     never = Reply(status=429, headers={"Retry-After": "86400"})
     with JudgeServer(one_after_another(never, mark(1))) as server:
         assert ask_one(server, timeout=0.5).value == 0.1
-    assert 0.5 <= server.times[1] - server.times[0] < 5
+    assert 0.5 <= server.times[1] - server.times[0] < 60
 
 
 def test_one_failure_leaves_the_other_answers_alone():
@@ -222,8 +229,9 @@ def test_openai_without_a_key_is_refused_and_another_address_is_not(monkeypatch:
 def test_no_thread_outlives_a_call():
     with JudgeServer(lambda text: mark(7)) as server:
         judge = client(server)
+        before = set(threading.enumerate())
         judge.ask([question("q")])
-        names = {thread.name for thread in threading.enumerate()}
+        names = {thread.name for thread in set(threading.enumerate()) - before}
     assert not any("asyncio" in name or "ThreadPool" in name for name in names)
 
 

@@ -104,7 +104,7 @@ def test_a_missing_format_makes_the_reward_missing() -> None:
 
 
 def test_a_pattern_that_backtracks_for_ever_costs_one_deadline() -> None:
-    reward = RewardConfig(format=FormatConfig("(a+)+b", scale=1.0), timeout=1)
+    reward = RewardConfig(format=FormatConfig("(a+)+b", scale=1.0), timeout=2)
     group = scored(reward, completion("a" * 60), completion("aab"))
     assert [one.reward_parts["format"] for one in group.completions] == [None, 1.0]
 

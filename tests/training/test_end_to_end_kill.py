@@ -153,7 +153,7 @@ def test_a_kill_in_the_middle_of_a_checkpoint_leaves_the_one_before(
     runs = Runs(tmp_path, tiny_model)
     process = runs.start(sys.executable, "-c", HALF_A_CHECKPOINT)
     partial = runs.folder / "checkpoints" / ".writing_step_6" / "state.pt"
-    wait_for(process, partial.exists)
+    wait_for(process, lambda: partial.exists() and partial.stat().st_size > 0)
     time.sleep(0.5)
     runs.kill(process)
     assert partial.stat().st_size > 0

@@ -67,9 +67,12 @@ Serve = Callable[..., SmallApi]
 
 @pytest.fixture
 def served() -> Serve:
-    """Serves an environment until it has sent so many groups, or for as long as given; the server with what came."""
+    """Serves an environment until it has sent so many groups, or for as long as given, and for `more` seconds; the
+    server with what came."""
 
-    def serve(cfg: Any, kind: Any = ByLength, *, groups: int = 4, seconds: float = 60.0, model: Any = None) -> SmallApi:
+    def serve(
+        cfg: Any, kind: Any = ByLength, *, groups: int = 4, seconds: float = 60.0, more: float = 0.0, model: Any = None
+    ) -> SmallApi:
         api = SmallApi(batch_size=4, num_steps=10)
         environment = kind(cfg, open_environment("story", cfg).tokenizer)
 
@@ -79,6 +82,7 @@ def served() -> Serve:
             ends = time.monotonic() + seconds
             while not task.done() and server.counts.sent < groups and time.monotonic() < ends:
                 await asyncio.sleep(0.01)
+            await asyncio.sleep(more)
             task.cancel()
             await asyncio.wait([task])
             if not task.cancelled():
@@ -93,7 +97,7 @@ def served() -> Serve:
 @effect("environment.ahead")
 def test_so_many_batches_wait_at_the_server_at_most(settings, served):
     for ahead, groups in ((1.0, 2), (2.0, 4)):
-        api = served(settings({"environment.ahead": ahead}), groups=100, seconds=2.0)
+        api = served(settings({"environment.ahead": ahead}), groups=groups, seconds=20.0, more=1.0)
         assert len(api.queue) == groups, f"{ahead} batches of 4 sequences in groups of 2"
 
 
@@ -168,13 +172,13 @@ def test_an_engine_that_is_not_there_is_waited_for_until_the_timeout(settings):
     with SmallApi().served() as gone:
         pass
 
-    async def ask(timeout: float) -> None:
-        await asyncio.wait_for(EngineClient(gone, timeout).sample([1], 0, SamplingParams(1)), 4.0)
+    async def ask(timeout: float, seconds: float) -> None:
+        await asyncio.wait_for(EngineClient(gone, timeout).sample([1], 0, SamplingParams(1)), seconds)
 
     with pytest.raises(EngineError, match="does not answer"):
-        asyncio.run(ask(settings({"environment.timeout": 1.0}).environment.timeout))
+        asyncio.run(ask(settings({"environment.timeout": 1.0}).environment.timeout, 20.0))
     with pytest.raises(TimeoutError):
-        asyncio.run(ask(settings({"environment.timeout": 100.0}).environment.timeout))
+        asyncio.run(ask(settings({"environment.timeout": 100.0}).environment.timeout, 4.0))
 
 
 @effect("environment.tools")

@@ -12,7 +12,7 @@ import torch
 from stub_vllm import StubVllm, stub_vllm
 
 from effects.registry import effect
-from shoal.engines import vllm_server
+from shoal.engines import vllm_process, vllm_server
 from shoal.engines.base import Request, SamplingParams
 from shoal.engines.vllm_arguments import longest, policy_arguments
 from shoal.engines.vllm_process import ServerProcess
@@ -132,6 +132,8 @@ def test_servers_are_launched_on_their_addresses(settings, open_engine, monkeypa
 
     monkeypatch.setattr(vllm_server, "ServerProcess", Recorded)
     monkeypatch.setattr(vllm_server.vllm_compat, "check_vllm", lambda: "0.32.0")
+    # Nothing is launched, and the port after a free one may be the end of some test's connection.
+    monkeypatch.setattr(vllm_process, "refuse_taken_port", lambda *_: None)
 
     def launched(changes: dict[str, Any]) -> list[str]:
         started.clear()

@@ -36,6 +36,8 @@ def main() -> None:
     os.environ["SHOAL_SECRET"] = PASSWORD
     sandbox = Sandbox("bubblewrap")
     with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as server:
+        # Where the sandbox makes its own folders: in /tmp, those of other tests come and go.
+        tempfile.tempdir = folder
         secret = Path(folder) / "secret"
         secret.write_text(PASSWORD)
         secret.chmod(0o644)
@@ -97,9 +99,14 @@ def left_behind() -> dict[str, list[str]]:
         if state != "Z" and mark in command:
             processes.append(command.replace(b"\0", b" ").decode(errors="replace")[-200:])
     mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    names = re.compile(r"x|d|disk|\d+|core.*|shoal-sandbox.*")
-    folders = {tempfile.gettempdir(), "/tmp", "/dev/shm", os.getcwd()}
-    files = [f"{folder}/{name}" for folder in folders for name in os.listdir(folder) if names.fullmatch(name)]
+    names = re.compile(r"x|d|disk|\d+|core.*")
+    files = [
+        f"{folder}/{name}"
+        for folder in ("/tmp", "/dev/shm", os.getcwd())
+        for name in os.listdir(folder)
+        if names.fullmatch(name)
+    ]
+    files += [f"{tempfile.gettempdir()}/{name}" for name in os.listdir(tempfile.gettempdir()) if name != "secret"]
     return {"processes": sorted(processes), "mounts": sorted(mounts), "files": sorted(files)}
 
 

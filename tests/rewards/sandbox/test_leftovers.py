@@ -34,7 +34,7 @@ def running(memory_mib: int, program: bytes = b"") -> list[str]:
     return found
 
 
-def wait_until(condition, seconds: float = 10.0) -> bool:
+def wait_until(condition, seconds: float = 60.0) -> bool:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -53,9 +53,10 @@ def test_no_descriptor_and_no_thread_is_left_whatever_happens(bubblewrap, limits
             bubblewrap.run("x = 1", Tests.from_json(["assert ("]), limits)
 
     all_ways()
-    before = len(os.listdir("/proc/self/fd")), threading.active_count()
+    # Sets, because what an earlier test of this process left may end meanwhile.
+    before = set(os.listdir("/proc/self/fd")), set(threading.enumerate())
     all_ways()
-    assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before
+    assert set(os.listdir("/proc/self/fd")) <= before[0] and set(threading.enumerate()) <= before[1]
 
 
 def test_no_descriptor_is_left_where_the_sandbox_does_not_start(monkeypatch, tmp_path):
@@ -63,11 +64,11 @@ def test_no_descriptor_is_left_where_the_sandbox_does_not_start(monkeypatch, tmp
     broken.write_text("#!/bin/sh\n[ $1 = --help ] && echo --disable-userns\nexit 1\n")
     broken.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    before = len(os.listdir("/proc/self/fd"))
+    before = set(os.listdir("/proc/self/fd"))
     for _ in range(3):
         with pytest.raises(ConfigError):
             Sandbox("bubblewrap")
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert set(os.listdir("/proc/self/fd")) <= before
 
 
 @pytest.mark.parametrize(("tier", "python", "memory"), [("bubblewrap", "", 301), ("process", "/usr/bin/python3", 302)])
