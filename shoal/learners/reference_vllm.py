@@ -69,6 +69,7 @@ class VllmReference(Reference):
 
     async def _ask_until_scored(self, asked: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         found: dict[str, dict[str, Any]] = {}
+        why = "it gave fewer results than it was asked for"
         for attempt in range(self.retries + 1):
             missing = [request for request in asked if request["id"] not in found]
             try:
@@ -81,11 +82,11 @@ class VllmReference(Reference):
             except httpx.HTTPError as error:
                 why = f"{type(error).__name__}: {error}"
                 logger.warning("reference, %s: %s (%d of %d scored)", self.client.name, why, len(found), len(asked))
-                if attempt < self.retries:
-                    await asyncio.sleep(min(2.0**attempt / 2, LONGEST_PAUSE))
-                    self._start_again_if_dead()
-            else:
+            if len(found) == len(asked):
                 return found
+            if attempt < self.retries:
+                await asyncio.sleep(min(2.0**attempt / 2, LONGEST_PAUSE))
+                self._start_again_if_dead()
         raise EngineError(
             f"reference: {self.client.name} left {len(asked) - len(found)} of {len(asked)} completions without "
             f"log-probs after {self.retries} retries ({why}); {self.client.where_to_look()}, or raise "
