@@ -16,10 +16,9 @@ from msgspec import DecodeError, Raw, ValidationError
 from msgspec.json import Decoder
 
 from shoal.rollout_api.compression import Piece
-from shoal.rollout_api.number_lists import Look, look_at
+from shoal.rollout_api.number_lists import REQUIRED, Look, look_at
 from shoal.rollout_api.protocol import GROUP_FIELDS, GROUP_KEY, NOT_TRAINED, WEIGHTS_VERSION, ScoredGroup
 
-REQUIRED = ("tokens", "masks", "scores")
 PER_TOKEN = ("masks", "advantages", "ref_logprobs", "inference_logprobs", "distill_token_ids", "distill_logprobs")
 PER_SEQUENCE = ("scores", "messages", "overrides", *PER_TOKEN)
 DECODERS: dict[str, Decoder[Any]] = {
@@ -105,23 +104,22 @@ def _read_group(body: bytes, drop_extra: bool) -> NewGroup:
 
 def from_look(look: Look, body: bytes) -> NewGroup | None:
     """The group, stored as it was sent; None if anything about it is unusual."""
+    end = _end(look.names)
     key = KEY_FIRST.match(body)
-    if not set(look.names).issubset(DECODERS) or not set(look.names).issuperset(REQUIRED) or "scores" not in look.rest:
-        return None
-    if GROUP_KEY in look.names and not key:
+    if end is None or (GROUP_KEY in look.names and not key):
         return None
     try:
         values = {name: _checked(name, _decode_field(name, text), look.lengths) for name, text in look.rest.items()}
     except RefusedError:
         return None
-    if bool in map(type, values["scores"]) or any(name.startswith("distill") for name in values):
-        return None
-    begin = key.end() if key else 1
-    return _new_group(look.lengths, values, b"".join((b"{", body[begin:-1], _end(look.names))))
+    return _new_group(look.lengths, values, b"".join((b"{", body[key.end() if key else 1 : -1], end)))
 
 
 @lru_cache(1000)
-def _end(names: tuple[str, ...]) -> bytes:
+def _end(names: tuple[str, ...]) -> bytes | None:
+    """What makes a group with these fields whole: the others, null. None where that is not all there is to do."""
+    if not set(REQUIRED) <= set(names) <= set(DECODERS) or any(name.startswith("distill") for name in names):
+        return None
     return b"".join(b',"%b":null' % name.encode() for name in GROUP_FIELDS if name not in names) + b"}"
 
 

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from msgspec import json as msgjson
-from simdjson import Array, Object, Parser
+from simdjson import Object, Parser
 
 from shoal.rollout_api.protocol import NOT_TRAINED
 
+REQUIRED = ("tokens", "masks", "scores")
 LARGEST_ID = 2**31
 KEPT = 256 * 1024
 """The parser that is kept grows with what it reads: longer bodies get one of their own."""
@@ -37,39 +38,37 @@ class Look(NamedTuple):
 def look_at(body: bytes) -> Look | None:
     """The lists of numbers in a group, when they are right beyond doubt, and the rest is JSON; None if unsure.
 
-    Right are rows as long as those of `tokens`, ids and labels within their bounds, finite numbers.
+    Right are rows as long as those of `tokens`, ids and labels within their bounds, finite numbers, a score a row.
     """
     try:
         group = (PARSER if len(body) <= KEPT else Parser()).parse(body)
         return _look(group, body) if isinstance(group, Object) else None
-    except (ValueError, TypeError, KeyError, RuntimeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError):
         return None
 
 
 def _look(group: Mapping[str, Any], body: bytes) -> Look | None:
     names = tuple(group.keys())
-    if len(set(names)) < len(names) or body[:1] != b"{" or body[-1:] != b"}":
-        return None
     lengths = _lengths_of(group["tokens"])
-    if not lengths or 0 in lengths:
+    if len(set(names)) < len(names) or not lengths or 0 in lengths or body[:1] != b"{" or body[-1:] != b"}":
         return None
     total, lists = sum(lengths), 0
     rest: dict[str, bytes] = {}
     for name in names:
         value = group[name]
-        if value is None:
-            continue
-        if name not in NUMBERS:
-            rest[name] = _json(value)
-        elif not isinstance(value, Array) or _lengths_of(value) != lengths or not NUMBERS[name](value, total):
-            return None
-        else:
+        if name in NUMBERS and (value is not None or name in REQUIRED):
+            if (name != "tokens" and _lengths_of(value) != lengths) or not NUMBERS[name](value, total):
+                return None
+            lists += 1 + len(lengths)
+        elif name == "scores":
+            if not _are_finite(value, len(lengths)):
+                return None
             lists += 1
+        elif value is not None:
+            rest[name] = _json(value)
     # The flat view of an array does not tell [1, [2]] from [1, 2]; the number of lists does.
-    nested = sum(text.count(b"[") for text in rest.values())
-    if _count_lists(body) != lists * (1 + len(lengths)) + nested or _hides_lists(body):
-        return None
-    return Look(lengths, names, rest)
+    lists += sum(text.count(b"[") for text in rest.values())
+    return Look(lengths, names, rest) if _count_lists(body) == lists and not _hides_lists(body) else None
 
 
 def _lengths_of(rows: Any) -> list[int]:
@@ -78,14 +77,14 @@ def _lengths_of(rows: Any) -> list[int]:
 
 def _are_ids(rows: Any, total: int) -> bool:
     ids = np.frombuffer(rows.as_buffer(of_type="u"), np.uint64)
-    return ids.size == total and bool(ids.max() < LARGEST_ID)
+    return ids.size == total and not np.count_nonzero(ids >= LARGEST_ID)
 
 
 def _are_labels(rows: Any, total: int) -> bool:
-    labels = np.frombuffer(rows.as_buffer(of_type="i"), np.int64)
-    if labels.size != total or labels.max() >= LARGEST_ID:
-        return False
-    return np.count_nonzero(labels < 0) == np.count_nonzero(labels == NOT_TRAINED)
+    labels = np.frombuffer(rows.as_buffer(of_type="i"), np.uint64)
+    # Without their signs negative labels are large too.
+    large = np.count_nonzero(labels >= LARGEST_ID)
+    return labels.size == total and large == np.count_nonzero(labels == NOT_TRAINED % 2**64)
 
 
 def _are_finite(rows: Any, total: int) -> bool:
