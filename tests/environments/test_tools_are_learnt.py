@@ -1,0 +1,73 @@
+"""A model that starts from nothing learns to call a tool, to read what it says and to answer; four processes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from statistics import mean
+
+import pytest
+import torch
+from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from shoal.monitor.rows import read_rows
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+START, END = "<|im_start|>", "<|im_end|>"
+CALL = '<tool_call>{"name": "calculator", "arguments": {"expression": "3+4"}}</tool_call>'
+ROLES = ("user\n", "assistant\n", "tool\n")
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+STEPS = 30
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A random Qwen3 of two layers. A whole call is one id of its tokenizer, so that chance makes some."""
+    words = [START, END, *ROLES, CALL, "3", "7"]
+    tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="3"))
+    known = r"<\|im_start\|>|<\|im_end\|>|user\n|assistant\n|tool\n|<tool_call>.*?</tool_call>|[\s\S]"
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(known), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, clean_up_tokenization_spaces=False)
+    made.add_special_tokens({"additional_special_tokens": [START]})
+    made.chat_template = TEMPLATE
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        random = Qwen3ForCausalLM(
+            Qwen3Config(vocab_size=len(words), intermediate_size=128, head_dim=32, eos_token_id=1, **sizes)
+        )
+    folder = tmp_path / "model"
+    random.save_pretrained(folder)
+    made.save_pretrained(folder)
+    return folder
+
+
+def test_a_model_learns_to_call_a_tool_and_to_say_what_it_said(model: Path, tmp_path: Path):
+    prompts = ["3", "7", "33", "37", "73", "77", "333", "777"]
+    rows = [{"prompt": prompt, "ground_truth": "7", "verifiers": ["gsm8k"]} for prompt in prompts]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = [sys.executable, "-m", "shoal.cli", "train", "--config-name", "story_api"]
+    command += [f"model.name={model}", "data.task=messages", f"data.path={tmp_path / 'rows.jsonl'}"]
+    command += ["environment.tools=[calculator]", "environment.max_turns=2", "reward.only_good_outputs=true"]
+    command += [f"run.steps={STEPS}", "run.prompts_per_step=8", "run.group_size=16", "sampling.max_new_tokens=40"]
+    command += ["optimizer.lr=2e-3", "optimizer.scheduler=constant", "run.preflight=false", "evaluation.at_start=false"]
+    command += ["evaluation.every=0", "evaluation.at_end=false", "checkpoint.every=0", "monitor.progress=lines"]
+    command += ["source.url=http://127.0.0.1:0", "engine.serve_port=0", f"run.root={tmp_path}", "run.name=run"]
+    done = subprocess.run([*command, "runtime.target=cpu", "runtime.threads=1"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    steps = [row for row in read_rows(tmp_path / "run") if "count/completions" in row]
+    assert len(steps) == STEPS
+    rewards = [row["reward/mean"] for row in steps]
+    assert mean(rewards[:3]) < 0.3 and mean(rewards[-5:]) > 0.8
+    # What the tool said stands between two turns: masked, but in the context of what follows.
+    differences = [row.get("sampler/abs_difference", 0.0) for row in steps if row["staleness/max"] == 0]
+    assert 0 < max(differences) < 1e-4
