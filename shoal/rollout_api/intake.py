@@ -1,7 +1,8 @@
 """From the body of a post to groups that can be stored: parsed, checked, and deflated with all 14 fields.
 
-Fields are copied as the environment wrote them; nothing is serialised again, so no number changes. Everything here is
-a pure function of bytes, because long bodies are read in a worker process.
+Fields are kept as the environment wrote them; nothing is serialised again, so no number changes. Usual groups are
+settled by a look (`number_lists.py`), others by decoding every field. Everything here is a pure function of bytes,
+because long bodies are read in a worker process.
 """
 
 from __future__ import annotations
@@ -124,6 +125,11 @@ def _end(names: tuple[str, ...]) -> bytes | None:
 
 
 def whole_way(fields: dict[str, Raw], drop_extra: bool) -> NewGroup:
+    """Every field decoded and checked.
+
+    Raises:
+        RefusedError: the reason, and the place.
+    """
     for name in REQUIRED:
         if name not in fields:
             raise RefusedError("this field is missing", [name])
