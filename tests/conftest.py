@@ -11,7 +11,7 @@ import pytest
 from hypothesis import settings
 
 # A busy machine makes any example slow; pytest-timeout bounds the tests.
-settings.register_profile("shoal", deadline=None)
+settings.register_profile("shoal", deadline=None, derandomize="SHOAL_SAME_EXAMPLES" in os.environ)
 settings.load_profile("shoal")
 
 
