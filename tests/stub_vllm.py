@@ -80,12 +80,10 @@ def handler_of(stub: StubVllm) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
             if stub.generate == "hang":
                 stub.over.wait(6)
-            # A stream that brought all it was asked for ends in order: whether its break was noticed would be chance.
-            whole = stub.generate == "answer" or (stub.generate == "break" and len(requests) == 1)
-            for request in requests if whole else requests[:1]:
+            for request in requests if stub.generate == "answer" else requests[:1]:
                 line = json.dumps(stub.answer(request)).encode() + b"\n"
                 self.wfile.write(f"{len(line):x}\r\n".encode() + line + b"\r\n")
-            if whole:
+            if stub.generate == "answer":
                 self.wfile.write(b"0\r\n\r\n")
             else:
                 self.close_connection = True

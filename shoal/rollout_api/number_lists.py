@@ -13,10 +13,9 @@ import numpy as np
 from msgspec import json as msgjson
 from simdjson import Object, Parser
 
-from shoal.rollout_api.protocol import NOT_TRAINED
+from shoal.rollout_api.protocol import IDS, NOT_TRAINED
 
 REQUIRED = ("tokens", "masks", "scores")
-LARGEST_ID = 2**31
 KEPT = 256 * 1024
 """The parser that is kept grows with what it reads: longer bodies get one of their own."""
 # How a string may hide a bracket.
@@ -77,13 +76,13 @@ def _lengths_of(rows: Any) -> list[int]:
 
 def _are_ids(rows: Any, total: int) -> bool:
     ids = np.frombuffer(rows.as_buffer(of_type="u"), np.uint64)
-    return ids.size == total and not np.count_nonzero(ids >= LARGEST_ID)
+    return ids.size == total and not np.count_nonzero(ids >= IDS)
 
 
 def _are_labels(rows: Any, total: int) -> bool:
     labels = np.frombuffer(rows.as_buffer(of_type="i"), np.uint64)
     # Without their signs negative labels are large too.
-    large = np.count_nonzero(labels >= LARGEST_ID)
+    large = np.count_nonzero(labels >= IDS)
     return labels.size == total and large == np.count_nonzero(labels == NOT_TRAINED % 2**64)
 
 

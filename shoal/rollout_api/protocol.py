@@ -86,8 +86,11 @@ TRAINER_TOKEN = "SHOAL_API_TRAINER_TOKEN"
 ENVIRONMENT_TOKEN = "SHOAL_API_ENV_TOKEN"
 """Environment variables that hold the tokens, for the server and for Shoal's clients."""
 
-TokenId = Annotated[int, Meta(ge=0, lt=2**31)]
-Label = Annotated[int, Meta(ge=NOT_TRAINED, lt=2**31)]
+IDS = 2**31
+"""Tokens' ids are below."""
+
+TokenId = Annotated[int, Meta(ge=0, lt=IDS)]
+Label = Annotated[int, Meta(ge=NOT_TRAINED, lt=IDS)]
 Count = Annotated[int, Meta(ge=0, lt=2**53)]
 Positive = Annotated[int, Meta(ge=1, lt=2**31)]
 

@@ -91,14 +91,15 @@ def insert_groups(connection: Connection, rows: list[NewRow], last: int) -> list
             ids.append(None)
         if key is not None:
             seen.add(key)
+    # Before the groups: without a transaction around both, nothing may fail when they are stored.
+    step = KEYS_KEPT // 10
+    if last // step != (last + len(new)) // step:
+        connection.execute("DELETE FROM keys WHERE id < ?", (last + len(new) - KEYS_KEPT,))
     now = time.time()
     for some in _parts(new):
         values = [value for id_, row in some for value in _values(id_, row, now)]
         marks = f"({_marks(len(values) // len(some))})"
         connection.execute(f"INSERT INTO incoming VALUES {','.join([marks] * len(some))}", values)
-    step = KEYS_KEPT // 10
-    if last // step != (last + len(new)) // step:
-        connection.execute("DELETE FROM keys WHERE id < ?", (last + len(new) - KEYS_KEPT,))
     return ids
 
 

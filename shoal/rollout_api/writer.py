@@ -77,7 +77,6 @@ class Writer:
         return future
 
     def _start(self) -> None:
-        self.busy = True
         lot, self.waiting = self.waiting[:JOBS_PER_COMMIT], self.waiting[JOBS_PER_COMMIT:]
         self.lots.put(lot)
 
@@ -90,7 +89,7 @@ class Writer:
     def _commit(self, lot: list[Entry]) -> tuple[list[Any], StoreError | None]:
         try:
             if all(entry.job is None for entry in lot) and sum(len(entry.rows) for entry in lot) <= AT_ONCE:
-                results = self._write(lot)  # one statement, which is a transaction by itself
+                results = self._write(lot)  # the groups go in by one statement, a transaction by itself
             else:
                 self.connection.execute("BEGIN IMMEDIATE")
                 results = self._write(lot)
@@ -125,7 +124,6 @@ class Writer:
         return shares
 
     def _finish(self, lot: list[Entry], results: list[Any], failure: StoreError | None) -> None:
-        self.busy = False
         for index, entry in enumerate(lot):
             if entry.future.cancelled():
                 continue
@@ -133,5 +131,6 @@ class Writer:
                 entry.future.set_exception(failure)
             else:
                 entry.future.set_result(results[index])
-        if self.waiting:
+        self.busy = bool(self.waiting)
+        if self.busy:
             self._start()

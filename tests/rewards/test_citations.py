@@ -53,4 +53,4 @@ def test_hostile_text_is_read_in_linear_time():
     for piece in ('<cite id="a">', '<snippet id="a">', "<cite ", '<cite id="', "<cite id=" + " " * 50):
         find_claims(piece * 20_000)
         find_sources(piece * 20_000)
-    assert time.thread_time() - started < 20
+    assert time.thread_time() - started < 5

@@ -214,4 +214,4 @@ def test_a_degenerate_text_is_judged_in_linear_time(piece: str) -> None:
     start = time.thread_time()  # of the processor: it has others to serve
     gsm8k(Submission(piece * (100_000 // len(piece)), "18"))
     # The verifier runs without a deadline, so it must not need one: quadratic time would take minutes here.
-    assert time.thread_time() - start < 20
+    assert time.thread_time() - start < 5

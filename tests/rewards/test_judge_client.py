@@ -127,7 +127,7 @@ def test_pauses_double_and_retry_after_is_obeyed_up_to_the_timeout():
     never = Reply(status=429, headers={"Retry-After": "86400"})
     with JudgeServer(one_after_another(never, mark(1))) as server:
         assert ask_one(server, timeout=0.5).value == 0.1
-    assert 0.5 <= server.times[1] - server.times[0] < 60
+    assert 0.5 <= server.times[1] - server.times[0] < 5
 
 
 def test_one_failure_leaves_the_other_answers_alone():

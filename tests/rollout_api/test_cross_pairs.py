@@ -99,11 +99,10 @@ def steps_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def assert_sampled_with_the_learners_weights(rows: Sequence[dict[str, Any]]) -> None:
-    """In many steps every token is of the weights before the step: how many hangs on which side is quicker. A group
-    that was under way while the trainer made a step has some of the weights before that, and their log-probs differ by
-    what the step did."""
+    """In most steps every token is of the weights before the step. A group that was under way while the trainer made a
+    step has some of the weights before that, and their log-probs differ by what the step did."""
     fresh = [row for row in rows if row["staleness/max"] == 0]
-    assert rows[0] in fresh and len(fresh) > len(rows) / 4
+    assert rows[0] in fresh and len(fresh) > len(rows) / 2
     assert all(row.get("sampler/abs_difference", 0.0) < 1e-4 for row in fresh)
     assert all(row.get("sampler/abs_difference", 0.0) < 0.1 for row in rows)
 

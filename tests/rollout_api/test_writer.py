@@ -44,6 +44,24 @@ def test_what_waits_shares_a_transaction_and_each_caller_gets_its_own_ids(tmp_pa
     asyncio.run(scene())
 
 
+def test_old_keys_that_cannot_be_forgotten_refuse_the_groups_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr("shoal.rollout_api.rows.KEYS_KEPT", 20)
+
+    async def scene() -> None:
+        store = Store(tmp_path / "groups.sqlite")
+        assert await store.insert(rows("a")) == [1]
+        trigger = "CREATE TRIGGER stuck BEFORE DELETE ON keys BEGIN SELECT RAISE(ABORT, 'stuck'); END"
+        await store.write(lambda connection: connection.execute(trigger))
+        with pytest.raises(StoreError, match="stuck"):
+            await store.insert(rows(*[None] * 30))
+        assert await store.write(count) == 1, "what was refused is not stored"
+        await store.write(lambda connection: connection.execute("DROP TRIGGER stuck"))
+        assert await store.insert(rows(*[None] * 30)) == list(range(2, 32))
+        store.close()
+
+    asyncio.run(scene())
+
+
 def test_ids_go_on_after_the_store_is_emptied_and_opened_again(tmp_path):
     async def scene() -> list[int | None]:
         store = Store(tmp_path / "groups.sqlite")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 TICK = os.sysconf("SC_CLK_TCK")
@@ -45,7 +46,7 @@ def usage_of(root: int, *, private_tmp: bool) -> Usage:
 
 def _files_in_tmp(pid: int) -> int:
     """0 for a process that still has, or keeps, our own /tmp, and for one that has ended."""
-    path = f"/proc/{pid}/root/tmp"
+    path = Path(f"/proc/{pid}/root") / "tmp"
     try:
         if os.stat(path).st_dev == os.stat("/tmp").st_dev:
             return 0

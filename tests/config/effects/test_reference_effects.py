@@ -215,6 +215,14 @@ def test_what_a_reference_left_unscored_is_asked_again(settings, endpoint_of, st
         endpoint_of({"reference.retries": 1}).score(made_groups())
 
 
+def test_a_stream_that_breaks_after_its_last_result_has_scored_all(endpoint_of, stub):
+    stub.generate = "break"
+    groups = made_groups()[:1]
+    groups[0].completions = groups[0].completions[:1]
+    endpoint_of({}).score(groups)
+    assert groups[0].completions[0].segments[0].ref_logprobs == [-1.0] * LENGTHS[0][0]
+
+
 @effect("reference.concurrency")
 def test_so_many_completions_are_with_the_reference_at_a_time(settings, endpoint_of, stub):
     for concurrency, requests in ((64, 1), (2, 3)):

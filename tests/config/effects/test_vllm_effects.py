@@ -183,6 +183,12 @@ def test_a_server_that_gives_nothing_is_given_up(settings, open_engine, stub):
         engine.generate(one_request())
 
 
+def test_a_stream_that_breaks_after_its_last_result_costs_no_restart(open_engine, stub):
+    stub.generate = "break"
+    engine = open_engine({"engine.vllm.endpoints": [stub.url], "engine.vllm.restarts": 0})
+    assert len(engine.generate(one_request())) == 1
+
+
 @effect("engine.vllm.restarts")
 def test_servers_are_given_up_when_the_restarts_are_used_up(settings, open_engine, stub):
     engine = open_engine({"engine.vllm.endpoints": [stub.url], "engine.vllm.restarts": 1})

@@ -124,7 +124,7 @@ HOSTILE: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "looks into the first process": (
         PASSED,
-        "for path in ('/proc/1/root{secret}', '/proc/1/cwd{secret}', '/proc/1/root/etc/passwd'):\n"
+        "for path in ('/proc/1/root{secret}', '/proc/1/cwd{secret}', '/proc/1/root' '/etc/passwd'):\n"
         "    refused(open, path)\n"
         "refused(lambda: open('/proc/1/mem', 'r+b', 0).write(b'x'))\ncontained()",
     ),

@@ -34,7 +34,7 @@ def running(memory_mib: int, program: bytes = b"") -> list[str]:
     return found
 
 
-def wait_until(condition, seconds: float = 60.0) -> bool:
+def wait_until(condition, seconds: float = 10.0) -> bool:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
