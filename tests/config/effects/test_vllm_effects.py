@@ -186,7 +186,10 @@ def test_a_server_that_gives_nothing_is_given_up(settings, open_engine, stub):
 def test_a_stream_that_breaks_after_its_last_result_costs_no_restart(open_engine, stub):
     stub.generate = "break"
     engine = open_engine({"engine.vllm.endpoints": [stub.url], "engine.vllm.restarts": 0})
-    assert len(engine.generate(one_request())) == 1
+    engine.submit(one_request())
+    with engine.changed:
+        assert engine.changed.wait_for(lambda: engine.broken, timeout=60)
+    assert len(list(engine.completed())) == 1
 
 
 @effect("engine.vllm.restarts")
