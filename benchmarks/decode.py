@@ -28,9 +28,9 @@ from story_shape import VOCABULARY, story_shaped_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shoal import load_config
-from shoal.config.runtime import RuntimeConfig
+from shoal.config.nodes.runtime import RuntimeConfig
 from shoal.engines.base import Request, SamplingParams
-from shoal.engines.torch_engine import TorchEngine
+from shoal.engines.builtin.engine import TorchEngine
 from shoal.runtime import prepare_process
 from shoal.tasks.dataset import build_task
 from shoal.tasks.stream import PromptStream

@@ -33,9 +33,9 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from shoal.config import load_config
 from shoal.engines.base import Request, SamplingParams
-from shoal.engines.torch_engine import TorchEngine
+from shoal.engines.builtin.engine import TorchEngine
+from shoal.learners.cpu.mixed import use_mixed_linears
 from shoal.learners.local import LocalLearner
-from shoal.learners.mixed import use_mixed_linears
 from shoal.learners.model import Policy
 from shoal.runtime import Runtime, prepare_process, resolve_runtime
 from shoal.types import Batch, TrainSequence

@@ -27,10 +27,10 @@ from types import SimpleNamespace
 
 from story_shape import story_shaped_model
 
-from shoal.config.data import RewardConfig
-from shoal.config.runtime import RuntimeConfig
+from shoal.config.nodes.data import RewardConfig
+from shoal.config.nodes.runtime import RuntimeConfig
 from shoal.engines.base import Request, SamplingParams
-from shoal.engines.torch_engine import TorchEngine
+from shoal.engines.builtin.engine import TorchEngine
 from shoal.rewards.scorer import Scorer
 from shoal.runtime import prepare_process
 from shoal.types import Completion, Group, Prompt, Segment, StopReason

@@ -46,7 +46,7 @@ class Turns:
 def run_shoal(turns: Turns, seed: int, steps: int) -> None:
     """Shoal's own loop, with a source that waits for its turn."""
     from shoal import load_config  # noqa: PLC0415 - a contender imports its own libraries only
-    from shoal.training.build import build_run  # noqa: PLC0415
+    from shoal.build import build_run  # noqa: PLC0415
     from shoal.training.loop import train_loop  # noqa: PLC0415
 
     overrides = [
@@ -180,7 +180,7 @@ def run_trl(turns: Turns, seed: int, steps: int, tuned: bool) -> None:
 def held_out_accuracy(model: Any, tokenizer: Any, seed: int) -> float:
     """Sampled accuracy on the same held-out prompts, by the same engine and scorer as Shoal's."""
     from shoal import load_config  # noqa: PLC0415
-    from shoal.training.build import build_parts  # noqa: PLC0415
+    from shoal.build import build_parts  # noqa: PLC0415
     from shoal.training.evaluate import Evaluator  # noqa: PLC0415
 
     with tempfile.TemporaryDirectory() as folder:

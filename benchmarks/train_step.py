@@ -25,12 +25,12 @@ import torch
 from story_shape import VOCABULARY, story_shaped_model
 
 from shoal.config import ShoalConfig
+from shoal.learners.cpu.mixed import use_mixed_linears
+from shoal.learners.cpu.norm import use_lean_norms
+from shoal.learners.cpu.rotary import use_rotary_tables
+from shoal.learners.cpu.tree_attention import use_tree_attention
 from shoal.learners.local import LocalLearner
-from shoal.learners.mixed import use_mixed_linears
 from shoal.learners.model import Policy
-from shoal.learners.norm import use_lean_norms
-from shoal.learners.rotary import use_rotary_tables
-from shoal.learners.tree_attention import use_tree_attention
 from shoal.runtime import prepare_process, resolve_runtime, tune_malloc
 from shoal.types import Batch, TrainSequence
 

@@ -21,12 +21,12 @@ from time import perf_counter
 
 from story_shape import story_shaped_model
 
-from shoal.config.vllm import VllmConfig
+from shoal.config.nodes.vllm import VllmConfig
 from shoal.engines.base import Request, SamplingParams
-from shoal.engines.vllm_arguments import VllmArguments
-from shoal.engines.vllm_inprocess import VllmEngine
-from shoal.engines.vllm_requests import RequestForm
-from shoal.engines.vllm_server import VllmServerEngine
+from shoal.engines.vllm.arguments import VllmArguments
+from shoal.engines.vllm.in_process import VllmEngine
+from shoal.engines.vllm.requests import RequestForm
+from shoal.engines.vllm.server_engine import VllmServerEngine
 from shoal.tasks.story import story_tokenizer
 
 PROMPTS, GROUP, NEW_TOKENS, CONNECTIONS = 32, 8, 40, 32

@@ -23,10 +23,10 @@ import psutil
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from shoal.build import build_parts
 from shoal.config import load_config
-from shoal.engines.weight_stream import WeightGroup, WeightSpec, bucket_size, find, listen, receive, send
 from shoal.tasks.story import story_tokenizer
-from shoal.training.build import build_parts
+from shoal.wire.stream import WeightGroup, WeightSpec, bucket_size, find, listen, receive, send
 
 HOST = "127.0.0.1"
 SECONDS = 300.0

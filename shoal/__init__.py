@@ -13,16 +13,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from shoal.api import evaluate, train
     from shoal.config.compose import load_config
     from shoal.rewards.base import Submission, verifier
-    from shoal.training.run import evaluate, train
 
 __all__ = ["Submission", "evaluate", "load_config", "train", "verifier"]
 
 _MODULES = {
     "load_config": "shoal.config.compose",
-    "train": "shoal.training.run",
-    "evaluate": "shoal.training.run",
+    "train": "shoal.api",
+    "evaluate": "shoal.api",
     "Submission": "shoal.rewards.base",
     "verifier": "shoal.rewards.base",
 }

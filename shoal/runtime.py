@@ -10,8 +10,8 @@ from logging import getLogger
 
 import torch
 
-from shoal.config.model import ModelConfig
-from shoal.config.runtime import RuntimeConfig
+from shoal.config.nodes.model import ModelConfig
+from shoal.config.nodes.runtime import RuntimeConfig
 from shoal.errors import ConfigError
 
 logger = getLogger(__name__)

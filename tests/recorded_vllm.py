@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from shoal.engines.vllm_control import VllmControl
+from shoal.engines.vllm.control import VllmControl
 from shoal.learners.base import Learner
 from shoal.types import Segment
 

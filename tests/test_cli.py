@@ -13,17 +13,17 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from shoal.cli import main
+from shoal.cli.main import main
 from shoal.config import ShoalConfig
-from shoal.config.run_folder import load_saved
 from shoal.errors import DataError, TrainingError
+from shoal.run_folder import load_saved
 
 
 class Training(ModuleType):
-    """Stands where shoal.training.run stands: notes what it is called with, and ends as it is told."""
+    """Stands where shoal.api stands: notes what it is called with, and ends as it is told."""
 
     def __init__(self) -> None:
-        super().__init__("shoal.training.run")
+        super().__init__("shoal.api")
         self.calls: list[tuple[ShoalConfig, Path | None]] = []
         self.status = "finished"
         self.failure: dict[float, BaseException] = {}
@@ -56,7 +56,7 @@ class Training(ModuleType):
 @pytest.fixture
 def training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Training:
     stand_in = Training()
-    monkeypatch.setitem(sys.modules, "shoal.training.run", stand_in)
+    monkeypatch.setitem(sys.modules, "shoal.api", stand_in)
     monkeypatch.chdir(tmp_path)
     return stand_in
 
@@ -287,7 +287,7 @@ def test_logging_stays_on_shoals_own_logger(training: Training, capsys: pytest.C
 
 def test_help_lists_presets_groups_and_options_without_importing_torch():
     code = (
-        "import sys\nfrom shoal.cli import main\n"
+        "import sys\nfrom shoal.cli.main import main\n"
         "try:\n    main(['train', '--help'])\nfinally:\n    assert 'torch' not in sys.modules\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -13,10 +13,10 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from shoal.cli import main
+from shoal.cli.main import main
 from shoal.config.keys import all_keys
-from shoal.engines.vllm_arguments import VllmArguments
-from shoal.engines.vllm_process import ServerProcess, free_port
+from shoal.engines.vllm.arguments import VllmArguments
+from shoal.engines.vllm.process import ServerProcess, free_port
 
 PAGE = (Path(__file__).parent.parent / "docs" / "coming-from.md").read_text(encoding="utf-8")
 OPEN_INSTRUCT2 = PAGE.partition("## Open-Instruct2")[2].partition("\n## ")[0]

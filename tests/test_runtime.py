@@ -7,8 +7,8 @@ import resource
 import pytest
 import torch
 
-from shoal.config.model import ModelConfig
-from shoal.config.runtime import RuntimeConfig
+from shoal.config.nodes.model import ModelConfig
+from shoal.config.nodes.runtime import RuntimeConfig
 from shoal.errors import ConfigError
 from shoal.runtime import Runtime, native_bf16, prepare_process, resolve_runtime, tune_malloc
 

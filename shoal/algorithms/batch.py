@@ -19,7 +19,7 @@ from shoal.algorithms.sequences import (
     token_advantages,
     train_sequences,
 )
-from shoal.config.algorithm import AlgorithmConfig, OverlongConfig
+from shoal.config.nodes.algorithm import AlgorithmConfig, OverlongConfig
 from shoal.errors import DataError
 from shoal.types import Batch, Group, StopReason, TrainSequence
 

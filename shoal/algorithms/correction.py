@@ -11,7 +11,7 @@ from torch import Tensor, where
 
 from shoal.algorithms.per_completion import completion_mean, completion_sum
 from shoal.algorithms.terms import TokenTerms
-from shoal.config.algorithm import AlgorithmConfig
+from shoal.config.nodes.algorithm import AlgorithmConfig
 
 
 def mismatch_ratio(terms: TokenTerms, algorithm: AlgorithmConfig) -> Tensor:

@@ -8,7 +8,7 @@ from shoal.algorithms.correction import correction_weights
 from shoal.algorithms.kl import ESTIMATORS, k3, log_ratio
 from shoal.algorithms.surrogates import SURROGATES, token_ratio
 from shoal.algorithms.terms import TokenTerms
-from shoal.config.algorithm import AlgorithmConfig
+from shoal.config.nodes.algorithm import AlgorithmConfig
 
 
 def policy_loss(terms: TokenTerms, algorithm: AlgorithmConfig) -> tuple[Tensor, dict[str, Tensor]]:

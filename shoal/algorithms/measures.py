@@ -11,7 +11,7 @@ from shoal.algorithms.correction import correction_weights, mismatch_ratio
 from shoal.algorithms.kl import ESTIMATORS, k1, k3, log_ratio
 from shoal.algorithms.surrogates import SURROGATES, token_ratio
 from shoal.algorithms.terms import TokenTerms
-from shoal.config.algorithm import AlgorithmConfig
+from shoal.config.nodes.algorithm import AlgorithmConfig
 
 LOSSES = ("policy", "kl", "sampler_kl", "entropy")
 SUMS = (

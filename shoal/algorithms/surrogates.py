@@ -13,7 +13,7 @@ from torch import Tensor, maximum, zeros_like
 
 from shoal.algorithms.per_completion import completion_mean
 from shoal.algorithms.terms import TokenTerms
-from shoal.config.algorithm import AlgorithmConfig
+from shoal.config.nodes.algorithm import AlgorithmConfig
 
 
 @dataclass

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from math import isfinite
 from typing import Any
 
-from shoal.config.data import DataConfig
+from shoal.config.nodes.data import DataConfig
 from shoal.errors import ConfigError
 
 Amount = int | float

@@ -2,15 +2,15 @@
 
 from dataclasses import dataclass
 
-from shoal.config.algorithm import AlgorithmConfig
-from shoal.config.data import DataConfig, EvaluationConfig, RewardConfig, SamplingConfig
-from shoal.config.environment import EnvironmentConfig
-from shoal.config.model import ModelConfig, OptimizerConfig
+from shoal.config.nodes.algorithm import AlgorithmConfig
+from shoal.config.nodes.data import DataConfig, EvaluationConfig, RewardConfig, SamplingConfig
+from shoal.config.nodes.environment import EnvironmentConfig
+from shoal.config.nodes.model import ModelConfig, OptimizerConfig
+from shoal.config.nodes.parts import EngineConfig, LearnerConfig, SourceConfig, WeightSyncConfig
+from shoal.config.nodes.reference import ReferenceConfig
+from shoal.config.nodes.run import CheckpointConfig, MemoryProfileConfig, MonitorConfig, RunConfig
+from shoal.config.nodes.runtime import RuntimeConfig
 from shoal.config.options import option
-from shoal.config.parts import EngineConfig, LearnerConfig, SourceConfig, WeightSyncConfig
-from shoal.config.reference import ReferenceConfig
-from shoal.config.run import CheckpointConfig, MemoryProfileConfig, MonitorConfig, RunConfig
-from shoal.config.runtime import RuntimeConfig
 
 
 @dataclass

@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from shoal.engines.weight_stream import WeightSpec
 from shoal.errors import ConfigError
 from shoal.types import Batch, Segment
+from shoal.wire.stream import WeightSpec
 
 Writing = Callable[[], AbstractContextManager[None]]
 

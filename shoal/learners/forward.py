@@ -12,9 +12,9 @@ from shoal.algorithms.logprobs import HeadForm, TokenLogprobs, chunked_logprobs,
 from shoal.algorithms.masks import additive, allowed, cumulative_lengths
 from shoal.algorithms.micro_batch import MicroBatch
 from shoal.errors import ConfigError
-from shoal.learners.mixed import forward_context
+from shoal.learners.cpu.mixed import forward_context
+from shoal.learners.cpu.tree_attention import LONGEST, NAME, TreeLayout
 from shoal.learners.model import Policy
-from shoal.learners.tree_attention import LONGEST, NAME, TreeLayout
 from shoal.runtime import Runtime
 
 logger = getLogger(__name__)

@@ -18,7 +18,6 @@ from shoal.algorithms.losses import policy_loss, zero_advantage_is_free
 from shoal.algorithms.measures import Measures
 from shoal.algorithms.micro_batch import MicroBatch
 from shoal.config import ShoalConfig
-from shoal.engines.weight_stream import WeightSpec
 from shoal.errors import ConfigError
 from shoal.learners.base import Learner, Writing
 from shoal.learners.lora import merged_weights, plain_weights
@@ -28,6 +27,7 @@ from shoal.learners.passes import Passes
 from shoal.learners.step import Minibatch, NonFiniteError, TokenTable, minibatches
 from shoal.runtime import Runtime
 from shoal.types import Batch, Segment
+from shoal.wire.stream import WeightSpec
 
 logger = getLogger(__name__)
 

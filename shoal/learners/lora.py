@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shoal.config.model import LoraConfig
+from shoal.config.nodes.model import LoraConfig
 from shoal.errors import ConfigError
 
 logger = getLogger(__name__)

@@ -12,16 +12,16 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils.logging import disable_progress_bar
 
-from shoal.config.model import ModelConfig
+from shoal.config.nodes.model import ModelConfig
 from shoal.engines.stopping import eos_ids
 from shoal.errors import ConfigError
+from shoal.learners.cpu.mixed import use_mixed_linears
+from shoal.learners.cpu.norm import use_lean_norms
+from shoal.learners.cpu.rotary import use_rotary_tables
+from shoal.learners.cpu.tree_attention import use_tree_attention
 from shoal.learners.lora import adapter_base, add_lora, load_adapter
-from shoal.learners.mixed import use_mixed_linears
-from shoal.learners.norm import use_lean_norms
-from shoal.learners.rotary import use_rotary_tables
-from shoal.learners.tree_attention import use_tree_attention
+from shoal.models.templates import TEMPLATES
 from shoal.runtime import Runtime
-from shoal.tasks.templates import TEMPLATES
 
 logger = getLogger(__name__)
 

@@ -12,7 +12,7 @@ from torch.autograd.graph import increment_version
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 
-from shoal.config.model import OptimizerConfig
+from shoal.config.nodes.model import OptimizerConfig
 from shoal.errors import ConfigError
 from shoal.runtime import Runtime
 

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from shoal.algorithms.micro_batch import MicroBatch
 from shoal.algorithms.packing import pack
-from shoal.config.parts import LearnerConfig
+from shoal.config.nodes.parts import LearnerConfig
+from shoal.learners.cpu.tree_attention import LONGEST, NAME
 from shoal.learners.forward import PolicyForward, packing_obstacle, refuse_packing
 from shoal.learners.model import Policy
 from shoal.learners.step import scatter
-from shoal.learners.tree_attention import LONGEST, NAME
 from shoal.runtime import Runtime
 from shoal.types import Segment, TrainSequence
 

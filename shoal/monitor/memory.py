@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import torch
 
-from shoal.config.run import MemoryProfileConfig
+from shoal.config.nodes.run import MemoryProfileConfig
 from shoal.files import write_atomically
 
 logger = getLogger(__name__)

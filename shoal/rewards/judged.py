@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shoal.config.data import RewardConfig
+from shoal.config.nodes.data import RewardConfig
 from shoal.rewards.base import Submission
 from shoal.rewards.judging.client import JudgeClient
 from shoal.rewards.verdict import Verdict

@@ -11,20 +11,20 @@ from importlib.util import find_spec
 from inspect import Parameter, signature
 from typing import Any
 
-import shoal.rewards.citations
-import shoal.rewards.code
-import shoal.rewards.format
-import shoal.rewards.gsm8k
-import shoal.rewards.gsm8k_torchrl
-import shoal.rewards.ifeval
-import shoal.rewards.json_schema
-import shoal.rewards.judge
-import shoal.rewards.length
-import shoal.rewards.math
-import shoal.rewards.regex
 import shoal.rewards.rubrics.verifier
-import shoal.rewards.strings
-import shoal.rewards.text_match  # noqa: F401 - importing a module of verifiers registers them
+import shoal.rewards.verifiers.citations
+import shoal.rewards.verifiers.code
+import shoal.rewards.verifiers.format
+import shoal.rewards.verifiers.gsm8k
+import shoal.rewards.verifiers.gsm8k_torchrl
+import shoal.rewards.verifiers.ifeval
+import shoal.rewards.verifiers.json_schema
+import shoal.rewards.verifiers.judge
+import shoal.rewards.verifiers.length
+import shoal.rewards.verifiers.math
+import shoal.rewards.verifiers.regex
+import shoal.rewards.verifiers.strings
+import shoal.rewards.verifiers.text_match  # noqa: F401 - importing a module of verifiers registers them
 from shoal.errors import ConfigError
 from shoal.rewards.base import REGISTRY, VerifierEntry
 from shoal.rewards.judged import JUDGED

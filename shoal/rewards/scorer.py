@@ -10,11 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from shoal.config.data import RewardConfig
+from shoal.config.nodes.data import RewardConfig
 from shoal.errors import ConfigError
 from shoal.rewards.base import Submission, Verifier, VerifierEntry
-from shoal.rewards.code import check_code
-from shoal.rewards.deadline import DeadlinePool
 from shoal.rewards.judged import JUDGED, Asked, JudgedVerifier
 from shoal.rewards.judging.client import JudgeClient
 from shoal.rewards.judging.spending import Spending
@@ -22,6 +20,8 @@ from shoal.rewards.lookup import check_options, find_verifier, import_path
 from shoal.rewards.report import ScoreReport
 from shoal.rewards.shaping import LENGTH_PENALTY, length_penalty, shaped_reward, verified_sum
 from shoal.rewards.verdict import Verdict, judge_here
+from shoal.rewards.verifiers.code import check_code
+from shoal.rewards.workers.deadline import DeadlinePool
 from shoal.types import FORMAT_PART, Completion, Group, Prompt, StopReason
 
 logger = getLogger(__name__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from shoal.config.data import RewardConfig
+from shoal.config.nodes.data import RewardConfig
 from shoal.types import FORMAT_PART, Completion, StopReason
 
 LENGTH_PENALTY = "length"

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from shoal.config.data import RewardConfig
+from shoal.config.nodes.data import RewardConfig
 from shoal.errors import DataError
 from shoal.rewards.report import ScoreReport
 from shoal.rewards.scorer import MISSING, Scorer

@@ -14,7 +14,7 @@ import transformers
 from transformers import PreTrainedTokenizerBase
 
 from shoal.files import write_atomically
-from shoal.tasks.layout import Message
+from shoal.tasks.layouts.base import Message
 from shoal.tasks.warm_start import cache_folder
 
 logger = getLogger(__name__)

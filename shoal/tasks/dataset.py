@@ -11,13 +11,14 @@ from transformers import PreTrainedTokenizerBase
 from shoal.config import ShoalConfig
 from shoal.config.mix import DataSource, data_sources
 from shoal.errors import ConfigError, DataError
+from shoal.models.chat import read_framing, render
 from shoal.rewards.judged import JUDGED
 from shoal.rewards.lookup import find_verifier
-from shoal.tasks import code, gsm8k, ifeval, math, messages, rlvr, story
+from shoal.tasks import story
 from shoal.tasks.base import Task
 from shoal.tasks.cache import cache_key, cached
-from shoal.tasks.chat import read_framing, render
-from shoal.tasks.layout import Example, Layout
+from shoal.tasks.layouts import code, gsm8k, ifeval, math, messages, rlvr
+from shoal.tasks.layouts.base import Example, Layout
 from shoal.tasks.mixer import draw, interleave
 from shoal.tasks.rows import is_single_file, read_rows
 from shoal.types import Prompt

@@ -17,7 +17,7 @@ from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from shoal.tasks.layout import Example, Layout, Row, question
+from shoal.tasks.layouts.base import Example, Layout, Row, question
 from shoal.types import Prompt
 
 SIGNS = {"finds": 1, "buys": 1, "gets": 1, "wins": 1, "drops": -1, "eats": -1, "gives": -1, "loses": -1}

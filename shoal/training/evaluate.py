@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from math import comb
 
 from shoal.config import ShoalConfig
-from shoal.environments.single_turn import roll_out
 from shoal.monitor.metrics import is_right
+from shoal.rollout.single_turn import roll_out
 from shoal.training.parts import Parts
 from shoal.training.sources import sampling_params
 from shoal.types import Group

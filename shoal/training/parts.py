@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shoal.engines.base import Engine
-from shoal.environments.single_turn import Decode
 from shoal.learners.base import Learner
 from shoal.learners.model import Policy
 from shoal.rewards.scorer import Scorer
+from shoal.rollout.single_turn import Decode
 from shoal.runtime import Runtime
 from shoal.tasks.base import Task
 from shoal.weight_sync.base import WeightSync

@@ -12,9 +12,9 @@ import psutil
 import torch
 
 from shoal.config import ShoalConfig
-from shoal.environments.single_turn import roll_out
 from shoal.learners.memory_plan import estimate
 from shoal.rewards.scorer import MISSING, Scorer
+from shoal.rollout.single_turn import roll_out
 from shoal.runtime import Runtime
 from shoal.tasks.base import Task
 from shoal.training.parts import Parts

@@ -8,10 +8,10 @@ from typing import Any
 
 from shoal.config import ShoalConfig
 from shoal.engines.base import SamplingParams
-from shoal.environments.single_turn import roll_out
 from shoal.errors import BudgetError, TrainingError
 from shoal.monitor.monitor import Monitor
 from shoal.rewards.report import ScoreReport
+from shoal.rollout.single_turn import roll_out
 from shoal.tasks.stream import PromptStream
 from shoal.training.parts import Parts
 from shoal.training.recording import GroupRecording

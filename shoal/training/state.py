@@ -14,9 +14,9 @@ from shoal.algorithms.batch import BatchReport
 from shoal.config import ShoalConfig
 from shoal.errors import TrainingError
 from shoal.files import replace_folder, write_atomically
-from shoal.learners.reference import Reference, penalise_with_kl
 from shoal.learners.step import NonFiniteError
 from shoal.monitor.monitor import Monitor
+from shoal.references.base import Reference, penalise_with_kl
 from shoal.training.checkpoint import CheckpointStore, rng_state, set_rng_state, step_named
 from shoal.training.evaluate import Evaluator
 from shoal.training.parts import Parts

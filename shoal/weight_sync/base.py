@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from shoal.engines.vllm_control import VllmControl
+from shoal.engines.vllm.control import VllmControl
 
 
 class PublishHandle:

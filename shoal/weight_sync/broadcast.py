@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from shoal.config.parts import WeightSyncConfig
-from shoal.engines.vllm_control import VllmControl
-from shoal.engines.weight_stream import WeightGroup, bucket_size, listen, send
+from shoal.config.nodes.parts import WeightSyncConfig
+from shoal.engines.vllm.control import VllmControl
 from shoal.errors import EngineError, TrainingError
 from shoal.learners.base import Learner
 from shoal.weight_sync.check import SelfCheck
 from shoal.weight_sync.together import run_together
 from shoal.weight_sync.vllm import VllmEngine, VllmSync
+from shoal.wire.stream import WeightGroup, bucket_size, listen, send
 
 logger = getLogger(__name__)
 

@@ -9,8 +9,7 @@ from tempfile import mkdtemp
 from typing import Any
 
 from shoal.config import ShoalConfig
-from shoal.config.vllm import VllmConfig
-from shoal.engines.shared_weights import BRIDGE_FILE, Bridge
+from shoal.config.nodes.vllm import VllmConfig
 from shoal.errors import ConfigError
 from shoal.learners.local import LocalLearner
 from shoal.learners.lora import adapter_base
@@ -20,6 +19,7 @@ from shoal.weight_sync.lora import LoraSync
 from shoal.weight_sync.restart import RestartSync
 from shoal.weight_sync.shared import SEED_FILE, SharedSync, find_bridge, share
 from shoal.weight_sync.vllm import VllmSync
+from shoal.wire.shared import BRIDGE_FILE, Bridge
 
 
 def build_vllm_sync(

@@ -7,9 +7,9 @@ from random import Random
 
 import torch
 
-from shoal.config.parts import WeightSyncConfig
+from shoal.config.nodes.parts import WeightSyncConfig
 from shoal.engines.base import Engine
-from shoal.engines.vllm_control import VllmControl
+from shoal.engines.vllm.control import VllmControl
 from shoal.errors import TrainingError
 from shoal.learners.base import Learner
 from shoal.runtime import Runtime

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from time import perf_counter
 
-from shoal.engines.torch_engine import TorchEngine
+from shoal.engines.builtin.engine import TorchEngine
 from shoal.weight_sync.base import PublishHandle, WeightSync
 from shoal.weight_sync.check import SelfCheck
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from shoal.config.parts import WeightSyncConfig
-from shoal.engines.versions import write_version
-from shoal.engines.vllm_control import VllmControl
+from shoal.config.nodes.parts import WeightSyncConfig
+from shoal.engines.vllm.control import VllmControl
 from shoal.errors import ConfigError
 from shoal.files import replace_folder
 from shoal.learners.base import Learner
 from shoal.weight_sync.check import SelfCheck
 from shoal.weight_sync.vllm import VllmEngine, VllmSync
+from shoal.wire.versions import write_version
 
 ADAPTER = "policy"
 

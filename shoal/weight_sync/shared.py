@@ -11,14 +11,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from shoal.config.parts import WeightSyncConfig
-from shoal.engines.shared_weights import BRIDGE_FILE, Bridge, memory_file
-from shoal.engines.vllm_control import VllmControl
-from shoal.engines.weight_stream import WeightSpec
+from shoal.config.nodes.parts import WeightSyncConfig
+from shoal.engines.vllm.control import VllmControl
 from shoal.errors import ConfigError
 from shoal.learners.base import Learner
 from shoal.weight_sync.check import SelfCheck
 from shoal.weight_sync.vllm import VllmEngine, VllmSync
+from shoal.wire.shared import BRIDGE_FILE, Bridge, memory_file
+from shoal.wire.stream import WeightSpec
 
 logger = getLogger(__name__)
 

@@ -11,8 +11,8 @@ from threading import RLock
 from time import perf_counter
 from typing import Any, Protocol
 
-from shoal.config.parts import WeightSyncConfig
-from shoal.engines.vllm_control import VllmControl
+from shoal.config.nodes.parts import WeightSyncConfig
+from shoal.engines.vllm.control import VllmControl
 from shoal.errors import EngineError, TrainingError
 from shoal.learners.base import Learner
 from shoal.weight_sync.base import PublishHandle, WeightSync

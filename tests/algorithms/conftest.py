@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from shoal.algorithms.terms import TokenTerms
-from shoal.config.algorithm import AlgorithmConfig
+from shoal.config.nodes.algorithm import AlgorithmConfig
 
 MakeTerms = Callable[..., TokenTerms]
 MAX_NEW_TOKENS = 9

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.algorithms.advantages import group_advantages
-from shoal.config.algorithm import AlgorithmConfig
+from shoal.config.nodes.algorithm import AlgorithmConfig
 
 EVERY_KIND = ["standard", "centered", "leave_one_out"]
 # Eighths add up exactly, so that only the formula is tested and not rounding.

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.algorithms.batch import make_batch, overlong_penalty, token_weights
-from shoal.config.algorithm import AlgorithmConfig, OverlongConfig
+from shoal.config.nodes.algorithm import AlgorithmConfig, OverlongConfig
 from shoal.errors import DataError
 from shoal.types import Completion, Group, Segment, StopReason
 

@@ -6,7 +6,7 @@ import torch
 from shoal.algorithms.correction import correction_weights
 from shoal.algorithms.losses import policy_loss
 from shoal.algorithms.terms import TokenTerms
-from shoal.config.algorithm import AlgorithmConfig
+from shoal.config.nodes.algorithm import AlgorithmConfig
 
 
 def terms_with_mismatch(rho, completion):

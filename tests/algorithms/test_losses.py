@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from shoal.algorithms.losses import policy_loss, zero_advantage_is_free
 from shoal.algorithms.surrogates import SURROGATES
 from shoal.algorithms.terms import TokenTerms
-from shoal.config.algorithm import AlgorithmConfig
+from shoal.config.nodes.algorithm import AlgorithmConfig
 
 PER_TOKEN = ("logprobs", "old_logprobs", "sampler_logprobs", "advantages", "weights", "unit_logprobs", "ref_logprobs")
 LEAVES = ("logprobs", "unit_logprobs", "entropy")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from shoal.algorithms.losses import policy_loss
 from shoal.algorithms.measures import Measures
 from shoal.algorithms.terms import TokenTerms
-from shoal.config.algorithm import AlgorithmConfig
+from shoal.config.nodes.algorithm import AlgorithmConfig
 
 
 def measured(terms, algorithm, **arguments):

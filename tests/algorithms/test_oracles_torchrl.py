@@ -20,7 +20,7 @@ from shoal.algorithms.advantages import group_advantages
 from shoal.algorithms.losses import policy_loss
 from shoal.algorithms.measures import Measures
 from shoal.algorithms.terms import TokenTerms
-from shoal.config.algorithm import AlgorithmConfig
+from shoal.config.nodes.algorithm import AlgorithmConfig
 
 pytest.importorskip("torchrl", reason="torchrl is the oracle; it comes with the `bench` extra")
 from tensordict import TensorDict

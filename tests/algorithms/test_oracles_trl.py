@@ -23,7 +23,7 @@ import torch
 from shoal.algorithms.losses import policy_loss
 from shoal.algorithms.measures import Measures
 from shoal.algorithms.terms import TokenTerms
-from shoal.config.algorithm import AlgorithmConfig
+from shoal.config.nodes.algorithm import AlgorithmConfig
 
 pytest.importorskip("trl", reason="TRL is the oracle; it comes with the `bench` extra")
 from trl.trainer.grpo_trainer import GRPOTrainer

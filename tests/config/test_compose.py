@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from shoal.config import ShoalConfig, load_config
-from shoal.config.algorithm import AlgorithmConfig, OverlongConfig
 from shoal.config.compose import PRESETS, preset_names
+from shoal.config.nodes.algorithm import AlgorithmConfig, OverlongConfig
 
 NAMES = preset_names(PRESETS)
 ALGORITHMS = preset_names(PRESETS, "algorithm")
@@ -124,5 +124,5 @@ def test_a_users_preset_without_defaults_stands_on_the_dataclasses(tmp_path: Pat
 
 
 def test_importing_the_configuration_imports_no_torch():
-    code = "import shoal.config, shoal.cli, sys; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    code = "import shoal.config, shoal.cli.main, sys; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

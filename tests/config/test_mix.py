@@ -9,7 +9,7 @@ import pytest
 
 from shoal.config import load_config
 from shoal.config.mix import data_sources
-from shoal.config.run_folder import load_saved, save_config
+from shoal.run_folder import load_saved, save_config
 
 Refusal = Callable[..., str]
 

@@ -10,8 +10,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from shoal.config import load_config
-from shoal.config.run_folder import find_resume, load_saved, new_run_folder, open_run, run_folder_of, save_config
 from shoal.errors import ConfigError
+from shoal.run_folder import find_resume, load_saved, new_run_folder, open_run, run_folder_of, save_config
 
 
 def make_run(folder: Path, *steps: int, overrides: tuple[str, ...] = ()) -> Path:
@@ -35,7 +35,7 @@ def test_two_runs_of_one_second_get_two_folders(tmp_path: Path, monkeypatch: pyt
         def now(cls, tz: object = None) -> datetime:
             return datetime(2026, 5, 4, 12, 0, 0)
 
-    monkeypatch.setattr("shoal.config.run_folder.datetime", Noon)
+    monkeypatch.setattr("shoal.run_folder.datetime", Noon)
     config = load_config("story", [f"run.root={tmp_path}"])
     names = []
     for _ in range(3):

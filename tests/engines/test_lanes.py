@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.engines.base import SamplingParams
-from shoal.engines.lanes import compact, fork
-from shoal.engines.torch_engine import TorchEngine
+from shoal.engines.builtin.engine import TorchEngine
+from shoal.engines.builtin.lanes import compact, fork
 
 # At a low temperature completions of a group begin alike.
 ALIKE = SamplingParams(16, temperature=0.03)

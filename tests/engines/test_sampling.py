@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.engines.base import SamplingParams
-from shoal.engines.sampling import RowSampling, draw, sample, truncate
+from shoal.engines.builtin.sampling import RowSampling, draw, sample, truncate
 from shoal.engines.seeds import sampling_seed, uniforms
 
 CPU = torch.device("cpu")

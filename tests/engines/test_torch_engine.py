@@ -10,9 +10,9 @@ from engine_models import CONFIGS, POSITIONS, build, make_requests, plain_logpro
 from transformers import MambaConfig, MambaForCausalLM
 
 from shoal.engines.base import Request, SamplingParams
-from shoal.engines.decode import ModuleDecoder
-from shoal.engines.fast_decode import FastDecoder
-from shoal.engines.torch_engine import TorchEngine
+from shoal.engines.builtin.decode import ModuleDecoder
+from shoal.engines.builtin.engine import TorchEngine
+from shoal.engines.builtin.fast_decode import FastDecoder
 from shoal.errors import ConfigError
 from shoal.types import Segment, StopReason
 
@@ -31,7 +31,7 @@ def engine_for(model: Any, tokenizer: Any, **options: Any) -> TorchEngine:
 def test_logprobs_are_those_of_a_plain_forward_pass(
     name: str, share_from: int, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shoal.engines.cache.SHARE_FROM", share_from)
+    monkeypatch.setattr("shoal.engines.builtin.cache.SHARE_FROM", share_from)
     model = build(name)
     engine = engine_for(model, tokenizer)
     assert isinstance(engine.decoder, FastDecoder if name in FAST else ModuleDecoder)
@@ -51,7 +51,7 @@ def test_logprobs_are_those_of_a_plain_forward_pass(
 def test_a_large_models_weights_are_read_without_copies(
     name: str, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shoal.engines.weights.SMALL_MODEL", 0)
+    monkeypatch.setattr("shoal.engines.builtin.fused_weights.SMALL_MODEL", 0)
     model = build(name)
     engine = engine_for(model, tokenizer)
     requests = make_requests(3, 2)
@@ -83,7 +83,7 @@ def test_greedy_decoding_equals_generate_token_by_token(name: str, tokenizer: An
 def test_a_completion_does_not_depend_on_what_it_is_batched_with(
     name: str, share_from: int, options: dict[str, int], tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shoal.engines.cache.SHARE_FROM", share_from)
+    monkeypatch.setattr("shoal.engines.builtin.cache.SHARE_FROM", share_from)
     model = build(name)
     # Lengths of 1 to 23 tokens, so that rows are dropped and moved in the batch of all 40, too.
     requests = [

@@ -13,7 +13,7 @@ from vllm_tiny import ENDS, POSITIONS, request_form, tiny_arguments
 
 from shoal.engines.base import EngineOutput, Request, SamplingParams
 from shoal.engines.stopping import StopStrings
-from shoal.engines.vllm_inprocess import VllmEngine
+from shoal.engines.vllm.in_process import VllmEngine
 from shoal.types import Segment, StopReason
 
 pytest.importorskip("vllm", reason="needs vLLM")

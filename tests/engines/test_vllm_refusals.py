@@ -6,11 +6,11 @@ from importlib.metadata import PackageNotFoundError
 
 import pytest
 
+from shoal.build import build_parts
 from shoal.config import load_config
-from shoal.engines import vllm_compat
-from shoal.engines.vllm_arguments import lora_room
+from shoal.engines.vllm import compat as vllm_compat
+from shoal.engines.vllm.arguments import lora_room
 from shoal.errors import EngineError
-from shoal.training.build import build_parts
 
 
 def set_version(monkeypatch: pytest.MonkeyPatch, found: str | None) -> None:

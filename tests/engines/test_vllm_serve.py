@@ -18,8 +18,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from shoal.cli import main
-from shoal.engines.vllm_process import free_port
+from shoal.cli.main import main
+from shoal.engines.vllm.process import free_port
 from shoal.tasks.warm_start import warm_started_model
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
@@ -35,7 +35,15 @@ PROMPT = [5, 6, 7, 8, 9]
 def served(log: Path, *flags: str, key: str | None = None) -> Iterator[str]:
     """The address of a server on the built-in model."""
     port = free_port("127.0.0.1")
-    command = [sys.executable, "-m", "shoal.cli", "serve", "vllm", f"--model={warm_started_model()}", f"--port={port}"]
+    command = [
+        sys.executable,
+        "-m",
+        "shoal.cli.main",
+        "serve",
+        "vllm",
+        f"--model={warm_started_model()}",
+        f"--port={port}",
+    ]
     environment = {**os.environ, "TORCHDYNAMO_DISABLE": "1", **({"SHOAL_VLLM_API_KEY": key} if key else {})}
     with log.open("wb") as output:
         process = subprocess.Popen(

@@ -19,12 +19,12 @@ from test_vllm_engines import TOLERANCE, largest
 from vllm_tiny import API_KEY, POSITIONS, save_vllm_model, server_engine
 
 from shoal.engines.base import EngineOutput, Request, SamplingParams
-from shoal.engines.vllm_client import PlainVllmClient, VllmClient
-from shoal.engines.vllm_control import VllmControl
-from shoal.engines.vllm_endpoint import check_endpoint, has_shoal_routes
-from shoal.engines.vllm_process import free_port
+from shoal.engines.vllm.client import PlainVllmClient, VllmClient
+from shoal.engines.vllm.control import VllmControl
+from shoal.engines.vllm.endpoint import check_endpoint, has_shoal_routes
+from shoal.engines.vllm.process import free_port
 from shoal.errors import EngineError, ServerDied
-from shoal.learners.reference_vllm import VllmReference
+from shoal.references.vllm import VllmReference
 from shoal.types import Completion, Group, Segment, StopReason
 
 pytest.importorskip("vllm", reason="needs vLLM")
@@ -220,7 +220,7 @@ def test_two_servers_share_the_load_and_a_group_stays_on_one(
 
 OWNER = """
 import sys, time
-from shoal.engines.vllm_process import ServerProcess
+from shoal.engines.vllm.process import ServerProcess
 from pathlib import Path
 from vllm_tiny import tiny_arguments
 line = tiny_arguments(Path(sys.argv[1]))

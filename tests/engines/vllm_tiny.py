@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from shoal.config.vllm import VllmConfig
-from shoal.engines.vllm_arguments import VllmArguments
-from shoal.engines.vllm_requests import RequestForm
-from shoal.engines.vllm_server import VllmServerEngine
+from shoal.config.nodes.vllm import VllmConfig
+from shoal.engines.vllm.arguments import VllmArguments
+from shoal.engines.vllm.requests import RequestForm
+from shoal.engines.vllm.server_engine import VllmServerEngine
 
 API_KEY = "a key of the tests"
 POSITIONS = 512

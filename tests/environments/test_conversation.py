@@ -8,8 +8,8 @@ import pytest
 from chat_tokenizer import CHATML, DROPS_THINKING, END, START, chat_tokenizer
 
 from shoal.engines.base import EngineOutput
-from shoal.environments.conversation import Conversation
-from shoal.tasks.chat import render_texts
+from shoal.models.chat import render_texts
+from shoal.rollout.conversation import Conversation
 from shoal.types import Prompt, StopReason
 
 START_ID, END_ID = 0, 1

@@ -10,9 +10,9 @@ import torch
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from shoal.engines.base import Engine, EngineOutput, Request, SamplingParams
+from shoal.engines.builtin.engine import TorchEngine
 from shoal.engines.seeds import sampling_seed
-from shoal.engines.torch_engine import TorchEngine
-from shoal.environments.single_turn import roll_out, to_completion
+from shoal.rollout.single_turn import roll_out, to_completion
 from shoal.tasks.story import story_tokenizer
 from shoal.tasks.warm_start import Recipe, architecture
 from shoal.types import Group, Prompt, Segment, StopReason

@@ -14,11 +14,11 @@ from chat_tokenizer import END, chat_tokenizer
 from shoal.config import load_config
 from shoal.engines.base import EngineOutput, SamplingParams
 from shoal.engines.seeds import sampling_seed
-from shoal.environments.base import Item
-from shoal.environments.tool_calls import ToolCall, as_tool, calculator, find_calls, find_tool, run_call
-from shoal.environments.tools import ToolEnvironment
 from shoal.errors import ConfigError
 from shoal.rewards.shaping import good_outputs
+from shoal.rollout.environment import Item
+from shoal.rollout.tool_calls import ToolCall, as_tool, calculator, find_calls, find_tool, run_call
+from shoal.rollout.tools import ToolEnvironment
 from shoal.types import Completion, Prompt, StopReason
 
 

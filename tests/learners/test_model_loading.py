@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config, T5Confi
 from shoal.config import ShoalConfig
 from shoal.engines.stopping import eos_ids
 from shoal.errors import ConfigError
+from shoal.learners.cpu.mixed import MixedLinear, SharedCast
 from shoal.learners.lora import linear_names
-from shoal.learners.mixed import MixedLinear, SharedCast
 from shoal.learners.model import Policy, load_policy
 from shoal.runtime import resolve_runtime
 

@@ -4,7 +4,7 @@ from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from shoal.config import ShoalConfig
-from shoal.learners.norm import _LeanNorm, _RMSNorm, use_lean_norms
+from shoal.learners.cpu.norm import _LeanNorm, _RMSNorm, use_lean_norms
 from shoal.runtime import resolve_runtime
 
 

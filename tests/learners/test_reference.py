@@ -13,8 +13,8 @@ from tiny_models import make_batch
 
 from shoal.errors import ConfigError
 from shoal.learners.local import LocalLearner
-from shoal.learners.reference import penalise_with_kl
-from shoal.learners.reference_model import ModelReference
+from shoal.references.base import penalise_with_kl
+from shoal.references.model import ModelReference
 from shoal.types import Completion, Group, Segment, StopReason
 
 Make = Callable[..., LocalLearner]

@@ -6,8 +6,8 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3RotaryEmbedding
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from shoal.config import ShoalConfig
-from shoal.learners.mixed import SharedCast
-from shoal.learners.rotary import use_rotary_tables
+from shoal.learners.cpu.mixed import SharedCast
+from shoal.learners.cpu.rotary import use_rotary_tables
 from shoal.runtime import resolve_runtime
 
 SIZES = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "head_dim": 8}

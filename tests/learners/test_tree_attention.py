@@ -13,9 +13,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from shoal.algorithms.masks import allowed
 from shoal.algorithms.micro_batch import MicroBatch
 from shoal.algorithms.packing import pack
-from shoal.learners import tree_attention
+from shoal.learners.cpu import tree_attention
+from shoal.learners.cpu.tree_attention import LONGEST, NAME, TreeLayout, tree_attention_forward
 from shoal.learners.passes import as_sequences
-from shoal.learners.tree_attention import LONGEST, NAME, TreeLayout, tree_attention_forward
 from shoal.types import Segment
 
 HEADS, KV_HEADS, SIZE = 4, 2, 8

@@ -12,7 +12,7 @@ import torch
 from made_groups import step_groups
 
 from shoal.config import ShoalConfig
-from shoal.config.run import MemoryProfileConfig
+from shoal.config.nodes.run import MemoryProfileConfig
 from shoal.monitor.memory import MemoryProfile, step_memory
 from shoal.monitor.monitor import Monitor
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from judge_server import JudgeServer, between
 
-from shoal.config.data import RewardConfig
-from shoal.config.judge import JudgeConfig
-from shoal.config.rubric import RubricConfig
+from shoal.config.nodes.data import RewardConfig
+from shoal.config.nodes.judge import JudgeConfig
+from shoal.config.nodes.rubric import RubricConfig
 from shoal.types import Completion, Group, Prompt, Segment, StopReason
 
 

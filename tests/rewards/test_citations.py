@@ -7,8 +7,8 @@ import time
 from judge_server import JudgeServer, Reply, between, mark
 from judged_groups import group, reward
 
-from shoal.rewards.citations import Claim, find_claims, find_sources
 from shoal.rewards.scorer import Scorer
+from shoal.rewards.verifiers.citations import Claim, find_claims, find_sources
 
 SOURCES = '<snippet id="s1">Cats purr.</snippet> <document id=d2 url="u">Dogs bark.</document> '
 

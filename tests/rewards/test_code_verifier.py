@@ -7,15 +7,15 @@ import json
 import pytest
 
 from shoal.config import load_config
-from shoal.config.code import CodeConfig
-from shoal.config.data import RewardConfig
+from shoal.config.nodes.code import CodeConfig
+from shoal.config.nodes.data import RewardConfig
 from shoal.errors import ConfigError, DataError
 from shoal.rewards.base import REGISTRY, Submission
-from shoal.rewards.code import code, find_program, read_tests, score_of
 from shoal.rewards.sandbox.core import Sandbox
 from shoal.rewards.sandbox.outcome import SandboxError, Status, TestResult
 from shoal.rewards.scorer import Scorer
 from shoal.rewards.verdict import judge
+from shoal.rewards.verifiers.code import code, find_program, read_tests, score_of
 from shoal.types import Completion, Group, Prompt, Segment, StopReason
 
 ADD = "```python\ndef add(a, b):\n    return a + b\n```"

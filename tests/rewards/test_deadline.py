@@ -11,8 +11,8 @@ import pytest
 
 from shoal.errors import TrainingError
 from shoal.rewards.base import Submission
-from shoal.rewards.deadline import DeadlinePool
 from shoal.rewards.verdict import Verdict
+from shoal.rewards.workers.deadline import DeadlinePool
 
 MISBEHAVING = "fragile_verifiers:misbehaving"
 PROCESS_ID = "fragile_verifiers:process_id"
@@ -135,7 +135,7 @@ def test_no_worker_outlives_a_trainer_that_was_killed(text: str, seconds: float)
         "import os, sys, threading, time\n"
         f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from shoal.rewards.base import Submission\n"
-        "from shoal.rewards.deadline import DeadlinePool\n"
+        "from shoal.rewards.workers.deadline import DeadlinePool\n"
         f"pool = DeadlinePool([{MISBEHAVING!r}], workers=1, timeout=1, memory_gib=0)\n"
         f"pool.add(({MISBEHAVING!r}, Submission(text='fine'))); pool.finish()\n"
         "print(pool.workers[0].process.pid, flush=True)\n"

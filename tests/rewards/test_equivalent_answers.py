@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.rewards.base import Submission
-from shoal.rewards.gsm8k import gsm8k
-from shoal.rewards.math import math
+from shoal.rewards.verifiers.gsm8k import gsm8k
+from shoal.rewards.verifiers.math import math
 
 numbers = st.builds(
     lambda sign, whole, cents: Fraction(sign * (whole * 100 + cents), 100),

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.rewards.base import Submission
-from shoal.rewards.gsm8k import gsm8k, gsm8k_open_instruct
+from shoal.rewards.verifiers.gsm8k import gsm8k, gsm8k_open_instruct
 
 # Answer, ground truth, right or wrong. Every row was decided by hand.
 TABLE = [

@@ -15,11 +15,11 @@ from json import dumps
 
 import pytest
 
-from shoal.config.data import RewardConfig
+from shoal.config.nodes.data import RewardConfig
+from shoal.rewards.answers.instructions import INSTRUCTIONS, follows
 from shoal.rewards.base import Submission
-from shoal.rewards.ifeval import ifeval, ifeval_loose, ifeval_torchrl, loose_variants
-from shoal.rewards.instructions import INSTRUCTIONS, follows
 from shoal.rewards.scorer import Scorer
+from shoal.rewards.verifiers.ifeval import ifeval, ifeval_loose, ifeval_torchrl, loose_variants
 from shoal.types import Completion, Group, Prompt, Segment, StopReason
 
 torchrl_checks = pytest.importorskip("torchrl.envs.llm.reward.ifeval._instructions_main")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from judge_server import JudgeServer, Reply, mark, one_after_another
 
-from shoal.config.judge import JudgeConfig
+from shoal.config.nodes.judge import JudgeConfig
 from shoal.errors import BudgetError, ConfigError, TrainingError
 from shoal.rewards.judging.client import Answer, JudgeClient, Question
 from shoal.rewards.judging.replies import read_mark, read_object, read_winner

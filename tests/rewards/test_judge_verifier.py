@@ -10,9 +10,9 @@ from judge_server import JudgeServer, Reply, between, mark
 from judged_groups import group, reward
 
 from shoal.errors import ConfigError, TrainingError
-from shoal.rewards.judge import ring_pairs
 from shoal.rewards.scorer import Scorer
 from shoal.rewards.try_out import score_rows
+from shoal.rewards.verifiers.judge import ring_pairs
 
 
 def test_quality_gives_a_mark_out_of_ten_as_a_share_of_one():

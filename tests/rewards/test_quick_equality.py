@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.rewards.quick_equality import quickly_equal
+from shoal.rewards.answers.quick_equality import quickly_equal
 
 EQUAL = [
     ("x^2+2x+1", "(x+1)^2"),
@@ -197,7 +197,7 @@ def test_polynomials_are_equal_exactly_where_their_coefficients_are(one: list[in
 @settings(max_examples=30, deadline=None)
 @given(st.integers(2, 99), st.integers(2, 99))
 def test_sympy_agrees_about_roots(a: int, b: int) -> None:
-    from shoal.rewards.symbolic import same_expression  # noqa: PLC0415 - math-verify is an optional package
+    from shoal.rewards.answers.symbolic import same_expression  # noqa: PLC0415 - math-verify is an optional package
 
     for one, other in (
         (f"{a}\\sqrt{{{b}}}", f"\\sqrt{{{a * a * b}}}"),
@@ -211,7 +211,7 @@ def test_sympy_agrees_about_roots(a: int, b: int) -> None:
 @settings(max_examples=3, deadline=None)
 @given(st.integers(2, 9), st.integers(2, 9))
 def test_sympy_agrees_about_functions_matrices_and_intervals(a: int, b: int) -> None:
-    from shoal.rewards.symbolic import same_expression  # noqa: PLC0415 - math-verify is an optional package
+    from shoal.rewards.answers.symbolic import same_expression  # noqa: PLC0415 - math-verify is an optional package
 
     for one, other in (
         (f"{a}\\sin x", f"{2 * a}\\sin\\frac{{x}}{{2}}\\cos\\frac{{x}}{{2}}"),

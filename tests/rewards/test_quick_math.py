@@ -3,10 +3,10 @@
 import pytest
 from verifier_table import TABLE
 
-from shoal.config.data import RewardConfig
+from shoal.config.nodes.data import RewardConfig
 from shoal.rewards.base import Submission
-from shoal.rewards.math import math, quick_math, quick_strict_math, strict_math
 from shoal.rewards.scorer import Scorer
+from shoal.rewards.verifiers.math import math, quick_math, quick_strict_math, strict_math
 from shoal.types import Completion, Group, Prompt, Segment, StopReason
 
 

@@ -12,7 +12,7 @@ import pytest
 from judge_server import JudgeServer, Reply, between, mark
 from judged_groups import count_letters, group, reward, row
 
-from shoal.config.rubric import RubricConfig
+from shoal.config.nodes.rubric import RubricConfig
 from shoal.errors import ConfigError
 from shoal.rewards.rubrics.adaptive import shown_responses
 from shoal.rewards.rubrics.measures import Judged, direction_agreement, normalized

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from shoal.config.data import RewardConfig
+from shoal.config.nodes.data import RewardConfig
 from shoal.errors import ConfigError, TrainingError
 from shoal.rewards.base import REGISTRY, Submission, verifier
-from shoal.rewards.deadline import DeadlinePool
 from shoal.rewards.lookup import find_verifier, import_path
 from shoal.rewards.scorer import Scorer
+from shoal.rewards.workers.deadline import DeadlinePool
 from shoal.types import Completion, Group, Prompt, Segment, StopReason
 
 

@@ -2,13 +2,13 @@ from typing import Any
 
 import pytest
 
-from shoal.config.data import RewardConfig
-from shoal.config.reward import FormatConfig, LengthPenaltyConfig
+from shoal.config.nodes.data import RewardConfig
+from shoal.config.nodes.reward import FormatConfig, LengthPenaltyConfig
 from shoal.errors import ConfigError
 from shoal.monitor.metrics import group_metrics, is_right
 from shoal.rewards.base import Submission
-from shoal.rewards.format import format_reward
 from shoal.rewards.scorer import Scorer
+from shoal.rewards.verifiers.format import format_reward
 from shoal.types import Completion, Group, Prompt, Segment, StopReason
 
 GOOD, BARE = "<think>2+2</think><answer>4</answer>", "#### 4"

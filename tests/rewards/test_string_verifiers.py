@@ -1,7 +1,7 @@
 import pytest
 
 from shoal.rewards.base import Submission
-from shoal.rewards.strings import exact_answer
+from shoal.rewards.verifiers.strings import exact_answer
 
 
 @pytest.mark.parametrize(

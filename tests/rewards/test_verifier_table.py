@@ -1,7 +1,7 @@
 import pytest
 from verifier_table import MISSING, TABLE, Row
 
-from shoal.config.data import RewardConfig
+from shoal.config.nodes.data import RewardConfig
 from shoal.rewards.lookup import find_verifier
 from shoal.rewards.scorer import Scorer
 from shoal.types import Completion, Group, Prompt, Segment, StopReason

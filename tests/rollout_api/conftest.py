@@ -11,10 +11,10 @@ import pytest
 from api_server import ApiServer, serving
 from starlette.testclient import TestClient
 
-from shoal.rollout_api.access import Tokens
-from shoal.rollout_api.exchange import Policy
-from shoal.rollout_api.server import build_app
-from shoal.rollout_api.store import Store
+from shoal.rollout_api.server.access import Tokens
+from shoal.rollout_api.server.app import build_app
+from shoal.rollout_api.server.exchange import Policy
+from shoal.rollout_api.server.store import Store
 
 REQUEST_SECONDS = 120
 

@@ -21,10 +21,10 @@ from typing import Any
 
 from shoal.config import ShoalConfig
 from shoal.engines.base import SamplingParams
-from shoal.environments.base import Environment, Item, Model
 from shoal.errors import TrainingError
+from shoal.rollout.environment import Environment, Item, Model
 from shoal.rollout_api.client import ApiClient
-from shoal.rollout_api.environment_server import EnvironmentServer
+from shoal.rollout_api.environment.server import EnvironmentServer
 from shoal.types import Completion, Group, Prompt, Segment, StopReason
 
 GROUP, BATCH = 2, 8
@@ -91,7 +91,7 @@ class Learner:
 
 def run_trainer(url: str, folder: Path) -> None:
     # Imports torch, which the environment's process does without.
-    from shoal.rollout_api.source import RolloutApiSource  # noqa: PLC0415
+    from shoal.rollout_api.trainer.source import RolloutApiSource  # noqa: PLC0415
     from shoal.training.checkpoint import CheckpointStore  # noqa: PLC0415
 
     cfg = ShoalConfig()

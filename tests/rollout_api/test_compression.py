@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.rollout_api.compression import CorruptError, Piece, TooLargeError, gzip_of, inflate
+from shoal.rollout_api.server.compression import CorruptError, Piece, TooLargeError, gzip_of, inflate
 
 
 @given(st.lists(st.tuples(st.binary(max_size=200), st.booleans()), max_size=10))

@@ -16,7 +16,7 @@ import httpx
 import pytest
 from counting import ACKNOWLEDGED, ATTEMPTED, BATCH, DONE, GROUP, LIVE, STOP
 
-from shoal.engines.vllm_process import free_port
+from shoal.engines.vllm.process import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +31,16 @@ class Processes:
     def __init__(self, folder: Path) -> None:
         self.folder, self.port = folder, free_port("127.0.0.1")
         self.url = f"http://127.0.0.1:{self.port}"
-        serve = ["-m", "shoal.cli", "serve", "api", "--port", str(self.port), "--store", str(folder / "groups.sqlite")]
+        serve = [
+            "-m",
+            "shoal.cli.main",
+            "serve",
+            "api",
+            "--port",
+            str(self.port),
+            "--store",
+            str(folder / "groups.sqlite"),
+        ]
         mine = str(HERE / "counting.py")
         self.commands = {
             "server": serve,

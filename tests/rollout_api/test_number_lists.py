@@ -10,10 +10,10 @@ from api_server import group
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.rollout_api.compression import Piece
-from shoal.rollout_api.intake import ONE, RefusedError, from_look, read_groups, whole_way
-from shoal.rollout_api.number_lists import KEPT, look_at
 from shoal.rollout_api.protocol import GROUP_KEY
+from shoal.rollout_api.server.compression import Piece
+from shoal.rollout_api.server.intake import ONE, RefusedError, from_look, read_groups, whole_way
+from shoal.rollout_api.server.number_lists import KEPT, look_at
 
 ROWS = [[1, 2, 3]] * 4
 LOGPROBS = [[1.0, -0.1, -1e-07]] * 4

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.rollout_api.packer import Backlog, Shortage, Waiting, minimums_of, pack
+from shoal.rollout_api.server.packer import Backlog, Shortage, Waiting, minimums_of, pack
 
 
 def backlog_of(*sizes: int, env_id: int | None = None) -> Backlog:

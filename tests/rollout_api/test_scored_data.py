@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.algorithms.batch import make_batch
-from shoal.config.algorithm import AlgorithmConfig
+from shoal.config.nodes.algorithm import AlgorithmConfig
 from shoal.engines.base import SamplingParams
 from shoal.errors import DataError
-from shoal.rollout_api.overlong import fit
 from shoal.rollout_api.scored_data import to_group, to_scored_data
+from shoal.rollout_api.trainer.overlong import fit
 from shoal.types import Completion, Group, Prompt, Segment, StopReason
 
 SAMPLING = SamplingParams(max_new_tokens=8, temperature=0.7)

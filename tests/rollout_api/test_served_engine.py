@@ -17,12 +17,12 @@ from transformers import Qwen3ForCausalLM
 from shoal import load_config
 from shoal.config import ShoalConfig
 from shoal.engines.base import Request, SamplingParams
-from shoal.engines.generate_server import GenerateServer
-from shoal.engines.served_engine import ServedEngine
-from shoal.engines.torch_engine import TorchEngine
+from shoal.engines.builtin.engine import TorchEngine
+from shoal.engines.served.engine import ServedEngine
+from shoal.engines.served.server import GenerateServer
 from shoal.errors import EngineError
-from shoal.rollout_api.engine_client import EngineClient, read_completions, read_generated
-from shoal.rollout_api.environment_modes import evaluate, process
+from shoal.rollout_api.environment.engine_client import EngineClient, read_completions, read_generated
+from shoal.rollout_api.environment.modes import evaluate, process
 from shoal.tasks.story import story_tokenizer
 from shoal.tasks.warm_start import Recipe, architecture
 from shoal.types import Segment, StopReason

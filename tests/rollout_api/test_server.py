@@ -10,8 +10,8 @@ import msgspec
 import pytest
 from api_server import environment, group, registration
 
-from shoal.rollout_api.exchange import Policy
 from shoal.rollout_api.protocol import GROUP_FIELDS, BatchReply
+from shoal.rollout_api.server.exchange import Policy
 
 
 def firsts(reply: dict) -> list[int] | None:

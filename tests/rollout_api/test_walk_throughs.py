@@ -18,7 +18,7 @@ import pytest
 from test_cross_pairs import QUIET, left_over, process, steps_of, wait_until_served
 from transformers import AutoTokenizer
 
-from shoal.engines.vllm_process import free_port
+from shoal.engines.vllm.process import free_port
 from shoal.tasks.story import story_rows
 from shoal.tasks.warm_start import warm_started_model
 
@@ -87,7 +87,7 @@ def here(words: list[str], model: Path, rows: Path, folder: Path, ports: tuple[i
         "engine.vllm.dtype=float32",
     ]
     added["train --config-name"] += ["runtime.mixed_precision=none", "optimizer.lr=1e-3", "monitor.wandb.mode=offline"]
-    return [sys.executable, "-m", "shoal.cli", *words[1:], *added[" ".join(words[1:3])]]
+    return [sys.executable, "-m", "shoal.cli.main", *words[1:], *added[" ".join(words[1:3])]]
 
 
 @pytest.mark.parametrize("mode", MODES)

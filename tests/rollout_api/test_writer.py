@@ -9,10 +9,10 @@ import sqlite3
 import pytest
 from api_server import group
 
-from shoal.rollout_api.intake import read_groups
-from shoal.rollout_api.rows import AT_ONCE, NewRow
-from shoal.rollout_api.store import Store
-from shoal.rollout_api.writer import StoreError
+from shoal.rollout_api.server.intake import read_groups
+from shoal.rollout_api.server.rows import AT_ONCE, NewRow
+from shoal.rollout_api.server.store import Store
+from shoal.rollout_api.server.writer import StoreError
 
 
 def rows(*keys: str | None) -> list[NewRow]:
@@ -45,7 +45,7 @@ def test_what_waits_shares_a_transaction_and_each_caller_gets_its_own_ids(tmp_pa
 
 
 def test_old_keys_that_cannot_be_forgotten_refuse_the_groups_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr("shoal.rollout_api.rows.KEYS_KEPT", 20)
+    monkeypatch.setattr("shoal.rollout_api.server.rows.KEYS_KEPT", 20)
 
     async def scene() -> None:
         store = Store(tmp_path / "groups.sqlite")

@@ -8,7 +8,7 @@ from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerFast
 
 from shoal.config import ShoalConfig
-from shoal.config.data import DataConfig
+from shoal.config.nodes.data import DataConfig
 from shoal.errors import DataError
 from shoal.rewards.base import REGISTRY, Submission
 from shoal.rewards.lookup import find_verifier

@@ -8,8 +8,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from shoal.errors import DataError
-from shoal.tasks.chat import Framing, read_framing, render
-from shoal.tasks.templates import TEMPLATES
+from shoal.models.chat import Framing, read_framing, render
+from shoal.models.templates import TEMPLATES
 
 ASKED = [{"role": "user", "content": "2+3?"}]
 OLD = [{"role": "system", "content": "Old."}, *ASKED]

@@ -13,10 +13,10 @@ from transformers import PreTrainedTokenizerFast
 
 from shoal.config import ShoalConfig
 from shoal.errors import DataError
-from shoal.rewards.answers import last_boxed
+from shoal.rewards.answers.extract import last_boxed
 from shoal.rewards.base import REGISTRY, VerifierEntry
 from shoal.tasks.dataset import LAYOUTS, build_task
-from shoal.tasks.math import right_answer
+from shoal.tasks.layouts.math import right_answer
 from shoal.types import Prompt
 
 WriteRows = Callable[..., str]

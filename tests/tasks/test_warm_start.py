@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from shoal.rewards.base import Submission
-from shoal.rewards.strings import exact_answer
+from shoal.rewards.verifiers.strings import exact_answer
 from shoal.tasks.story import make_problem
 from shoal.tasks.warm_start import Recipe, cache_folder, warm_started_model
 

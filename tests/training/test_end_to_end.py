@@ -16,10 +16,10 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen3ForCausalLM
 
+from shoal import api as training_run
 from shoal import train
-from shoal.cli import main
+from shoal.cli.main import main
 from shoal.tasks.warm_start import Recipe, architecture
-from shoal.training import run as training_run
 from shoal.training.state import Run
 from shoal.types import Segment
 

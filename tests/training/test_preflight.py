@@ -13,14 +13,14 @@ import torch
 from small_runs import Configure, rows
 
 from shoal import Submission, train
+from shoal.api import check, refuse_failed
+from shoal.build import build_parts
 from shoal.config import ShoalConfig
 from shoal.errors import ConfigError, TrainingError
 from shoal.monitor.rows import read_rows
 from shoal.runtime import Runtime
-from shoal.training.build import build_parts
 from shoal.training.parts import Parts
 from shoal.training.preflight import CheckResult, check_disk, check_logprobs, check_memory, check_rewards, run_checks
-from shoal.training.run import check, refuse_failed
 
 Build = Callable[..., Parts]
 CPU = Runtime(torch.device("cpu"), torch.float32, None, "sdpa", [])

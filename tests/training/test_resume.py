@@ -15,8 +15,8 @@ import torch
 from small_runs import Configure, Killed, kill_before, rows, trained_rows, weights
 
 from shoal import Submission, train
-from shoal.config.run_folder import load_saved
 from shoal.errors import ConfigError, DataError, TrainingError
+from shoal.run_folder import load_saved
 from shoal.training.checkpoint import CheckpointStore
 
 

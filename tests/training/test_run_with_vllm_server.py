@@ -13,10 +13,10 @@ from typing import Any
 import psutil
 import pytest
 
+from shoal.api import train
 from shoal.config import load_config
-from shoal.engines.vllm_server import VllmServerEngine
+from shoal.engines.vllm.server_engine import VllmServerEngine
 from shoal.training.recording import GroupRecording
-from shoal.training.run import train
 
 pytest.importorskip("vllm", reason="needs vLLM")
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(1800)]

@@ -11,11 +11,11 @@ import pytest
 from small_runs import Configure, trained_rows, weights
 
 from shoal import Submission, train
+from shoal.build import build_parts
 from shoal.config import ShoalConfig
 from shoal.engines.base import SamplingParams
 from shoal.errors import TrainingError
 from shoal.monitor.monitor import Monitor
-from shoal.training.build import build_parts
 from shoal.training.recording import GroupRecording
 from shoal.training.sources import ReplaySource, SyncSource, sampling_params
 from shoal.types import Completion, Group, Segment, StopReason

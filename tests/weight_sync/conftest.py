@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import Qwen3ForCausalLM
 
+from shoal.build import build_parts
 from shoal.config import ShoalConfig
 from shoal.tasks import story
 from shoal.tasks.story import story_tokenizer
 from shoal.tasks.warm_start import Recipe, architecture
-from shoal.training.build import build_parts
 from shoal.training.parts import Parts
 
 

@@ -15,8 +15,6 @@ from sync_models import a_batch
 from transformers import AutoModelForCausalLM
 
 from shoal.config import ShoalConfig
-from shoal.engines.shared_weights import Bridge, adopt_on_cpu, memory_file, share_on_cpu
-from shoal.engines.versions import version_in, write_version
 from shoal.errors import ConfigError, EngineError, TrainingError
 from shoal.learners.local import LocalLearner
 from shoal.learners.model import load_policy
@@ -25,6 +23,8 @@ from shoal.types import Segment
 from shoal.weight_sync.build import build_vllm_sync
 from shoal.weight_sync.check import SelfCheck
 from shoal.weight_sync.shared import find_bridge, views
+from shoal.wire.shared import Bridge, adopt_on_cpu, memory_file, share_on_cpu
+from shoal.wire.versions import version_in, write_version
 
 PROBE = [Segment([3, 4, 5], [6, 7], [0.0, 0.0], [True, True])]
 PACKED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}

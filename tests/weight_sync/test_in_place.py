@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from shoal.config import ShoalConfig
-from shoal.engines.decode import ModuleDecoder
-from shoal.engines.fast_decode import FastDecoder
+from shoal.engines.builtin.decode import ModuleDecoder
+from shoal.engines.builtin.fast_decode import FastDecoder
 from shoal.errors import TrainingError
 from shoal.learners.model import load_policy
 from shoal.learners.passes import Passes

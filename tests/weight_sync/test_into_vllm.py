@@ -10,21 +10,21 @@ import numpy as np
 import pytest
 from sync_models import ARCHITECTURES, a_batch, save_model
 
+from shoal.build import build_parts
 from shoal.config import ShoalConfig
 from shoal.config.validate import validate
 from shoal.engines.base import Request, SamplingParams
-from shoal.engines.vllm_server import VllmServerEngine
-from shoal.engines.weight_stream import WeightSpec, receive
+from shoal.engines.vllm.server_engine import VllmServerEngine
 from shoal.errors import TrainingError
 from shoal.tasks import story
-from shoal.training.build import build_parts
 from shoal.training.parts import Parts
 from shoal.types import Segment
+from shoal.wire.stream import WeightSpec, receive
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
-from shoal.engines.vllm_worker import ShoalWorker  # noqa: E402 - needs vLLM
+from shoal.engines.vllm.inside.worker import ShoalWorker  # noqa: E402 - needs vLLM
 
 TOLERANCE = 2e-5
 Make = Callable[..., Parts]

@@ -14,9 +14,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.engines.weight_stream import WeightGroup, WeightSpec, bucket_size, find, listen, packets, receive, send
 from shoal.errors import EngineError
 from shoal.weight_sync.together import run_together
+from shoal.wire.stream import WeightGroup, WeightSpec, bucket_size, find, listen, packets, receive, send
 
 CPU = torch.device("cpu")
 HOST = "127.0.0.1"
@@ -70,7 +70,7 @@ def test_what_is_received_is_what_was_sent_also_to_several_workers(dtype: torch.
 
 DIES = """
 import sys, time, torch
-from shoal.engines.weight_stream import WeightGroup, find
+from shoal.wire.stream import WeightGroup, find
 group = WeightGroup(find("127.0.0.1", int(sys.argv[1]), 30), "one", 1, 2, 30, torch.device("cpu"), "127.0.0.1")
 group.broadcast(torch.zeros(10_000, dtype=torch.uint8))
 print("in", flush=True)

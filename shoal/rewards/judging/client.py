@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from shoal.config.judge import JudgeConfig
+from shoal.config.nodes.judge import JudgeConfig
 from shoal.errors import BudgetError, ConfigError
 from shoal.rewards.judging.cache import ReplyCache
 from shoal.rewards.judging.spending import Spending

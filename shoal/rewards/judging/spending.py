@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from shoal.config.judge import JudgeConfig
+from shoal.config.nodes.judge import JudgeConfig
 
 MILLION = 1e6
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from jinja2 import Template
 
-from shoal.config.rubric import RubricConfig
+from shoal.config.nodes.rubric import RubricConfig
 from shoal.rewards.judging.client import Question
 from shoal.rewards.judging.replies import read_object
 from shoal.rewards.rubrics.rubric import Criterion, read_criteria
-from shoal.rewards.strings import tagged_answer
+from shoal.rewards.verifiers.strings import tagged_answer
 
 LEAST_ANSWERS = 2
 SIGNS = {"positive_rubrics": 1.0, "negative_rubrics": -1.0}

@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from shoal.config.data import RewardConfig
-from shoal.rewards.judge import as_verdict
+from shoal.config.nodes.data import RewardConfig
 from shoal.rewards.judged import Asked, JudgedVerifier, judged_verifier, question_of
 from shoal.rewards.judging.client import Answer, JudgeClient, Question
 from shoal.rewards.judging.replies import read_mark
@@ -20,8 +19,9 @@ from shoal.rewards.rubrics.buffer import RubricBuffer
 from shoal.rewards.rubrics.log import RubricLog
 from shoal.rewards.rubrics.measures import Judged, criterion_metrics, direction_agreement, normalized, scored
 from shoal.rewards.rubrics.rubric import Criterion, general_criteria, read_ground_truth, static_criteria
-from shoal.rewards.strings import tagged_answer
 from shoal.rewards.verdict import Verdict
+from shoal.rewards.verifiers.judge import as_verdict
+from shoal.rewards.verifiers.strings import tagged_answer
 
 CITATION = re.compile(r"</?cite\b[^<>]*>|\[\d+(?:,\s*\d+)*\]")
 NO_CRITERIA = (

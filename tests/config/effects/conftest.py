@@ -14,6 +14,8 @@ from huggingface_hub import constants
 
 from effects.made import SMALL, by_length, save_tiny_model
 from effects.registry import keys_of
+from shoal.api import train
+from shoal.build import build_run
 from shoal.config import ShoalConfig
 from shoal.config.keys import set_value, value_of
 from shoal.config.validate import validate
@@ -22,8 +24,6 @@ from shoal.learners.model import load_policy
 from shoal.rewards.base import Verifier
 from shoal.runtime import resolve_runtime
 from shoal.tasks import story
-from shoal.training.build import build_run
-from shoal.training.run import train
 from shoal.training.state import Run
 
 Settings = Callable[..., ShoalConfig]

@@ -11,10 +11,10 @@ import pytest
 from effects.registry import effect
 from shoal.errors import ConfigError
 from shoal.rewards.base import Submission
-from shoal.rewards.code import code, score_of
 from shoal.rewards.sandbox.core import Sandbox
 from shoal.rewards.sandbox.outcome import Status, TestResult
 from shoal.rewards.sandbox.serve import CodeServer
+from shoal.rewards.verifiers.code import code, score_of
 
 WIDE = {"reward.code.seconds": 20, "reward.code.cpu_seconds": 20, "reward.code.total_seconds": 60, "reward.timeout": 90}
 SILENT = [{"input": "", "output": ""}]

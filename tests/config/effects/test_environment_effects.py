@@ -14,15 +14,15 @@ from stub_vllm import stub_vllm
 from effects.made import by_length
 from effects.registry import effect
 from shoal.engines.base import EngineOutput, SamplingParams
-from shoal.environments.base import Item
-from shoal.environments.dataset import DatasetEnvironment
-from shoal.environments.multi_turn import MultiTurnEnvironment
-from shoal.environments.tools import ToolEnvironment
 from shoal.errors import EngineError, RequestRefused, TrainingError
 from shoal.rewards.scorer import Scorer
-from shoal.rollout_api.engine_client import EngineClient
-from shoal.rollout_api.environment_modes import open_environment
-from shoal.rollout_api.environment_server import EnvironmentServer
+from shoal.rollout.dataset import DatasetEnvironment
+from shoal.rollout.environment import Item
+from shoal.rollout.multi_turn import MultiTurnEnvironment
+from shoal.rollout.tools import ToolEnvironment
+from shoal.rollout_api.environment.engine_client import EngineClient
+from shoal.rollout_api.environment.modes import open_environment
+from shoal.rollout_api.environment.server import EnvironmentServer
 from shoal.types import Completion, StopReason
 
 

@@ -13,13 +13,13 @@ from transformers import AutoModelForCausalLM
 
 from effects.made import LENGTHS, made_groups
 from effects.registry import effect
-from shoal.engines.vllm_process import ServerProcess, free_port
+from shoal.build import build_reference
+from shoal.engines.vllm.process import ServerProcess, free_port
 from shoal.errors import EngineError
-from shoal.learners import reference_vllm
-from shoal.learners.reference import Reference
-from shoal.learners.reference_model import ModelReference
-from shoal.learners.reference_vllm import reference_arguments
-from shoal.training.build import build_reference
+from shoal.references import vllm as reference_vllm
+from shoal.references.base import Reference
+from shoal.references.model import ModelReference
+from shoal.references.vllm import reference_arguments
 
 
 @pytest.fixture

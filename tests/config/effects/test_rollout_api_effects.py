@@ -11,9 +11,9 @@ from small_api import SmallApi
 
 from effects.made import by_length, metrics_of
 from effects.registry import effect
-from shoal.config.run_folder import save_config
+from shoal.build import build_run
 from shoal.errors import ConfigError, RolloutApiError
-from shoal.training.build import build_run
+from shoal.run_folder import save_config
 from shoal.training.sources import StoppedWaiting
 
 API = {"source.kind": "rollout_api", "engine.serve_port": 0, "data.max_prompt_tokens": 64, "source.timeout": 15.0}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from effects.made import metrics_of
 from effects.registry import effect
-from shoal.training.run import train
+from shoal.api import train
 
 
 @effect("resume")

@@ -6,8 +6,8 @@ import pytest
 
 from effects.made import always_one, metrics_of, sampled_ids
 from effects.registry import effect
+from shoal.api import train
 from shoal.errors import TrainingError
-from shoal.training.run import train
 
 
 @effect("run.name", "run.root")

@@ -12,12 +12,13 @@ import torch
 from stub_vllm import StubVllm, stub_vllm
 
 from effects.registry import effect
-from shoal.engines import vllm_process, vllm_server
 from shoal.engines.base import Request, SamplingParams
-from shoal.engines.vllm_arguments import longest, policy_arguments
-from shoal.engines.vllm_process import ServerProcess
-from shoal.engines.vllm_requests import RequestForm
-from shoal.engines.vllm_server import VllmServerEngine
+from shoal.engines.vllm import process as vllm_process
+from shoal.engines.vllm import server_engine as vllm_server
+from shoal.engines.vllm.arguments import longest, policy_arguments
+from shoal.engines.vllm.process import ServerProcess
+from shoal.engines.vllm.requests import RequestForm
+from shoal.engines.vllm.server_engine import VllmServerEngine
 from shoal.errors import EngineError
 
 

@@ -9,12 +9,12 @@ from recorded_vllm import RecordedEngine, RecordedVllm
 
 from effects.made import metrics_of
 from effects.registry import effect
-from shoal.engines.shared_weights import Bridge
 from shoal.errors import EngineError, TrainingError
 from shoal.types import Segment
 from shoal.weight_sync.build import build_vllm_sync, servers_of
 from shoal.weight_sync.check import SelfCheck
 from shoal.weight_sync.vllm import VllmSync
+from shoal.wire.shared import Bridge
 
 INTO_VLLM = {"engine.kind": "vllm_server", "weight_sync.kind": "restart"}
 

@@ -1,0 +1,154 @@
+"""The three things a user does: train, evaluate, check."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from logging import INFO, WARNING, getLogger
+from pathlib import Path
+from typing import Any
+
+from shoal.build import build_parts, build_run
+from shoal.config import ShoalConfig
+from shoal.errors import BudgetError, ConfigError, TrainingError
+from shoal.files import replace_folder
+from shoal.monitor.summary import closing_text, write_summary
+from shoal.rewards.base import Verifier
+from shoal.run_folder import SAVED, find_resume, has_checkpoint, new_run_folder, save_config
+from shoal.training.evaluate import Evaluator
+from shoal.training.interrupt import graceful_stop
+from shoal.training.loop import train_loop
+from shoal.training.preflight import CheckResult, run_checks
+from shoal.training.state import Run
+
+logger = getLogger(__name__)
+
+
+def train(
+    cfg: ShoalConfig, run_dir: Path | str | None = None, *, rewards: Mapping[str, Verifier] | None = None
+) -> dict[str, Any]:
+    """Trains and returns the summary, which is also in `run_dir/summary.json`.
+
+    With `cfg.resume` set, the run that it names is gone on with, from that checkpoint or the newest; `run_dir` can only
+    be its folder. Otherwise `run_dir` None makes a new folder under `cfg.run.root`. `rewards` are functions of a
+    `Submission` by name, called in this process; with `cfg.reward.verifiers` empty they replace the task's own, each
+    with weight 1.
+
+    Raises:
+        ConfigError, DataError: the configuration, the model, the data or the folder cannot be used.
+        TrainingError: the run cannot go on, or the start-up check failed.
+    """
+    folder = run_folder(cfg, run_dir)
+    with graceful_stop() as stop:
+        run = build_run(cfg, folder, lambda: bool(stop), rewards or {})
+        status = "failed"
+        try:
+            if not (folder / SAVED).exists():
+                save_config(cfg, [], folder)
+            if cfg.resume:
+                run.restore()
+            if cfg.run.preflight and run.step == 0:
+                run.parts.sync.publish(run.parts.learner.version).wait()
+                refuse_failed(run_checks(cfg, run.parts, folder))
+            train_within_budget(run)
+            status = "finished" if run.finished else "stopped"
+            if status == "stopped" or cfg.checkpoint.every:
+                run.save_if_new()
+            if status == "finished" and cfg.checkpoint.save_final:
+                replace_folder(folder / "model", run.parts.learner.save_pretrained)
+        finally:
+            run.close(status)
+    return conclude(run, status)
+
+
+def train_within_budget(run: Run) -> None:
+    """The loop; where the judge's budget ends it, the run is saved as it was after its last step.
+
+    Raises:
+        TrainingError: the budget is spent; the line says how to go on.
+    """
+    try:
+        train_loop(run)
+    except BudgetError as error:
+        run.save_if_new()
+        raise BudgetError(
+            f"{error}; the run is saved after step {run.step}: go on with shoal train resume={run.folder} "
+            f"reward.judge.budget={2 * run.cfg.reward.judge.budget:g}"
+        ) from error
+
+
+def run_folder(cfg: ShoalConfig, run_dir: Path | str | None) -> Path:
+    """Where the run writes. Raises ConfigError where that folder holds the checkpoints of another run."""
+    if cfg.resume:
+        return Path(run_dir) if run_dir else find_resume(cfg.resume, Path(cfg.run.root))
+    folder = Path(run_dir) if run_dir else new_run_folder(cfg)
+    if has_checkpoint(folder):
+        raise ConfigError(f"{folder} holds a run with checkpoints: choose another folder, or set resume={folder}")
+    return folder
+
+
+def conclude(run: Run, status: str) -> dict[str, Any]:
+    """Writes summary.json and says how it went."""
+    summary = write_summary(
+        run.folder,
+        config=asdict(run.cfg),
+        seconds_total=run.monitor.seconds_total,
+        resume_count=run.monitor.resume_count,
+        status=status,
+        best_by=run.best_by,
+    )
+    if status == "stopped":
+        run.monitor.message(f"stopped after step {run.step}; go on with: shoal train resume={run.folder}")
+    else:
+        text = closing_text(summary, run.folder, run.samples or [], run.parts.decode, next_steps=what_next(run))
+        run.monitor.message(text)
+    return summary
+
+
+def what_next(run: Run) -> list[str]:
+    """Commands that make sense after this run."""
+    steps = [f"shoal eval model={run.folder / 'model'}"] if run.cfg.checkpoint.save_final else []
+    steps.append(f"shoal train resume={run.folder} run.steps={2 * run.total_steps}")
+    if run.cfg.data.task == "story":
+        steps.append("shoal train --multirun algorithm=grpo,dapo,cispo run.seed=0,1")
+        steps.append("shoal train --config-name gsm8k model.name=Qwen/Qwen3-0.6B")
+    return steps
+
+
+def evaluate(
+    cfg: ShoalConfig, run_dir: Path | str | None = None, *, rewards: Mapping[str, Verifier] | None = None
+) -> dict[str, float]:
+    """Accuracy, pass@k, mean length of `cfg.model` on the held-out prompts, by name. Writes nothing."""
+    parts = build_parts(cfg, rewards or {})
+    try:
+        parts.sync.publish(0).wait()
+        return Evaluator(cfg, parts).run()[0]
+    finally:
+        parts.close()
+
+
+def check(cfg: ShoalConfig) -> list[CheckResult]:
+    """The start-up check by itself. Writes nothing."""
+    parts = build_parts(cfg, {})
+    try:
+        parts.sync.publish(0).wait()
+        return run_checks(cfg, parts, Path(cfg.run.root))
+    finally:
+        parts.close()
+
+
+def refuse_failed(results: list[CheckResult]) -> None:
+    """Logs the start-up check and stops the run where it found something.
+
+    Raises:
+        TrainingError: a check failed.
+    """
+    for result in results:
+        logger.log(WARNING if result.ok is None else INFO, "start-up check, %s: %s", result.name, result.detail)
+    failed = [result for result in results if result.ok is False]
+    if failed:
+        raise TrainingError(
+            "start-up check: "
+            + "; ".join(f"{result.name}: {result.detail}" for result in failed)
+            + " (run.preflight=false starts all the same)"
+        )

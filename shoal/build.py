@@ -1,0 +1,202 @@
+"""From a configuration to a run: the one place that knows which class stands behind which kind."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from logging import getLogger
+from pathlib import Path
+from time import monotonic
+
+import numpy as np
+import torch
+
+from shoal.config import ShoalConfig
+from shoal.engines.base import Engine
+from shoal.engines.builtin.engine import TorchEngine
+from shoal.engines.served.engine import ServedEngine
+from shoal.engines.vllm.arguments import longest, policy_arguments
+from shoal.engines.vllm.compat import check_vllm
+from shoal.engines.vllm.in_process import VllmEngine
+from shoal.engines.vllm.requests import RequestForm
+from shoal.engines.vllm.server_engine import VllmServerEngine
+from shoal.learners.base import Learner
+from shoal.learners.local import LocalLearner
+from shoal.learners.model import Policy, load_policy
+from shoal.monitor.monitor import Monitor
+from shoal.monitor.progress import ProgressDisplay
+from shoal.references.base import Reference
+from shoal.references.model import ModelReference
+from shoal.references.vllm import endpoint_reference, launched_reference
+from shoal.rewards.base import Verifier
+from shoal.rewards.scorer import Scorer
+from shoal.rollout.single_turn import Decode
+from shoal.runtime import Runtime, prepare_process, resolve_runtime
+from shoal.tasks.base import Task
+from shoal.tasks.dataset import build_task
+from shoal.tasks.warm_start import Recipe, warm_started_model
+from shoal.training.checkpoint import CheckpointStore
+from shoal.training.evaluate import Evaluator
+from shoal.training.parts import Parts
+from shoal.training.recording import GroupRecording
+from shoal.training.sources import GroupSource, ReplaySource, SyncSource
+from shoal.training.state import Run
+from shoal.weight_sync.base import WeightSync
+from shoal.weight_sync.build import build_vllm_sync, servers_of
+from shoal.weight_sync.check import SelfCheck, logprob_tolerance, make_probe
+from shoal.weight_sync.in_place import InPlaceSync
+
+logger = getLogger(__name__)
+
+
+def total_steps(cfg: ShoalConfig) -> int:
+    """Length of the run in steps; episodes are completions."""
+    per_step = cfg.run.prompts_per_step * cfg.run.group_size
+    return cfg.run.episodes // per_step if cfg.run.episodes else cfg.run.steps
+
+
+def open_policy(cfg: ShoalConfig, runtime: Runtime) -> Policy:
+    """Loads the policy; makes the built-in one first where it is asked for."""
+    if cfg.model.name != "story":
+        return load_policy(cfg.model, runtime)
+    recipe = Recipe()
+    display = ProgressDisplay(cfg.monitor.progress, recipe.steps)
+    try:
+        with display.task("warm start (once; then cached)", recipe.steps) as advance:
+            folder = warm_started_model(recipe, lambda step, steps, loss: advance())
+    finally:
+        display.close()
+    return load_policy(replace(cfg.model, name=str(folder)), runtime)
+
+
+def build_parts(cfg: ShoalConfig, rewards: Mapping[str, Verifier], folder: Path | None = None) -> Parts:
+    """Loads the model and the data and connects the parts. `folder` is the run's, where there is one."""
+    check_packages(cfg)
+    runtime = resolve_runtime(cfg.runtime, cfg.model)
+    prepare_process(cfg.runtime)
+    seed_everything(cfg.run.seed)
+    policy = open_policy(cfg, runtime)
+    task = build_task(cfg, policy.tokenizer, own_verifiers=rewards)
+    learner = LocalLearner(policy, cfg, runtime, total_steps(cfg))
+    engine = build_engine(cfg, policy, runtime, folder)
+    with ExitStack() as undo:
+        undo.callback(engine.close)
+        sync = build_weight_sync(cfg, learner, engine, self_check(cfg, runtime, policy, task, engine, learner), folder)
+        undo.callback(sync.close)
+        named = {name for prompt in (*task.train, *task.evaluation) for name in prompt.verifiers}
+        scorer = Scorer(cfg.reward, task.verifiers, rewards, folder, named)
+        undo.pop_all()
+    return Parts(runtime, policy, task, decoder(policy), scorer, learner, engine, sync)
+
+
+def check_packages(cfg: ShoalConfig) -> None:
+    """Raises EngineError where vLLM would be started and is not there, before anything large is loaded."""
+    engine = cfg.engine.kind == "vllm" or (cfg.engine.kind == "vllm_server" and not servers_of(cfg).endpoints)
+    if engine or (cfg.algorithm.kl_coef > 0 and cfg.reference.kind == "vllm_launch"):
+        check_vllm()
+
+
+def build_engine(cfg: ShoalConfig, policy: Policy, runtime: Runtime, folder: Path | None) -> Engine:
+    """The engine that `engine.kind` names. `folder` is the run's, for log files."""
+    if cfg.engine.kind != "torch":
+        arguments = policy_arguments(cfg, policy, runtime)
+        form = RequestForm(policy.causal_lm, policy.tokenizer, arguments.max_model_len, longest(cfg))
+        if cfg.engine.kind == "vllm":
+            return VllmEngine(arguments, form, cfg.engine.vllm.request_timeout)
+        return VllmServerEngine(arguments, form, servers_of(cfg), (folder or Path(cfg.run.root)) / "logs")
+    # Environments ask the engine of a run that they send groups to.
+    kind = ServedEngine if cfg.source.kind == "rollout_api" else TorchEngine
+    return kind(
+        policy.model,
+        policy.tokenizer,
+        max_batch=cfg.engine.max_batch,
+        max_cache_tokens=cfg.engine.max_cache_tokens,
+        compute_dtype=runtime.compute_dtype,
+    )
+
+
+def build_weight_sync(
+    cfg: ShoalConfig, learner: LocalLearner, engine: Engine, check: SelfCheck, folder: Path | None
+) -> WeightSync:
+    """The weight sync that `weight_sync.kind` names. `folder` is the run's, for what is handed over on disk."""
+    if isinstance(engine, TorchEngine):
+        return InPlaceSync(engine, check)
+    return build_vllm_sync(cfg, learner, engine, check, folder)
+
+
+def self_check(
+    cfg: ShoalConfig, runtime: Runtime, policy: Policy, task: Task, engine: Engine, learner: Learner
+) -> SelfCheck:
+    """The check of `weight_sync`, on probes made from the task's own prompts."""
+    room = min(policy.max_positions, engine.max_length) - 1  # vLLM samples a token where it scores
+    probe = make_probe(task.train or task.evaluation, policy.vocabulary, room)
+    return SelfCheck(
+        engine, learner, probe, cfg.weight_sync.self_check_every, logprob_tolerance(cfg.weight_sync, runtime)
+    )
+
+
+def decoder(policy: Policy) -> Decode:
+    """Token ids to the text that verifiers see: without special tokens."""
+
+    def decode(ids: list[int]) -> str:
+        return policy.tokenizer.decode(ids, skip_special_tokens=True)
+
+    return decode
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds Python, NumPy and torch. Sampling has its own seeds and does not depend on these."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def build_source(
+    cfg: ShoalConfig, parts: Parts, monitor: Monitor, folder: Path, stopping: Callable[[], bool]
+) -> GroupSource:
+    """The source that `source.kind` names. `folder` is the run's; `stopping` tells whether it is to stop."""
+    if cfg.source.kind == "rollout_api":
+        # Imports FastAPI, which other sources do without.
+        from shoal.rollout_api.trainer.source import RolloutApiSource  # noqa: PLC0415
+
+        return RolloutApiSource(cfg, parts, monitor, folder, total_steps(cfg), stopping)
+    if cfg.source.kind == "replay":
+        return ReplaySource(GroupRecording(Path(cfg.source.path or "")))
+    return SyncSource(cfg, parts, monitor)
+
+
+def build_reference(cfg: ShoalConfig, parts: Parts, folder: Path) -> Reference:
+    """The reference that `reference.kind` names. `folder` is the run's, for log files."""
+    if cfg.reference.kind == "vllm_launch":
+        return launched_reference(cfg, parts.policy, parts.runtime, folder / "logs")
+    if cfg.reference.kind == "vllm_endpoint":
+        return endpoint_reference(cfg, parts.policy)
+    return ModelReference(parts.policy, cfg, parts.runtime)
+
+
+def build_run(cfg: ShoalConfig, folder: Path, stopping: Callable[[], bool], rewards: Mapping[str, Verifier]) -> Run:
+    """A run that is ready for the loop, at step 0."""
+    started = monotonic()
+    parts = build_parts(cfg, rewards, folder)
+    monitor = Monitor(cfg, folder, total_steps=total_steps(cfg), decode=parts.decode, started=started)
+    notes = [*parts.runtime.notes, *(f"left out: {count} prompts ({why})" for why, count in parts.task.dropped.items())]
+    for note in notes:
+        monitor.message(note)
+    with ExitStack() as undo:
+        undo.callback(parts.close)
+        reference = build_reference(cfg, parts, folder) if cfg.algorithm.kl_coef else None
+        undo.pop_all()
+    return Run(
+        cfg=cfg,
+        folder=folder,
+        total_steps=total_steps(cfg),
+        parts=parts,
+        reference=reference,
+        source=build_source(cfg, parts, monitor, folder, stopping),
+        evaluator=Evaluator(cfg, parts),
+        monitor=monitor,
+        checkpoints=CheckpointStore(folder, cfg.checkpoint.keep_last),
+        stopping=stopping,
+    )

@@ -1,0 +1,101 @@
+"""Options of the four seams: where groups come from, the engine, the learner, the weight sync."""
+
+from dataclasses import dataclass
+
+from shoal.config.nodes.vllm import VllmConfig
+from shoal.config.options import option
+
+
+@dataclass
+class SourceConfig:
+    """Where scored groups come from."""
+
+    kind: str = option(
+        "sync",
+        "sync: roll out now. replay: groups recorded by an earlier run. rollout_api: groups that environments send",
+        choices=("sync", "replay", "rollout_api"),
+    )
+    path: str | None = option(None, "Run folder whose recorded groups are replayed (run.record_groups=true there)")
+    url: str = option("http://127.0.0.1:8000", "Server of scored groups: shoal serve api, or Atropos's run-api")
+    batch_size: int = option(
+        0, "Sequences of a batch that is asked for. 0: run.prompts_per_step x run.group_size", least=0
+    )
+    seq_len: int = option(
+        0, "Most tokens of a sequence, prompt included. 0: data.max_prompt_tokens + sampling.max_new_tokens", least=0
+    )
+    overlong: str = option(
+        "drop",
+        "Longer sequences. drop: their whole group. truncate: what is too much. mask: they count in their group's "
+        "statistics and are not trained on",
+        choices=("drop", "truncate", "mask"),
+    )
+    timeout: float = option(600.0, "Seconds that a server or a batch is waited for", least=1)
+    launch: str | None = option(
+        None,
+        "Start the server and this environment (a name or package.module:Class) with the run, and end them with it",
+    )
+
+
+@dataclass
+class EngineConfig:
+    """What turns prompts into tokens and log-probs."""
+
+    kind: str = option(
+        "torch",
+        "torch: built in, any device. vllm: vLLM in this process. vllm_server: vLLM behind HTTP, launched or given",
+        choices=("torch", "vllm", "vllm_server"),
+    )
+    max_batch: int = option(256, "Most completions decoded at a time", least=1)
+    max_cache_tokens: int = option(0, "Most tokens held in the KV cache. 0: no bound but max_batch", least=0)
+    serve_host: str = option("127.0.0.1", "Where environments reach the engine, with source=rollout_api")
+    serve_port: int = option(9001, "Its port. 0: a free one, which the log names", least=0)
+    vllm: VllmConfig = option(VllmConfig, "vLLM")
+
+
+@dataclass
+class LearnerConfig:
+    """What turns a batch into optimizer steps."""
+
+    kind: str = option("local", "local: one process, one device", choices=("local",))
+    micro_batch_tokens: int = option(8192, "Forwarded tokens (padding included) of one micro-batch", least=1)
+    micro_batch_size: int = option(0, "Completions of one micro-batch; 0: bounded by tokens only", least=0)
+    packing: str = option("auto", "Several sequences in one row, without padding", choices=("auto", "on", "off"))
+    pack_length: int = option(0, "Tokens of a packed row. 0: chosen from the batch", least=0)
+    share_prefix: bool = option(True, "Run what a group's sequences begin with alike once (exact; sdpa and eager)")
+    logprob_chunk: int = option(2048, "Tokens whose logits exist at one time", least=1)
+    skip_zero_advantage: bool = option(
+        True, "Leave completions of zero advantage out of the passes where that is exact"
+    )
+
+
+@dataclass
+class WeightSyncConfig:
+    """What gets version n's weights into the engine."""
+
+    kind: str = option(
+        "in_place",
+        "in_place: engine and learner share one module. Into vLLM: broadcast: a process group. shared: one memory. "
+        "lora: adapter hot-swap. restart: checkpoint and restart",
+        choices=("in_place", "broadcast", "shared", "lora", "restart"),
+    )
+    every: int = option(
+        1, "Trained batches between publications to the engine; it stays at the older version meanwhile", least=1
+    )
+    in_flight: str = option(
+        "drain",
+        "Requests that run when new weights come: they end first, go on with the new ones, or are asked again",
+        choices=("drain", "keep", "abort"),
+    )
+    timeout: float = option(300.0, "Seconds that any part of a publication may take", least=1)
+    host: str = option("127.0.0.1", "broadcast: this machine's address, as the engine's workers reach it")
+    bridge: str | None = option(
+        None, "shared: folder of the bridge that a server started by hand has written. None: $LOGDIR"
+    )
+    self_check_every: int = option(
+        10,
+        "Syncs between checks of the engine's log-probs against the learner's. The first always is. 0: no other",
+        least=0,
+    )
+    self_check_tolerance: float = option(
+        0.0, "Largest difference allowed. 0: by dtype (1e-4 in float32, 0.2 in 16 bits)", least=0
+    )

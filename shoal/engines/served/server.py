@@ -1,0 +1,137 @@
+"""The built-in engine behind HTTP: POST /generate (generate_dialect.py), and GET /health."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import os
+import secrets
+from logging import getLogger
+from socket import create_server
+from threading import Thread
+from time import monotonic, sleep
+from typing import Any
+
+from fastapi import FastAPI, HTTPException, Request
+from uvicorn import Config, Server
+
+from shoal.engines import base
+from shoal.engines.base import EngineOutput
+from shoal.engines.served.dialect import GenerateRequest, reply
+from shoal.engines.served.engine import ServedEngine
+from shoal.errors import ConfigError, EngineError
+from shoal.rewards.sandbox.serve import is_loopback
+
+logger = getLogger(__name__)
+
+TOKEN_VARIABLE = "SHOAL_ENGINE_TOKEN"
+START_SECONDS = 30.0
+LOOK_SECONDS = 1.0  # between two looks at whether whoever asked is still there
+
+
+def make_app(engine: ServedEngine, tokenizer: Any, token: str | None) -> FastAPI:
+    """The application; `token` is asked for as a bearer's where there is one."""
+    app = FastAPI(title="Shoal's built-in engine", docs_url=None, redoc_url=None)
+
+    @app.get("/health")
+    async def health() -> dict[str, Any]:
+        return {
+            "status": "ok",
+            "version": engine.version,
+            "open": engine.open.is_set(),
+            "served": engine.served,
+            "accepts": ["seeds"],
+        }
+
+    @app.post("/generate")
+    async def generate(body: GenerateRequest, request: Request) -> dict[str, Any]:
+        given = request.headers.get("Authorization", "")
+        if token and not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
+            raise HTTPException(401, f"this engine needs the token of {TOKEN_VARIABLE}")
+        if body.stream:
+            raise HTTPException(422, "stream: completions come whole only; leave it out")
+        prompt = tokenizer(body.prompt)["input_ids"] if isinstance(body.prompt, str) else body.prompt.prompt_token_ids
+        if max(prompt) >= engine.vocabulary:
+            raise HTTPException(422, f"prompt: {max(prompt)} is no id of a vocabulary of {engine.vocabulary}")
+        outputs = await asyncio.gather(*_asked(engine, body, prompt, request))
+        return reply(prompt, outputs, lambda ids: tokenizer.decode(ids, skip_special_tokens=True))
+
+    return app
+
+
+def _asked(engine: ServedEngine, body: GenerateRequest, prompt: list[int], request: Request) -> list[Any]:
+    """One awaitable output for each completion."""
+    name, loop, waits = secrets.token_hex(8), asyncio.get_running_loop(), []
+    for index, seed in enumerate(body.seed_of_each()):
+        future: asyncio.Future[EngineOutput] = loop.create_future()
+        asked = base.Request(f"{name}/{index}", tuple(prompt), seed, body.sampling(), group=name)
+        try:
+            engine.ask(asked, lambda output, future=future: _settle(loop, future, output))  # type: ignore[misc]
+        except ValueError as error:
+            raise HTTPException(422, str(error)) from error
+        except EngineError as error:
+            raise HTTPException(503, str(error)) from error
+        waits.append(_awaited(engine, asked.id, future, request))
+    return waits
+
+
+def _settle(loop: asyncio.AbstractEventLoop, future: asyncio.Future[EngineOutput], output: EngineOutput) -> None:
+    def set_result() -> None:
+        if not future.done():
+            future.set_result(output)
+
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(set_result)
+
+
+async def _awaited(
+    engine: ServedEngine, name: str, future: asyncio.Future[EngineOutput], request: Request
+) -> EngineOutput:
+    """The output; the request is withdrawn where the one who asked hangs up. The trainer says when it is worked on, so
+    there is no deadline here: whoever asks has one."""
+    while not future.done():
+        await asyncio.wait([future], timeout=LOOK_SECONDS)
+        if not future.done() and await request.is_disconnected():
+            engine.withdraw([name])
+            future.cancel()
+    return await future
+
+
+class GenerateServer:
+    """Serves an engine from a thread of this process until it is closed.
+
+    Raises:
+        ConfigError: the address is public and no token is set, or the port is taken.
+    """
+
+    def __init__(self, engine: ServedEngine, tokenizer: Any, host: str, port: int) -> None:
+        token = os.environ.get(TOKEN_VARIABLE)
+        if not token and not is_loopback(host):
+            raise ConfigError(
+                f"engine.serve_host={host} can be reached from other machines: set {TOKEN_VARIABLE} to a secret here "
+                "and where the environments run, or leave the host out"
+            )
+        app = make_app(engine, tokenizer, token)
+        config = Config(app, host=host, port=port, log_level="error", access_log=False, lifespan="off")
+        self.server = Server(config)
+        try:
+            self.socket = create_server((host, port))
+        except OSError as error:
+            raise ConfigError(f"{host} port {port} cannot be served: {error}; set engine.serve_port") from error
+        self.port: int = self.socket.getsockname()[1]
+        self.url = f"http://{host}:{self.port}"
+        self.thread = Thread(target=self.server.run, args=([self.socket],), name="engine server", daemon=True)
+        self.thread.start()
+        deadline = monotonic() + START_SECONDS
+        while not self.server.started:
+            if monotonic() > deadline or not self.thread.is_alive():
+                raise ConfigError(f"the engine's server did not start within {START_SECONDS:.0f} s on {self.url}")
+            sleep(0.01)
+        logger.info("the engine answers at %s/generate", self.url)
+
+    def close(self) -> None:
+        """Stops taking requests; those that wait are told that it ended."""
+        self.server.should_exit = True
+        self.server.force_exit = True
+        self.thread.join(timeout=10)
+        self.socket.close()

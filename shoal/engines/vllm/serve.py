@@ -1,0 +1,110 @@
+"""`shoal serve vllm`: a vLLM server for trainers and environments that others start."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig
+
+from shoal.engines.vllm.arguments import SERVED_NAME, VllmArguments, lora_room, on_device
+from shoal.engines.vllm.compat import check_vllm
+from shoal.engines.vllm.endpoint import API_KEY_VARIABLE
+from shoal.engines.vllm.inside import app as vllm_app
+from shoal.engines.vllm.inside.routes import BRIDGE
+from shoal.engines.vllm.process import refuse_taken_port
+from shoal.errors import ConfigError
+from shoal.rewards.sandbox.serve import is_loopback
+
+LONGEST = 4096  # tokens of prompt and completion, where nothing else is said
+
+
+@dataclass
+class ServeOptions:
+    """What `shoal serve vllm` was told; the fields are its flags."""
+
+    model: str
+    host: str
+    port: int
+    bridge: str | None
+    lora_rank: int
+    dtype: str
+    tensor_parallel: int
+    memory_share: float
+    cache_gib: float
+    max_model_len: int
+    max_batch: int
+    eager: str
+    extra: Sequence[str] = ()
+
+
+def arguments_of(options: ServeOptions) -> VllmArguments:
+    """vLLM's arguments. The model also has its own name there, beside the one that Shoal's trainer asks for.
+
+    Raises:
+        ConfigError: a bridge from several workers, or together with adapters.
+    """
+    if options.bridge and options.tensor_parallel > 1:
+        raise ConfigError(
+            f"--bridge shares the memory of one worker, but --tensor-parallel is {options.tensor_parallel}: leave one "
+            "of them out"
+        )
+    if options.bridge and options.lora_rank:
+        raise ConfigError("--bridge shares all weights, --lora-rank takes adapters beside frozen ones: choose one")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return VllmArguments(
+        model=options.model,
+        dtype=options.dtype,
+        max_model_len=options.max_model_len or min(LONGEST, positions(options.model)),
+        max_num_seqs=options.max_batch,
+        device=device,
+        tensor_parallel=options.tensor_parallel,
+        memory_share=options.memory_share,
+        cache_gib=options.cache_gib or (1.0 if device == "cpu" else 0.0),
+        eager=on_device(options.eager, device),
+        max_lora_rank=lora_room(options.lora_rank) if options.lora_rank else 0,
+        extra=("--served-model-name", SERVED_NAME, options.model, *options.extra),
+    )
+
+
+def positions(model: str) -> int:
+    """Tokens that the model can hold. Raises ConfigError where there is no such model."""
+    try:
+        config = AutoConfig.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--model {model}: there is no such model here or on the Hub ({_first(error)})") from error
+    return getattr(config.get_text_config(), "max_position_embeddings", None) or LONGEST
+
+
+def _first(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def serve_vllm(options: ServeOptions) -> int:
+    """Serves until Ctrl-C or SIGTERM; the exit status.
+
+    Raises:
+        ConfigError: the address is public and no key is set, or flags that do not go together.
+        EngineError: vLLM is missing, or the port is taken.
+    """
+    key = os.environ.get(API_KEY_VARIABLE)
+    if not key and not is_loopback(options.host):
+        raise ConfigError(
+            f"host {options.host} can be reached from other machines: set {API_KEY_VARIABLE} to a secret here and "
+            "where trainer and environments run, or leave --host out"
+        )
+    check_vllm()
+    arguments = arguments_of(options)
+    refuse_taken_port(options.host, options.port, "--port")
+    # vLLM reads these when it is imported, here and in its workers.
+    os.environ.update(arguments.environment())
+    if key:
+        os.environ["VLLM_API_KEY"] = key
+    if options.bridge:
+        Path(options.bridge).mkdir(parents=True, exist_ok=True)
+        os.environ[BRIDGE] = str(Path(options.bridge).resolve())
+    vllm_app.main([*arguments.line(), f"--host={options.host}", f"--port={options.port}"])
+    return 0

@@ -1,0 +1,184 @@
+"""One vLLM server as its client sees it, launched by Shoal or run by someone else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any, Protocol
+
+import httpx
+
+from shoal.engines.vllm.arguments import VllmArguments
+from shoal.engines.vllm.client import VllmClient, tls
+from shoal.engines.vllm.control import PAUSE_MODES, VllmControl
+from shoal.engines.vllm.process import ServerProcess
+from shoal.engines.vllm.requests import RequestForm, scored
+from shoal.errors import EngineError, ServerDied
+from shoal.types import Segment
+
+VLLM_MODES = {"drain": "wait", "keep": "keep", "abort": "abort"}
+
+
+class Owner(Protocol):
+    """What a server asks of the engine that it belongs to."""
+
+    form: RequestForm
+    timeout: float
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Waits for a coroutine that runs in the engine's event loop."""
+
+    def paused_with(self, server: VllmServer, counts: Mapping[str, int]) -> None:
+        """Takes note of the tokens that requests had when generation stopped."""
+
+    def resumed(self, server: VllmServer) -> None:
+        """Takes note that generation goes on."""
+
+
+class VllmServer(VllmClient, VllmControl):
+    """Controls and asks one server. `process` is None where someone else runs it."""
+
+    def __init__(
+        self,
+        owner: Owner,
+        url: str,
+        model: str,
+        *,
+        arguments: VllmArguments | None = None,
+        process: ServerProcess | None = None,
+        api_key: str | None = None,
+    ) -> None:
+        super().__init__(url, api_key=api_key, timeout=owner.timeout, key="engine.vllm.api_key")
+        self.owner = owner
+        self.model = model
+        self.arguments = arguments
+        self.process = process
+        self.launched = process is not None
+        self.tensor_parallel = arguments.tensor_parallel if arguments else 1
+        self.max_lora_rank = arguments.max_lora_rank if arguments else 0
+        self.incarnation = 0  # of the server, so that nothing of an earlier one is taken for the present one's
+        self.in_flight = 0
+
+    def ask_all(self, requests: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Results in the order of the requests; those in flight go on meanwhile."""
+
+        return self.owner.run(self.collect(requests))
+
+    async def collect(self, requests: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The same, in the engine's event loop."""
+        found = {}
+        try:
+            async with asyncio.timeout(self.timeout), self.connection() as client:
+                async for result in self.ask(client, requests):
+                    if "error" in result:
+                        raise EngineError(f"{self.name}: {result['error']}")
+                    found[result["id"]] = result
+        except httpx.HTTPError as error:
+            raise ServerDied(self._gone("log-probs", error)) from error
+        except TimeoutError as error:
+            raise EngineError(f"{self.name}: no answer within {self.timeout:.0f} s; is it paused?") from error
+        return [found[request["id"]] for request in requests]
+
+    # Controls.
+
+    def call_workers(self, method: str, *arguments: Any) -> list[Any]:
+        body = {"method": method, "arguments": list(arguments), "timeout": self.timeout}
+        return list(self._post("/shoal/call", f"{method} in its workers", body)["results"])
+
+    def pause(self, mode: str) -> None:
+        assert mode in PAUSE_MODES
+        self._post("/shoal/pause", f"pause ({mode})", {"mode": VLLM_MODES[mode]})
+        counts = self._post("/shoal/counts", "tokens in flight", {}) if mode == "keep" else {}
+        self.owner.paused_with(self, counts)
+
+    def resume(self) -> None:
+        self._post("/shoal/resume", "resume", {})
+        self.owner.resumed(self)
+
+    def reset_prefix_cache(self) -> None:
+        if not self._post("/shoal/reset_prefix_cache", "reset of the prefix cache", {})["done"]:
+            raise EngineError(f"{self.name} did not reset its prefix cache: completions would mix old and new weights")
+
+    def load_adapter(self, name: str, folder: Path, version: int) -> None:
+        body = {"name": name, "folder": str(folder)}
+        if not self._post("/shoal/adapter", f"adapter {folder}", body)["done"]:
+            raise EngineError(f"{self.name} did not take the adapter in {folder}")
+
+    def logprobs(self, segments: Sequence[Segment]) -> list[list[float]]:
+        return scored(segments, self.ask_all(self.owner.form.scoring(segments)))
+
+    def sample_token(self, prompt_ids: Sequence[int]) -> tuple[int, float]:
+        (result,) = self.ask_all([self.owner.form.token(prompt_ids)])
+        return result["tokens"][0], result["logprobs"][0]
+
+    def restart(self, model: Path | None = None) -> None:
+        """Ends the server and starts it again, on `model` where one is given, on the same port."""
+        if self.process is None or self.arguments is None:
+            raise EngineError(f"{self.name} is run by someone else, so it cannot be restarted from here")
+        if model is not None:
+            self.arguments = self.arguments.with_model(str(model))
+            self.model = str(model)
+        self.process.stop()
+        self.incarnation += 1
+        self.process.launch(self.arguments.line())
+        self.process.wait_until_healthy()
+
+    def look_up(self) -> None:
+        """Asks the server how it was started."""
+        found = self._post("/shoal/about", "Shoal's routes", {})
+        self.tensor_parallel = found["tensor_parallel"]
+        self.max_lora_rank = found["max_lora_rank"]
+
+    def come_back(self) -> None:
+        """Starts a server again that died; waits for one that someone else runs.
+
+        Raises:
+            EngineError: it does not come back in time.
+        """
+        if self.process is not None:
+            self.restart()
+            return
+        self.incarnation += 1
+        deadline = monotonic() + self.timeout
+        while not self.alive():
+            if monotonic() > deadline:
+                raise EngineError(f"{self.name} has not answered for {self.timeout:.0f} s; start it again")
+            sleep(1.0)
+
+    async def abort(self, client: httpx.AsyncClient, ids: Sequence[str]) -> None:
+        """Ends requests early; what they have comes out where they were asked for. A dead server has none to end."""
+        with suppress(httpx.HTTPError):
+            await client.post("/shoal/abort", json={"ids": list(ids)}, timeout=self.timeout)
+
+    def where_to_look(self) -> str:
+        return f"its log: {self.process.log}" if self.process else "look into its log"
+
+    def close(self) -> None:
+        """Ends the server, where Shoal launched it."""
+        if self.process is not None:
+            self.process.stop()
+
+    def _post(self, path: str, what: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            response = httpx.post(
+                self.url + path, json=body, headers=self.headers, timeout=self.timeout, trust_env=False, verify=tls()
+            )
+        except httpx.TimeoutException as error:
+            if self.process is not None and self.process.ended():
+                raise ServerDied(self._gone(what, error)) from error
+            raise EngineError(
+                f"{self.name}: no answer to {what} within {self.timeout:.0f} s (engine.vllm.request_timeout)"
+            ) from error
+        except httpx.HTTPError as error:
+            raise ServerDied(self._gone(what, error)) from error
+        if response.status_code != 200:
+            self.refuse(what, response)
+        found: dict[str, Any] = response.json()
+        return found
+
+    def _gone(self, what: str, error: httpx.HTTPError) -> str:
+        where = f"; its log: {self.process.log}" if self.process else "; is it running, and is the port right?"
+        return f"{self.name} does not answer ({what}: {type(error).__name__}){where}"

@@ -1,0 +1,417 @@
+"""vLLM behind HTTP: one server or several, launched here or run by someone else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from logging import getLogger
+from pathlib import Path
+from threading import Condition, RLock, Thread
+from time import monotonic
+from typing import Any
+
+import httpx
+import torch
+
+from shoal.config.nodes.vllm import VllmConfig
+from shoal.engines.base import Engine, EngineOutput, Request
+from shoal.engines.vllm import compat as vllm_compat
+from shoal.engines.vllm.arguments import VllmArguments
+from shoal.engines.vllm.control import VllmControl
+from shoal.engines.vllm.endpoint import check_endpoint, key_or_environment
+from shoal.engines.vllm.metrics import LoadMetrics
+from shoal.engines.vllm.process import ServerProcess
+from shoal.engines.vllm.requests import TEMPERATURE_1, RequestForm, output_of, scored, stamp
+from shoal.engines.vllm.server import VllmServer
+from shoal.errors import EngineError
+from shoal.types import Segment
+
+logger = getLogger(__name__)
+
+LOOK_SECONDS = 1.0  # between looks at the servers' load
+ABORT_SECONDS = 0.2  # between attempts: a request that is still on its way to the server is not known there
+NOT_ASKED = -1
+
+
+class Flight:
+    """A request that has not come out yet, and the server that has it."""
+
+    def __init__(self, form: dict[str, Any], group: str, version: int) -> None:
+        self.form = form
+        self.group = group
+        self.versions = [(0, version)]
+        self.server: VllmServer
+        self.incarnation = NOT_ASKED
+        self.unwanted = False  # aborted by its owner, so not asked again
+        self.paused_at: int | None = None  # tokens that it had when generation was paused
+
+
+class VllmServerEngine(Engine):
+    """Spreads requests over servers, those of one group to one server, whose prefix cache then holds their prompt.
+
+    A thread of its own talks to the servers. One that dies is started again, given the present weights by `restore`,
+    and asked again for what it owed; a result of its earlier life is not taken, so each completion comes out once.
+
+    Args:
+        arguments: What launched servers are started with.
+        form: Makes the requests.
+        cfg: `engine.vllm`.
+        folder: For log files.
+
+    Raises:
+        EngineError: a server does not start, or an endpoint does not answer.
+    """
+
+    restore: Callable[[VllmControl], None] | None = None
+    """Gives a server that was started again the weights of now; the weight sync sets it."""
+
+    def __init__(self, arguments: VllmArguments, form: RequestForm, cfg: VllmConfig, folder: Path) -> None:
+        self.form = form
+        self.timeout = cfg.request_timeout
+        self.restarts_left = cfg.restarts
+        self.flights: dict[str, Flight] = {}
+        self.ready: deque[EngineOutput] = deque()
+        self.refused: EngineError | None = None
+        self.broken: list[tuple[VllmServer, int, str]] = []
+        self.changed = Condition(RLock())
+        self.reviving = RLock()
+        self.paused: set[str] = set()
+        self.down: set[VllmServer] = set()
+        self.load = LoadMetrics()
+        self.busy_since: float | None = None
+        self.loop = asyncio.new_event_loop()
+        self.thread = Thread(target=self.loop.run_forever, name="vLLM requests", daemon=True)
+        self.thread.start()
+        self.servers: list[VllmServer] = []
+        self.clients: dict[str, httpx.AsyncClient] = {}
+        try:
+            self.servers = connect(self, cfg) if cfg.endpoints else launch(self, arguments, cfg, folder)
+        except BaseException:
+            self.close()
+            raise
+        self.controls: list[VllmControl] = list(self.servers)
+        self.clients = {server.url: server.connection(patient=True) for server in self.servers}
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Waits for a coroutine in the event loop; what it does has deadlines of its own."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result()
+
+    # Requests and completions.
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        forms = [self.form.sampling(request) for request in requests]
+        with self.changed:
+            known = {*self.flights, *(output.request_id for output in self.ready)}
+            for request in requests:
+                if request.id in known:
+                    raise ValueError(f"request {request.id}: this id is queued already; ids must differ")
+                known.add(request.id)
+            new = [
+                Flight(form, request.group or request.id, self.version)
+                for form, request in zip(forms, requests, strict=True)
+            ]
+            homes = {flight.group: flight.server for flight in self.flights.values()}
+            for flight in new:
+                if flight.group not in homes:
+                    homes[flight.group] = min(self.servers, key=lambda server: server.in_flight)
+                flight.server = homes[flight.group]
+                flight.paused_at = 0 if flight.server.url in self.paused else None
+                flight.server.in_flight += 1
+                self.flights[flight.form["id"]] = flight
+            if self.busy_since is None and new:
+                self.busy_since = monotonic()
+                asyncio.run_coroutine_threadsafe(self._look_at_load(), self.loop)
+            for server in self.servers:
+                self._ask(server)
+
+    def _ask(self, server: VllmServer) -> None:
+        """Asks a server for all that its present life does not know of; one that is down is asked when it is back."""
+        with self.changed:
+            if server in self.down:
+                return
+            owed = [
+                flight
+                for flight in self.flights.values()
+                if flight.server is server and flight.incarnation != server.incarnation
+            ]
+            for flight in owed:
+                flight.incarnation = server.incarnation
+                flight.versions = [(0, self.version)]
+        if owed:
+            asyncio.run_coroutine_threadsafe(self._stream(server, server.incarnation, owed), self.loop)
+
+    async def _stream(self, server: VllmServer, incarnation: int, flights: Sequence[Flight]) -> None:
+        """Takes in what a server gives for these requests; a stream that breaks is left to `_mend`."""
+        try:
+            if server.incarnation != incarnation:
+                return  # it died meanwhile, and is asked again when it is back
+            async for result in server.ask(self.clients[server.url], [flight.form for flight in flights]):
+                self._arrived(server, incarnation, result)
+        except httpx.HTTPError as error:
+            with self.changed:
+                self.broken.append((server, incarnation, f"{type(error).__name__}: {error}"))
+                self.changed.notify_all()
+        except EngineError as error:  # asking again would not help
+            with self.changed:
+                self.refused = error
+                self.changed.notify_all()
+
+    def _arrived(self, server: VllmServer, incarnation: int, result: Mapping[str, Any]) -> None:
+        with self.changed:
+            flight = self.flights.get(result["id"])
+            if flight is None or flight.server is not server or flight.incarnation != incarnation:
+                return
+            if result.get("reason") == "abort" and not flight.unwanted:
+                # Ended for an update of the weights: it begins anew, with the same seed.
+                flight.incarnation = NOT_ASKED
+                flight.paused_at = 0
+                self._ask(server)
+                return
+            del self.flights[result["id"]]
+            server.in_flight -= 1
+            output = output_of(result, flight.versions)
+            self.load.count(output)
+            self.ready.append(output)
+            if not self.flights and self.busy_since is not None:
+                self.load.seconds += monotonic() - self.busy_since
+                self.busy_since = None
+            self.changed.notify_all()
+
+    def completed(self) -> Iterator[EngineOutput]:
+        while True:
+            with self.changed:
+                quiet_until = monotonic() + self.timeout
+                while self.flights and not self.ready and not self.broken:
+                    if self.refused is not None:
+                        raise self.refused
+                    if not self.changed.wait(quiet_until - monotonic()):
+                        raise EngineError(self._too_quiet())
+                # A stream that breaks after its last result owes nothing: whoever asks next will see to the server.
+                broken = bool(self.flights and self.broken and not self.ready)
+                output = self.ready.popleft() if self.ready else None
+            if output is not None:
+                yield output
+            elif broken:
+                self._mend()
+            else:
+                return
+
+    def _too_quiet(self) -> str:
+        waiting = ", ".join(f"{server.url}: {server.in_flight}" for server in self.servers)
+        return (
+            f"no completion within {self.timeout:.0f} s (requests in flight at {waiting}); if completions take that "
+            "long, raise engine.vllm.request_timeout, else look into the servers' logs"
+        )
+
+    def abort(self, ids: Sequence[str]) -> None:
+        with self.changed:
+            wanted = [self.flights[id_] for id_ in ids if id_ in self.flights]
+            for flight in wanted:
+                flight.unwanted = True
+        if wanted:
+            asyncio.run_coroutine_threadsafe(self._abort([flight.form["id"] for flight in wanted]), self.loop)
+
+    async def _abort(self, ids: Sequence[str]) -> None:
+        """Asks for the end of requests until all are out."""
+        deadline = monotonic() + self.timeout
+        while monotonic() < deadline:
+            with self.changed:
+                left = [self.flights[id_] for id_ in ids if id_ in self.flights]
+                theirs = {server: [f.form["id"] for f in left if f.server is server] for server in self.servers}
+            if not left:
+                return
+            for server, names in theirs.items():
+                if names:
+                    await server.abort(self.clients[server.url], names)
+            await asyncio.sleep(ABORT_SECONDS)
+
+    def logprobs(self, segments: Sequence[Segment], temperature: float = 1.0) -> list[list[float]]:
+        if temperature != 1.0:
+            raise ValueError(TEMPERATURE_1)
+        forms = self.form.scoring(segments)
+        shares = [forms[first :: len(self.servers)] for first in range(len(self.servers))]
+
+        async def all_of() -> list[list[dict[str, Any]]]:
+            return await asyncio.gather(
+                *(server.collect(share) for server, share in zip(self.servers, shares, strict=True))
+            )
+
+        found = {result["id"]: result for results in self.run(all_of()) for result in results}
+        return scored(segments, [found[form["id"]] for form in forms])
+
+    # Servers that die.
+
+    def revive(self) -> int:
+        """Starts every launched server again that has died, and gives it the present weights; how many had.
+
+        Raises:
+            EngineError: `engine.vllm.restarts` are used up, or an endpoint does not come back.
+        """
+        with self.reviving:
+            dead = [server for server in self.servers if not server.alive()]
+            for server in dead:
+                self._start_again(server, "it does not answer")
+            return len(dead)
+
+    def _mend(self) -> None:
+        """Sees to servers whose streams broke: they are started again, unless they are well, and asked again."""
+        with self.changed:
+            broken, self.broken = self.broken, []
+        for server, incarnation, why in broken:
+            with self.reviving:
+                if server.incarnation == incarnation:
+                    self._start_again(server, why)
+
+    def _start_again(self, server: VllmServer, why: str) -> None:
+        if self.restarts_left == 0:
+            raise EngineError(
+                f"{server.name} died ({why}), and engine.vllm.restarts are used up; {server.where_to_look()}"
+            )
+        self.restarts_left -= 1
+        self.load.restarts += 1
+        logger.warning("%s died (%s); %d restarts are left", server.name, why, self.restarts_left)
+        with self.changed:
+            self.down.add(server)  # nothing is asked of it before it has the weights of now
+        server.come_back()
+        if self.restore is not None:
+            self.restore(server)
+        with self.changed:
+            self.down.discard(server)
+        self._ask(server)
+
+    # Versions.
+
+    def refresh(self, version: int) -> None:
+        """Says that the weights are now those of `version`. Requests in flight were stamped where they were paused."""
+        with self.changed:
+            self.version = version
+            for flight in self.flights.values():
+                if flight.paused_at is not None:
+                    stamp(flight.versions, flight.paused_at, version)
+
+    @property
+    def max_length(self) -> int:
+        """Most tokens of prompt and completion."""
+        return self.form.max_model_len
+
+    def in_flight(self) -> int:
+        """Requests submitted that have not come out yet."""
+        return len(self.flights) + len(self.ready)
+
+    def paused_with(self, server: VllmServer, counts: Mapping[str, int]) -> None:
+        """Takes note of the tokens that requests had when generation stopped."""
+        with self.changed:
+            self.paused.add(server.url)
+            for id_, count in counts.items():
+                if id_ in self.flights:
+                    self.flights[id_].paused_at = count
+
+    def resumed(self, server: VllmServer) -> None:
+        """Takes note that generation goes on."""
+        with self.changed:
+            self.paused.discard(server.url)
+            for flight in self.flights.values():
+                if flight.server is server:
+                    flight.paused_at = None
+
+    # Load.
+
+    def statistics(self) -> dict[str, float]:
+        """Counters since the last call: see `LoadMetrics.take`."""
+        return self.load.take(self.run(self._metrics()))
+
+    async def _metrics(self) -> list[dict[str, float]]:
+        return list(await asyncio.gather(*(one.metrics(self.clients[one.url]) for one in self.servers)))
+
+    async def _look_at_load(self) -> None:
+        while self.busy_since is not None:
+            await asyncio.sleep(LOOK_SECONDS)
+            if self.busy_since is not None:
+                self.load.look(await self._metrics())
+
+    def close(self) -> None:
+        """Ends the servers that Shoal launched, and the thread."""
+        for server in self.servers:
+            server.close()
+        if self.thread.is_alive():
+            self.run(self._close_clients())
+            self.loop.call_soon_threadsafe(self.loop.stop)
+            self.thread.join(10.0)
+        self.flights.clear()
+        self.ready.clear()
+
+    async def _close_clients(self) -> None:
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+        for client in self.clients.values():
+            await client.aclose()
+
+
+def launch(engine: VllmServerEngine, arguments: VllmArguments, cfg: VllmConfig, folder: Path) -> list[VllmServer]:
+    """Starts `engine.vllm.servers` servers at once and waits until all answer.
+
+    Raises:
+        EngineError: vLLM is missing, a port is taken, or a server does not start; none is left running.
+    """
+    vllm_compat.check_vllm()
+    key = key_or_environment(cfg.api_key)
+    environment = arguments.environment() | ({"VLLM_API_KEY": key} if key else {})
+    servers: list[VllmServer] = []
+    try:
+        for number in range(cfg.servers):
+            process = ServerProcess(
+                arguments.line(),
+                environment | gpu_of(arguments, number),
+                host=cfg.host,
+                port=cfg.port + number if cfg.port else 0,
+                log=folder / f"vllm_{number}.log",
+                start_timeout=cfg.start_timeout,
+                key="engine.vllm",
+            )
+            servers.append(
+                VllmServer(engine, process.url, arguments.model, arguments=arguments, process=process, api_key=key)
+            )
+        for server in servers:
+            assert server.process is not None
+            server.process.wait_until_healthy()
+    except BaseException:
+        for server in servers:
+            server.close()
+        raise
+    return servers
+
+
+def gpu_of(arguments: VllmArguments, number: int) -> dict[str, str]:
+    """The devices of the number-th server: the last ones of this machine, so that the learner keeps the first."""
+    if arguments.device != "cuda":
+        return {}
+    there = torch.cuda.device_count()
+    last = there - number * arguments.tensor_parallel
+    first = max(last - arguments.tensor_parallel, 0)
+    return {"CUDA_VISIBLE_DEVICES": ",".join(str(index) for index in range(first, last))} if last > 0 else {}
+
+
+def connect(engine: VllmServerEngine, cfg: VllmConfig) -> list[VllmServer]:
+    """Servers that someone else runs, at `engine.vllm.endpoints`.
+
+    Raises:
+        EngineError: one is not there, or does not fit the policy.
+    """
+    key = key_or_environment(cfg.api_key)
+    servers = []
+    for url in cfg.endpoints:
+        server = VllmServer(engine, url, "", api_key=key)
+        model = check_endpoint(
+            server.url,
+            server.headers,
+            tokenizer=engine.form.tokenizer,
+            needed=engine.form.needed,
+            where=f"engine.vllm.endpoints={url}",
+            key=server.key,
+        )
+        server.model = str(model.get("root") or model["id"])
+        engine.form.max_model_len = min(engine.form.max_model_len, model.get("max_model_len") or 2**31)
+        server.look_up()
+        servers.append(server)
+    return servers

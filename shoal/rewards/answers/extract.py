@@ -1,0 +1,93 @@
+"""Where the answer stands in a completion, and what of it is mathematics."""
+
+from __future__ import annotations
+
+import re
+
+from shoal.rewards.verifiers.strings import tagged_answer
+
+BOXES = ("\\boxed", "\\fbox")
+BRACE = re.compile(r"(?<!\\)[{}]")
+MOST_BOXES = 50  # tried from the end; a text with more that do not close has no answer
+THINKING_END = "</think>"
+ANSWER_MARK = "####"
+MINERVA_START = re.compile(r"final answer is:?", re.IGNORECASE)
+MINERVA_END = re.compile(r"I hope it is correct", re.IGNORECASE)
+TAIL = 4000  # characters at the end of a text in which an answer without any mark is looked for
+ANSWER_WORDS = re.compile(r"answer(?:\s+is|\s*[:=])\s*:?\**\s*", re.IGNORECASE)
+SENTENCE_END = re.compile(r"[.!?;](?=\s|$)|\n|,?\s+(?:because|since|so|which|where|when|as)\b")
+LATEX_SPAN = re.compile(r"\$\$(.+?)\$\$|\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+NUMBER_AT_END = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?%?(?=\D*\Z)")
+
+
+def after_thinking(text: str) -> str:
+    """What follows the last `</think>`; the whole text where nothing does."""
+    return text.rpartition(THINKING_END)[2].strip() or text.strip()
+
+
+def last_boxed(text: str) -> str | None:
+    r"""What stands in the last `\boxed{...}` or `\fbox{...}` whose braces close, or after `\boxed ` without braces."""
+    end = len(text)
+    for _ in range(MOST_BOXES):
+        start = max(text.rfind(BOXES[0], 0, end), text.rfind(BOXES[1], 0, end))
+        if start < 0:
+            return None
+        word = next(box for box in BOXES if text.startswith(box, start))
+        rest = text[start + len(word) :].lstrip()
+        if not rest.startswith("{"):
+            bare = re.match(r"[^\s$\\,;]+", rest)
+            if bare:
+                return bare.group().rstrip(".")
+        else:
+            inside = _in_braces(rest)
+            if inside is not None:
+                return inside
+        end = start
+    return None
+
+
+def minerva_answer(text: str) -> str | None:
+    """The answer of "Final Answer: The final answer is X. I hope it is correct."; None without that sentence."""
+    ends = [match.start() for match in MINERVA_END.finditer(text)]
+    end = ends[-1] if ends else 0
+    starts = [match.end() for match in MINERVA_START.finditer(text, 0, end)]
+    return text[starts[-1] : end].strip().removesuffix(".").strip() if starts else None
+
+
+def last_answer(text: str) -> str:
+    r"""The answer of a completion, the first of these that there is (each time its last): `\boxed`, `<answer>`,
+    Minerva's sentence, after `####`, after "answer is", LaTeX between dollars, a number, the last line."""
+    text = after_thinking(text)
+    for marked in (last_boxed, tagged_answer, minerva_answer):
+        answer = marked(text)
+        if answer is not None:
+            return answer
+    _, mark, after = text.rpartition(ANSWER_MARK)
+    if mark:
+        return (after.strip().splitlines() or [""])[0]
+    parts = ANSWER_WORDS.split(text)
+    if len(parts) > 1:
+        after = parts[-1].strip()[:TAIL]
+        spans = _latex_spans(after.split("\n")[0])
+        return spans[0] if spans else SENTENCE_END.split(after, maxsplit=1)[0]
+    if len(text) > TAIL:
+        text = text[-TAIL:].partition("\n")[2] or text[-TAIL:]
+    spans = _latex_spans(text)
+    if spans:
+        return spans[-1]
+    numbers = NUMBER_AT_END.findall(text)
+    return numbers[-1] if numbers else (text.splitlines() or [""])[-1]
+
+
+def _latex_spans(text: str) -> list[str]:
+    return [next(group for group in match.groups() if group) for match in LATEX_SPAN.finditer(text)]
+
+
+def _in_braces(text: str) -> str | None:
+    """The inside of the group that `text` begins with; None where it does not close."""
+    depth = 0
+    for brace in BRACE.finditer(text):
+        depth += 1 if brace[0] == "{" else -1
+        if depth == 0:
+            return text[1 : brace.start()].strip()
+    return None

@@ -1,0 +1,579 @@
+"""What the server knows and decides: registration, environments, what waits, what is leased, the step.
+
+Everything is in memory for reading and in the store for good; a method returns when the store has it. At start the
+memory is rebuilt from the store, so that a restart loses nothing: a batch that was handed out and not acknowledged is
+leased still.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from asyncio import Future
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from dataclasses import field as dataclass_field
+from logging import getLogger
+from secrets import randbits
+from sqlite3 import Connection
+from typing import Any, NamedTuple
+
+from msgspec import Struct, convert, field, to_builtins
+
+from shoal.rollout_api.protocol import (
+    WAIT_FOR_TRAINER,
+    EnvironmentRegistration,
+    EnvironmentReply,
+    EnvironmentStatus,
+    GroupInfo,
+    Registration,
+    Status,
+)
+from shoal.rollout_api.server.compression import Piece
+from shoal.rollout_api.server.intake import NewGroup, RefusedError
+from shoal.rollout_api.server.packer import Backlog, Shortage, Waiting, minimums_of, pack
+from shoal.rollout_api.server.rows import (
+    LeaseRow,
+    NewRow,
+    delete_groups,
+    delete_lease,
+    empty,
+    infos_of,
+    lease_groups,
+    save_environment,
+    save_lease,
+    save_state,
+    stored_size,
+    update_lease,
+)
+from shoal.rollout_api.server.store import Store
+from shoal.rollout_api.server.writer import StoreError
+
+logger = getLogger(__name__)
+
+LEAST_WEIGHT = 0.01
+NEARLY_FULL = 0.8
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What the operator decides. `max_staleness`: groups sampled more versions ago are dropped; None keeps all.
+
+    `environment_timeout` (seconds without a request) makes an environment silent: its minimum no longer holds batches
+    back. `minimum_wait` is how many seconds a batch waits for the minimum of one that is not silent.
+    """
+
+    max_groups: int = 100_000
+    max_bytes: int = 50 * 2**30
+    max_request: int = 256 * 2**20
+    max_staleness: int | None = None
+    environment_timeout: float = 60.0
+    minimum_wait: float = 10.0
+    drop_extra: bool = False
+
+
+class OutOfOrderError(Exception):
+    """A request that must come after another one."""
+
+
+class UnknownError(Exception):
+    """A lease or an environment that was never given out."""
+
+
+class FullError(Exception):
+    """No room for more groups."""
+
+
+class State(Struct):
+    """What the trainer's side has come to. `trained` counts acknowledged batches, from the starting step.
+
+    Leases count from a random number, so that a trainer never takes another store's batch for one that it has.
+    """
+
+    registration: Registration | None = None
+    started: bool = False
+    step: int = 0
+    trained: int = 0
+    version: int | None = None
+    next_lease: int = field(default_factory=lambda: 1 + randbits(48))
+
+
+class Environment(Struct):
+    """A registered environment; its id is its place in the list."""
+
+    registration: EnvironmentRegistration
+    name: str
+    connected: bool = True
+
+
+@dataclass
+class Lease:
+    """A batch that was handed out. `sending`: an answer with it is under way; `delivery` tells answers apart."""
+
+    id: int
+    groups: list[int]
+    explicit: bool = False
+    sent: bool = False
+    counted: bool = False
+    sending: bool = False
+    delivery: int = 0
+
+    def row(self) -> LeaseRow:
+        return LeaseRow(self.id, self.explicit, self.sent, self.counted)
+
+
+@dataclass
+class Delivery:
+    """One answer to /batch. Call `Exchange.delivered` when it is sent, or has failed."""
+
+    lease: Lease
+    number: int
+    step: int
+    infos: list[GroupInfo]
+    contents: list[Piece] = dataclass_field(default_factory=list)
+
+
+class Packed(NamedTuple):
+    """What was taken out of the backlog: a batch or the reason for none, and groups that are too stale."""
+
+    groups: list[Waiting]
+    stale: list[Waiting]
+    shortage: Shortage | None = None
+
+
+class Exchange:
+    """All that the server can be asked, without HTTP. To be used from one event loop."""
+
+    def __init__(self, store: Store, policy: Policy) -> None:
+        self.store = store
+        self.policy = policy
+        self.lock = asyncio.Lock()
+        self.counters: Counter[str] = Counter()
+        self._begin()
+        self._load()
+
+    def _begin(self) -> None:
+        self.state = State()
+        self.environments: list[Environment] = []
+        self.seen: dict[int, float] = {}
+        self.backlog = Backlog()
+        self.leases: dict[int, Lease] = {}
+        self.latest: Piece | bytes | None = None
+        self.bytes = 0
+        self.arriving = 0
+        self.era = object()
+        self.short_since: float | None = None
+
+    def _load(self) -> None:
+        """Rebuilds the memory. What was being sent when the server died counts as not sent."""
+        saved = self.store.load()
+        self.state = convert(saved.state or {}, State)
+        self.environments = [convert(row, Environment) for row in saved.environments]
+        self.seen = dict.fromkeys(range(len(self.environments)), time.monotonic())
+        self.leases = {
+            row.id: Lease(row.id, [], explicit=row.explicit, sent=row.sent, counted=row.counted) for row in saved.leases
+        }
+        for id_, size, env_id, version, lease in saved.groups:
+            if lease is None:
+                self.backlog.add(Waiting(id_, size, env_id, version))
+            else:
+                self.leases[lease].groups.append(id_)
+        self.bytes = saved.bytes
+        self.latest = saved.latest
+        if saved.groups or self.leases:
+            logger.info(
+                "%d groups wait in %s, %d batches are leased", self.backlog.groups, self.store.path, len(self.leases)
+            )
+
+    async def register(self, registration: Registration) -> int:
+        """A trainer, perhaps the next one: the count of steps begins anew, all data and environments stay.
+
+        A batch that the last trainer did not acknowledge is handed out again.
+        """
+        async with self.lock:
+            old = self.state.registration
+            self.state.registration = registration
+            self.state.step = self.state.trained = registration.starting_step
+            self.state.version = None
+            for lease in self.leases.values():
+                lease.sent = lease.counted = lease.sending = False
+                lease.delivery += 1
+            rows = [lease.row() for lease in self.leases.values()]
+            state = to_builtins(self.state)
+
+            def job(connection: Connection) -> None:
+                save_state(connection, state)
+                for row in rows:
+                    update_lease(connection, row)
+
+            await self.store.write(job)
+            again = "again " if old else ""
+            logger.info(
+                "a trainer registered %s: batches of %d sequences, from step %d",
+                again,
+                registration.batch_size,
+                registration.starting_step,
+            )
+            # Atropos's ids have 128 bits, which many JSON parsers cannot hold. Nothing is done with them.
+            return randbits(53)
+
+    async def register_environment(self, registration: EnvironmentRegistration) -> EnvironmentReply:
+        """An environment; refused in words until the trainer has asked for its first batch."""
+        async with self.lock:
+            trainer = self.state.registration
+            if trainer is None or not self.state.started:
+                return EnvironmentReply(status=WAIT_FOR_TRAINER)
+            env_id = len(self.environments)
+            same = sum(other.registration.desired_name == registration.desired_name for other in self.environments)
+            environment = Environment(registration, f"{registration.desired_name}_{same}")
+            row = to_builtins(environment)
+            await self.store.write(lambda connection: save_environment(connection, env_id, row))
+            self.environments.append(environment)
+            self.seen[env_id] = time.monotonic()
+            logger.info(
+                "environment %d registered: %s, groups of %d", env_id, environment.name, registration.group_size
+            )
+            return EnvironmentReply(
+                status="success",
+                env_id=env_id,
+                wandb_name=environment.name,
+                checkpoint_dir=trainer.checkpoint_dir,
+                starting_step=self.state.step,
+                checkpoint_interval=trainer.save_checkpoint_interval,
+                num_steps=trainer.num_steps,
+            )
+
+    async def disconnect(self, env_id: int) -> None:
+        """The environment will send no more; what it sent stays.
+
+        Raises:
+            UnknownError: no such environment.
+        """
+        async with self.lock:
+            environment = self._environment(env_id)
+            environment.connected = False
+            row = to_builtins(environment)
+            await self.store.write(lambda connection: save_environment(connection, env_id, row))
+
+    def check(self, groups: Iterable[NewGroup]) -> None:
+        """Whether groups may come in.
+
+        Raises:
+            RefusedError: a group names an environment that is not registered.
+            FullError: there is no room.
+        """
+        for index, group in enumerate(groups):
+            if group.env_id is not None and group.env_id >= len(self.environments):
+                raise RefusedError(f"environment {group.env_id} is not registered", [index, "env_id"])
+        self.check_room()
+
+    def check_room(self) -> None:
+        """Raises FullError when there is no room."""
+        waiting, policy = self.backlog.groups + self.arriving, self.policy
+        if waiting >= policy.max_groups:
+            raise FullError(f"{waiting} groups wait, which is the most (--max-groups)")
+        if self.bytes >= policy.max_bytes:
+            raise FullError(f"{self.bytes} bytes are stored, which is the most (--max-gigabytes)")
+
+    async def post(self, groups: list[NewGroup]) -> None:
+        """Takes checked groups in; they are on the disk when this returns.
+
+        Raises:
+            StoreError: nothing was stored.
+        """
+        version = self.version
+        rows = [
+            NewRow(group, version, True) if group.version is None else NewRow(group, group.version, False)
+            for group in groups
+        ]
+        now = time.monotonic()
+        self.seen.update((group.env_id, now) for group in groups if group.env_id is not None)
+        era, self.arriving = self.era, self.arriving + len(groups)
+        written = self.store.insert(rows)
+
+        def arrived(done: Future[list[int | None]]) -> None:
+            # Also when the client is gone by now: what is stored waits.
+            if era is not self.era:
+                return
+            self.arriving -= len(groups)
+            if done.cancelled() or done.exception():
+                return
+            for id_, (group, version, _) in zip(done.result(), rows, strict=True):
+                if id_ is None:
+                    self.counters["duplicates"] += 1
+                    continue
+                self.backlog.add(Waiting(id_, group.size, group.env_id, version))
+                self.bytes += stored_size(group.content)
+                self.latest = group.content
+                self.counters["groups"] += 1
+                self.counters["sequences"] += group.size
+                self.counters["tokens"] += group.tokens
+
+        written.add_done_callback(arrived)
+        await asyncio.shield(written)
+
+    @property
+    def version(self) -> int:
+        """The trainer's weights: as it said, else the batches that it acknowledged."""
+        return self.state.trained if self.state.version is None else self.state.version
+
+    async def next_batch(self, *, explicit: bool, version: int | None, shrink: bool) -> Delivery | Shortage:
+        """Leases the next batch, or one again that was not acknowledged; `shrink` as in `Store.contents`.
+
+        Raises:
+            OutOfOrderError: no trainer is registered.
+            StoreError: nothing was leased.
+            GoneError: the batch was acknowledged by another request meanwhile.
+        """
+        async with self.lock:
+            trainer = self.state.registration
+            if trainer is None:
+                raise OutOfOrderError("Trainer not registered. Call /register first.")
+            before = convert(to_builtins(self.state), State)
+            self.state.started = True
+            if version is not None:
+                self.state.version = version
+            done = [lease for lease in self.leases.values() if lease.sent and not (lease.explicit or explicit)]
+            self.state.trained += len(done)
+            due = (lease for lease in self.leases.values() if lease not in done and self._is_due(lease, explicit))
+            lease, packed = next(due, None), Packed([], [])
+            if lease is None:
+                packed = self._pack(trainer.batch_size)
+                lease = self._new_lease(packed.groups) if packed.groups else None
+            else:
+                self.counters["redelivered"] += 1
+            try:
+                infos = await self._write_batch(lease, explicit, done, packed.stale, before)
+            except StoreError:
+                self.state = before
+                self.backlog.put_back([*packed.groups, *packed.stale])
+                raise
+            self.counters["acknowledged"] += len(done)
+            for old in done:
+                del self.leases[old.id]
+            self._count_batch(packed, trainer.batch_size)
+            if lease is None:
+                assert packed.shortage is not None
+                return self._explained(packed.shortage)
+            self.leases[lease.id] = lease
+            lease.explicit, lease.sent, lease.counted, lease.sending = explicit, False, True, True
+            lease.delivery += 1
+            delivery = Delivery(lease, lease.delivery, self.state.step, infos)
+        try:
+            delivery.contents = await self.store.contents(lease.groups, shrink=shrink)
+        finally:
+            if not delivery.contents:
+                self.delivered(delivery, whole=False)
+        return delivery
+
+    async def _write_batch(
+        self, lease: Lease | None, explicit: bool, done: list[Lease], stale: list[Waiting], before: State
+    ) -> list[GroupInfo]:
+        """One transaction: old leases end, stale groups go, the batch is leased, the step is counted."""
+        self.state.step += lease is not None and not lease.counted
+        if lease is None and not done and not stale and self.state == before:
+            return []
+        state = to_builtins(self.state)
+        row = LeaseRow(lease.id, explicit, sent=False, counted=True) if lease else None
+        ids = lease.groups if lease else []
+
+        def job(connection: Connection) -> tuple[list[GroupInfo], int]:
+            freed = sum(delete_lease(connection, old.id) for old in done)
+            freed += delete_groups(connection, [group.id for group in stale])
+            save_state(connection, state)
+            if row:
+                save_lease(connection, row)
+                lease_groups(connection, row.id, ids)
+            return infos_of(connection, ids), freed
+
+        infos, freed = await self.store.write(job)
+        self.bytes -= freed
+        return infos
+
+    def _explained(self, shortage: Shortage) -> Shortage:
+        if not self.leases:
+            return shortage
+        return shortage._replace(reason=f"{shortage.reason}; {len(self.leases)} batches are not acknowledged yet")
+
+    def _new_lease(self, groups: list[Waiting]) -> Lease:
+        lease = Lease(self.state.next_lease, [group.id for group in groups])
+        self.state.next_lease += 1
+        return lease
+
+    def delivered(self, delivery: Delivery, *, whole: bool) -> None:
+        """An answer ended. Where it was whole, a stock trainer's next request acknowledges the batch."""
+        lease = delivery.lease
+        if lease.delivery != delivery.number:
+            return
+        lease.sending, lease.sent = False, whole
+        if whole and lease.id in self.leases:
+            row = lease.row()
+            self.store.submit(lambda connection: update_lease(connection, row))
+
+    async def acknowledge(self, lease_id: int, version: int | None) -> None:
+        """The trainer has this batch for good. Saying so twice is harmless.
+
+        Raises:
+            UnknownError: no batch was leased under this number.
+        """
+        async with self.lock:
+            if not 0 < lease_id < self.state.next_lease:
+                raise UnknownError(f"no batch was leased as {lease_id}")
+            known = lease_id in self.leases
+            self.state.trained += known
+            if version is not None:
+                self.state.version = version
+            state = to_builtins(self.state)
+
+            def job(connection: Connection) -> int:
+                save_state(connection, state)
+                return delete_lease(connection, lease_id)
+
+            self.bytes -= await self.store.write(job)
+            self.leases.pop(lease_id, None)
+            self.counters["acknowledged"] += known
+
+    async def reset(self) -> None:
+        """Forgets everything but the numbers of groups and leases."""
+        async with self.lock:
+            next_lease = self.state.next_lease
+            self._begin()
+            self.state.next_lease = next_lease
+            state = to_builtins(self.state)
+
+            def job(connection: Connection) -> None:
+                empty(connection)
+                save_state(connection, state)
+
+            await self.store.write(job)
+            logger.info("all data was reset")
+
+    def status(self) -> Status:
+        """For everybody."""
+        return Status(current_step=self.state.step, queue_size=self.backlog.groups, weights_version=self.version)
+
+    def environment_status(self, env_id: int) -> EnvironmentStatus:
+        """For one environment; asking is its sign of life.
+
+        Raises:
+            UnknownError: no such environment.
+        """
+        environment = self._environment(env_id)
+        self.seen[env_id] = time.monotonic()
+        active = [other for other in self.environments if other.connected]
+        size = environment.registration.group_size
+        own = self.backlog.sequences_of(env_id)
+        least = minimums_of(self._shares(), self._batch_size())
+        others = sum(
+            max(0, queue.sequences - least.get(other, 0) if other is not None else queue.sequences)
+            for other, queue in self.backlog.queues.items()
+            if other != env_id
+        )
+        shares = (other.registration.min_batch_allocation or 0.0 for other in active)
+        context = [other.registration.max_token_length * other.registration.weight for other in active]
+        mine = environment.registration.max_token_length * environment.registration.weight
+        weight = mine / sum(context) if sum(context) > 0 else 1 / max(1, len(active))
+        held_back = self._hold_back(size)
+        return EnvironmentStatus(
+            current_step=self.state.step,
+            queue_size=max((own + others) // size, held_back),
+            unallocated_fraction=1.0 - min(1.0, sum(shares)),
+            self_queue_size=max(own // size, held_back),
+            max_group_size=self.backlog.largest(),
+            env_weight=max(LEAST_WEIGHT, weight),
+            weights_version=self.version,
+        )
+
+    def silent(self, env_id: int) -> bool:
+        """Whether an environment has sent nothing for too long."""
+        return time.monotonic() - self.seen[env_id] > self.policy.environment_timeout
+
+    def _hold_back(self, size: int) -> int:
+        """Groups to report so that stock environments pause, 0 while there is room.
+
+        As many as the remaining steps can use: at one more they would take the run for finished and end.
+        """
+        waiting, policy = self.backlog.groups + self.arriving, self.policy
+        if waiting < NEARLY_FULL * policy.max_groups and self.bytes < NEARLY_FULL * policy.max_bytes:
+            return 0
+        trainer = self.state.registration
+        steps = trainer.num_steps - self.state.step if trainer and trainer.num_steps > 0 else 16
+        return max(0, steps) * self._batch_size() // size
+
+    def _environment(self, env_id: int) -> Environment:
+        if env_id >= len(self.environments):
+            raise UnknownError(f"environment {env_id} is not registered")
+        return self.environments[env_id]
+
+    def _batch_size(self) -> int:
+        return self.state.registration.batch_size if self.state.registration else 0
+
+    def _shares(self) -> dict[int, float]:
+        """The minimums that count: of environments that are connected and not silent."""
+        return {
+            env_id: share
+            for env_id, environment in enumerate(self.environments)
+            if environment.connected
+            and not self.silent(env_id)
+            and (share := environment.registration.min_batch_allocation) is not None
+        }
+
+    @staticmethod
+    def _is_due(lease: Lease, explicit: bool) -> bool:
+        """Whether a lease is handed out again to who asks like this."""
+        lost = not lease.sent and not lease.sending
+        return lost or (explicit and lease.explicit)
+
+    def _pack(self, batch_size: int) -> Packed:
+        """Takes the next batch out of the backlog, and what is too stale for one."""
+        stale = [] if self.policy.max_staleness is None else self.backlog.take_oldest(self._is_stale)
+        while True:
+            packed = self._pack_once(batch_size)
+            if isinstance(packed, Shortage):
+                return Packed([], stale, packed)
+            self.backlog.take(packed)
+            too_old = [group for group in packed if self._is_stale(group)]
+            if not too_old:
+                self.short_since = None
+                return Packed(packed, stale)
+            stale += too_old
+            self.backlog.put_back([group for group in packed if group not in too_old])
+
+    def _pack_once(self, batch_size: int) -> list[Waiting] | Shortage:
+        minimums = minimums_of(self._shares(), batch_size)
+        packed = pack(self.backlog, batch_size, minimums)
+        if not isinstance(packed, Shortage) or packed.env_id is None:
+            return packed
+        now = time.monotonic()
+        self.short_since = self.short_since or now
+        left = self.short_since + self.policy.minimum_wait - now
+        if left <= 0:
+            return pack(self.backlog, batch_size, minimums, patient=False)
+        return Shortage(f"{packed.reason}; waiting for {left:.0f} s more", packed.env_id)
+
+    def _is_stale(self, group: Waiting) -> bool:
+        bound = self.policy.max_staleness
+        return bound is not None and self.version - group.version > bound
+
+    def _count_batch(self, packed: Packed, batch_size: int) -> None:
+        self.counters["stale"] += len(packed.stale)
+        if packed.groups:
+            size = sum(group.size for group in packed.groups)
+            self.counters["batches"] += 1
+            self.counters["batches_short"] += size < batch_size
+            self.counters["batches_long"] += size > batch_size
+
+    def gauges(self) -> dict[str, Any]:
+        """Numbers of now, for /metrics."""
+        return {
+            "step": self.state.step,
+            "weights_version": self.version,
+            "waiting_groups": self.backlog.groups,
+            "waiting_sequences": self.backlog.sequences,
+            "leased_batches": len(self.leases),
+            "stored_bytes": self.bytes,
+            "environments": len(self.environments),
+            "environments_silent": sum(map(self.silent, range(len(self.environments)))),
+            "commits": self.store.commits,
+        }
