@@ -22,8 +22,14 @@ class StopReason(StrEnum):
 
     STOP = "stop"  # an end-of-sequence id or a stop string; both stay in the sampled ids
     LENGTH = "length"  # the token limit
+    TURNS = "turns"  # the limit of a conversation's turns
     ABORT = "abort"  # taken back by the trainer
     ERROR = "error"  # the engine or the environment failed; never trained on
+
+    @property
+    def truncated(self) -> bool:
+        """Whether a limit ended the completion, so that it might have gone on."""
+        return self in (StopReason.LENGTH, StopReason.TURNS)
 
 
 @dataclass

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from shoal.types import Segment, StopReason
+
+WAIT_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,20 @@ class Engine(ABC):
             ValueError: an id is already queued, a prompt is empty or longer than the engine can hold.
         """
 
+    @property
     @abstractmethod
-    def completed(self) -> Iterator[EngineOutput]:
-        """Yields outputs as they finish, until nothing is queued or running. Requests may be submitted meanwhile."""
+    def in_flight(self) -> int:
+        """Requests submitted whose outputs have not been given out yet."""
+
+    @abstractmethod
+    def poll(self, timeout: float) -> list[EngineOutput]:
+        """Outputs that have finished since the last call; waits, or works, for at most about `timeout` seconds for one.
+
+        An engine in this process does its work in here, a little at a time. Empty at once where nothing is in flight.
+
+        Raises:
+            EngineError: the engine failed, or nothing came of it within its own deadline.
+        """
 
     @abstractmethod
     def abort(self, ids: Sequence[str]) -> None:
@@ -85,7 +98,9 @@ class Engine(ABC):
     def generate(self, requests: Sequence[Request]) -> list[EngineOutput]:
         """Submits and waits: outputs in the order of the requests. The engine must be idle before."""
         self.submit(requests)
-        outputs = {output.request_id: output for output in self.completed()}
+        outputs: dict[str, EngineOutput] = {}
+        while self.in_flight:
+            outputs |= {output.request_id: output for output in self.poll(WAIT_SECONDS)}
         return [outputs[request.id] for request in requests]
 
     def statistics(self) -> dict[str, float]:

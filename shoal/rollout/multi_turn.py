@@ -10,17 +10,16 @@ from typing import Any
 from shoal.engines.base import SamplingParams
 from shoal.models.chat import render_texts
 from shoal.rollout.conversation import Conversation
-from shoal.rollout.dataset import DatasetEnvironment
-from shoal.rollout.environment import Item, Model
+from shoal.rollout.environment import Environment, Item, Model
 from shoal.tasks.layouts.base import Message
 from shoal.types import Completion, StopReason
 
 
-class MultiTurnEnvironment(DatasetEnvironment):
-    """Prompts and verifiers of a data set; `reply` makes the turns between.
+class MultiTurnEnvironment(Environment):
+    """Conversations; `reply` makes the turns between.
 
     `sampling.max_new_tokens` bounds the whole completion, others' tokens included; `environment.max_turns` the model's
-    turns. Verifiers see the text of all of them.
+    turns: a conversation that would have gone on ends by StopReason.TURNS. Verifiers see the text of all turns.
     """
 
     @abstractmethod
@@ -35,13 +34,16 @@ class MultiTurnEnvironment(DatasetEnvironment):
             if left <= 0:
                 conversation.stop_reason = StopReason.LENGTH
                 break
-            seed = self.seed(item, index, turn)
-            output = await model.sample(conversation.context, seed, replace(sampling, max_new_tokens=left))
+            seed, turn_sampling = self.seed(item, index, turn), replace(sampling, max_new_tokens=left)
+            output = await model.sample(conversation.context, seed, turn_sampling, group=item.key)
             text = conversation.add_turn(output)
             if output.stop_reason is not StopReason.STOP:
                 break
             messages = await self.reply(item, text, info)
-            if not messages or turn + 1 == self.cfg.environment.max_turns:
+            if not messages:
+                break
+            if turn + 1 == self.cfg.environment.max_turns:
+                conversation.stop_reason = StopReason.TURNS
                 break
             conversation.add_messages(messages)
         completion = conversation.completion()
@@ -50,7 +52,7 @@ class MultiTurnEnvironment(DatasetEnvironment):
 
     def render(self, messages: Sequence[Message], speaks_next: bool) -> str:
         """The chat template's text."""
-        kwargs = self.cfg.model.chat_template_kwargs
+        kwargs = self.template_kwargs
         [text] = render_texts([list(messages)], self.tokenizer, kwargs, add_generation_prompt=speaks_next)
         return text
 

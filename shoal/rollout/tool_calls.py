@@ -27,11 +27,13 @@ from ast import (
 )
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from time import monotonic
 from typing import Any
 
 from shoal.errors import ConfigError
+from shoal.rollout.tool_threads import in_own_thread
 
 CALL = re.compile(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|\Z)", re.DOTALL)
 TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", list: "array", dict: "object"}
@@ -120,7 +122,7 @@ async def run_call(call: ToolCall, tools: Sequence[Tool], timeout: float) -> dic
         found["error"] = f"there is no tool {call.name!r}; there are {', '.join(tool.name for tool in tools)}"
     elif tool is not None and not call.error:
         try:
-            found["output"] = str(await asyncio.wait_for(_call(tool, call.arguments), timeout))[:LONGEST_OUTPUT]
+            found["output"] = str(await _call(tool, call.arguments, timeout))[:LONGEST_OUTPUT]
         except TimeoutError:
             found |= {"timed_out": True, "error": f"no answer within {timeout:g} s"}
         except Exception as error:  # noqa: BLE001 the tool is somebody's code: its failure is the model's to read
@@ -128,10 +130,11 @@ async def run_call(call: ToolCall, tools: Sequence[Tool], timeout: float) -> dic
     return {**found, "seconds": monotonic() - started}
 
 
-async def _call(tool: Tool, arguments: dict[str, Any]) -> Any:
+async def _call(tool: Tool, arguments: dict[str, Any], timeout: float) -> Any:
+    """Raises TimeoutError at the deadline, and whatever the tool raises."""
     if inspect.iscoroutinefunction(tool.function):
-        return await tool.function(**arguments)
-    return await asyncio.to_thread(tool.function, **arguments)
+        return await asyncio.wait_for(tool.function(**arguments), timeout)
+    return await in_own_thread(partial(tool.function, **arguments), tool.name, timeout)
 
 
 def calculator(expression: str) -> str:

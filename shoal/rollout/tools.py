@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from copy import deepcopy
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from shoal.config import ShoalConfig
@@ -17,12 +16,14 @@ class ToolEnvironment(MultiTurnEnvironment):
     """Tools by `environment.tools`. The chat template shows them to the model where it can; `info["tools"]` keeps every
     call, as `reward.only_good_outputs` reads it."""
 
-    def __init__(self, cfg: ShoalConfig, tokenizer: Any) -> None:
+    def __init__(self, cfg: ShoalConfig, tokenizer: Any, decode: Callable[[list[int]], str]) -> None:
         """Raises ConfigError where there is no such tool."""
-        cfg = deepcopy(cfg)
+        super().__init__(cfg, tokenizer, decode)
         self.tools = [find_tool(name) for name in cfg.environment.tools]
-        cfg.model.chat_template_kwargs["tools"] = [tool.schema for tool in self.tools]
-        super().__init__(cfg, tokenizer)
+
+    @property
+    def template_kwargs(self) -> dict[str, Any]:
+        return {**super().template_kwargs, "tools": [tool.schema for tool in self.tools]}
 
     async def reply(self, item: Item, text: str, info: dict[str, Any]) -> Sequence[Message]:
         replies: list[Message] = []

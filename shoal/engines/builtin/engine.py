@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from logging import getLogger
 from time import perf_counter
@@ -33,7 +33,6 @@ logger = getLogger(__name__)
 # which takes longer than a step of a small model.
 LANE_MULTIPLE = 16
 PREFILL_TOKENS = 2**14  # of one prefill pass, padding included
-SLICE_SECONDS = 0.02  # of work between two looks at what else is to be done
 
 
 @dataclass
@@ -142,34 +141,31 @@ class TorchEngine(Engine):
         return min(request.sampling.max_new_tokens, self.max_positions - len(request.prompt_ids))
 
     @property
+    def in_flight(self) -> int:
+        return len(self.ready) + len(self.queue) + int(self.rows.alive.sum())
+
+    @property
     def busy(self) -> bool:
         """Whether anything is queued, running or finished and not given out."""
         return bool(self.ready or self.queue or self.rows.alive.any())
 
-    def completed(self) -> Iterator[EngineOutput]:
-        while self.busy:
-            # Nothing is yielded inside: the caller may train between two outputs.
-            if not self.ready:
-                self._run(forever=True)
-            yield self.ready.popleft()
-        self._reset_cache()
-
-    def advance(self) -> list[EngineOutput]:
-        """Does a little of the work: some steps of decoding. Gives the outputs that are finished by then."""
+    def poll(self, timeout: float) -> list[EngineOutput]:
+        """Decodes until an output is there, or `timeout` seconds have gone by."""
         if self.busy and not self.ready:
-            self._run(forever=False)
+            self._run(timeout)
         finished = list(self.ready)
         self.ready.clear()
         if not self.busy:
             self._reset_cache()
         return finished
 
-    def _run(self, forever: bool) -> None:
-        """Steps until an output is ready, or, unless `forever`, until SLICE_SECONDS have gone by."""
+    def _run(self, seconds: float) -> None:
         start = perf_counter()
         with self.decoder.running():
-            while not self.ready and (forever or perf_counter() - start < SLICE_SECONDS):
+            while not self.ready:
                 self._step()
+                if perf_counter() - start >= seconds:
+                    break
         self.seconds += perf_counter() - start
 
     def abort(self, ids: Sequence[str]) -> None:
@@ -265,13 +261,6 @@ class TorchEngine(Engine):
         """A prefill for a single free place would cost more than leaving it empty for a few steps."""
         free = self.max_batch - int(self.rows.alive.sum())
         return free >= min(len(self.queue), max(1, self.max_batch // 8))
-
-    def _fits(self, lengths: list[int], remaining: list[int]) -> bool:
-        """Whether rows of these lengths and with this much to come stay within the bounds."""
-        if len(lengths) > self.max_batch:
-            return False
-        columns = max(lengths) + max(remaining)
-        return not self.max_cache_tokens or len(lengths) * columns <= self.max_cache_tokens
 
     def _admit(self) -> None:
         """Moves as many requests as fit from the queue to the rows and samples their first tokens."""

@@ -23,6 +23,7 @@ logger = getLogger(__name__)
 
 Answer = Callable[[EngineOutput], None]
 IDLE_SECONDS = 0.2
+SLICE_SECONDS = 0.02  # of decoding between two looks at what else was asked
 
 
 class ServedEngine(TorchEngine):
@@ -40,6 +41,7 @@ class ServedEngine(TorchEngine):
         self.inbox: deque[tuple[Request, Answer]] = deque()
         self.withdrawn: deque[str] = deque()
         self.answers: dict[str, Answer] = {}
+        self.own: set[str] = set()
         self.served = 0
         self.thread = Thread(target=self._decode_for_others, name="served engine", daemon=True)
         self.thread.start()
@@ -73,19 +75,25 @@ class ServedEngine(TorchEngine):
             with self.lock:  # the slice under way ends first
                 pass
 
-    def generate(self, requests: Sequence[Request]) -> list[EngineOutput]:
-        """The trainer's own requests; others' that are under way get on with them."""
-        own = {request.id: EngineOutput(request.id, [], [], StopReason.ERROR) for request in requests}
-        self.submit(requests)
-        missing = set(own)
-        while missing:
-            for output in self.advance():
-                if output.request_id in missing:
-                    missing.remove(output.request_id)
-                    own[output.request_id] = output
-                else:
-                    self._give(output)
-        return list(own.values())
+    @property
+    def in_flight(self) -> int:
+        """The trainer's own requests; those of others are not counted."""
+        return len(self.own)
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        super().submit(requests)
+        self.own |= {request.id for request in requests}
+
+    def poll(self, timeout: float) -> list[EngineOutput]:
+        """The trainer's own outputs; others' requests that are under way get on with them."""
+        found = []
+        for output in super().poll(timeout) if self.own else ():
+            if output.request_id in self.own:
+                self.own.remove(output.request_id)
+                found.append(output)
+            else:
+                self._give(output)
+        return found
 
     def close(self) -> None:
         self.closing = True
@@ -117,7 +125,7 @@ class ServedEngine(TorchEngine):
             if not self.open.is_set() or self.closing:
                 return
             self._take_in()
-            for output in self.advance():
+            for output in super().poll(SLICE_SECONDS):
                 self._give(output)
         if not self.busy and not self.inbox:
             self.work.wait(IDLE_SECONDS)
@@ -127,7 +135,7 @@ class ServedEngine(TorchEngine):
         while self.inbox:
             request, answer = self.inbox.popleft()
             self.answers[request.id] = answer
-            self.submit([request])
+            super().submit([request])
         while self.withdrawn:
             self.abort([self.withdrawn.popleft()])
 

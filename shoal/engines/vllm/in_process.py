@@ -68,6 +68,7 @@ class VllmEngine(Engine):
         self.ready: deque[EngineOutput] = deque()
         self.asides: dict[str, dict[str, Any]] = {}  # results of scoring and single tokens
         self.paused = False
+        self.paused_since = 0.0
         self.asleep = False
         self.changed = Condition()
         self.controls: list[VllmControl] = [InProcessControl(self)]
@@ -91,8 +92,8 @@ class VllmEngine(Engine):
         """How many servers had to be started again: none, there is none."""
         return 0
 
+    @property
     def in_flight(self) -> int:
-        """Requests submitted that have not come out yet."""
         return len(self.flights) + len(self.ready)
 
     def submit(self, requests: Sequence[Request]) -> None:
@@ -109,22 +110,27 @@ class VllmEngine(Engine):
                 if not self.paused:
                     vllm_compat.add_request(self.llm, form, self.adapter)
 
-    def completed(self) -> Iterator[EngineOutput]:
-        while True:
-            with self.changed:
-                deadline = monotonic() + self.timeout
-                while not self.ready and self.flights:
-                    if self.paused:
-                        if not self.changed.wait(deadline - monotonic()):
-                            raise EngineError(f"vLLM has been paused for {self.timeout:.0f} s with requests in flight")
-                        continue
-                    self._step()
-                if not self.ready:
-                    self.sleep()
-                    return
-                output = self.ready.popleft()
-            # Nothing is yielded inside: the caller may train between two outputs.
-            yield output
+    def poll(self, timeout: float) -> list[EngineOutput]:
+        """Steps vLLM until a completion is there, or `timeout` seconds have gone by.
+
+        Raises:
+            EngineError: it has been paused for longer than the engine's own deadline with requests in flight.
+        """
+        with self.changed:
+            until = monotonic() + timeout
+            while not self.ready and self.flights and not self.paused:
+                self._step()
+                if monotonic() > until:
+                    break
+            if self.paused and self.flights and not self.ready:
+                self.changed.wait(timeout)
+                if self.paused and monotonic() - self.paused_since > self.timeout:
+                    raise EngineError(f"vLLM has been paused for {self.timeout:.0f} s with requests in flight")
+            found = list(self.ready)
+            self.ready.clear()
+            if not self.flights:
+                self.sleep()
+            return found
 
     def abort(self, ids: Sequence[str]) -> None:
         with self.changed:
@@ -235,6 +241,7 @@ class InProcessControl(VllmControl):
                 for flight in engine.flights.values():
                     vllm_compat.partial_result(engine.llm, flight.form)
             engine.paused = True
+            engine.paused_since = monotonic()
 
     def resume(self) -> None:
         engine = self.engine

@@ -80,6 +80,7 @@ class VllmServerEngine(Engine):
         self.down: set[VllmServer] = set()
         self.load = LoadMetrics()
         self.busy_since: float | None = None
+        self.last_news = monotonic()
         self.loop = asyncio.new_event_loop()
         self.thread = Thread(target=self.loop.run_forever, name="vLLM requests", daemon=True)
         self.thread.start()
@@ -120,7 +121,7 @@ class VllmServerEngine(Engine):
                 flight.server.in_flight += 1
                 self.flights[flight.form["id"]] = flight
             if self.busy_since is None and new:
-                self.busy_since = monotonic()
+                self.busy_since = self.last_news = monotonic()
                 asyncio.run_coroutine_threadsafe(self._look_at_load(), self.loop)
             for server in self.servers:
                 self._ask(server)
@@ -178,24 +179,31 @@ class VllmServerEngine(Engine):
                 self.busy_since = None
             self.changed.notify_all()
 
-    def completed(self) -> Iterator[EngineOutput]:
-        while True:
-            with self.changed:
-                quiet_until = monotonic() + self.timeout
-                while self.flights and not self.ready and not self.broken:
-                    if self.refused is not None:
-                        raise self.refused
-                    if not self.changed.wait(quiet_until - monotonic()):
-                        raise EngineError(self._too_quiet())
-                # A stream that breaks after its last result owes nothing: whoever asks next will see to the server.
-                broken = bool(self.flights and self.broken and not self.ready)
-                output = self.ready.popleft() if self.ready else None
-            if output is not None:
-                yield output
-            elif broken:
-                self._mend()
-            else:
-                return
+    def poll(self, timeout: float) -> list[EngineOutput]:
+        """Sees to servers whose streams broke, and waits for outputs.
+
+        Raises:
+            EngineError: nothing came for `engine.vllm.request_timeout` seconds, a server refuses what it is asked, or
+                one died and may not be started again.
+        """
+        with self.changed:
+            if self.flights and not self.ready and not self.broken and self.refused is None:
+                self.changed.wait(timeout)
+            found = list(self.ready)
+            self.ready.clear()
+            if found:
+                self.last_news = monotonic()
+                return found
+            if self.refused is not None:
+                raise self.refused
+            # A stream that breaks after its last result owes nothing: whoever asks next will see to the server.
+            broken = bool(self.flights and self.broken)
+            if self.flights and not broken and monotonic() - self.last_news > self.timeout:
+                raise EngineError(self._too_quiet())
+        if broken:
+            self._mend()
+            self.last_news = monotonic()
+        return []
 
     def _too_quiet(self) -> str:
         waiting = ", ".join(f"{server.url}: {server.in_flight}" for server in self.servers)
@@ -295,8 +303,8 @@ class VllmServerEngine(Engine):
         """Most tokens of prompt and completion."""
         return self.form.max_model_len
 
+    @property
     def in_flight(self) -> int:
-        """Requests submitted that have not come out yet."""
         return len(self.flights) + len(self.ready)
 
     def paused_with(self, server: VllmServer, counts: Mapping[str, int]) -> None:

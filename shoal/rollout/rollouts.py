@@ -1,0 +1,244 @@
+"""The one way to roll out: items in, whole groups out, their scoring begun while others are still sampled."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from logging import getLogger
+from typing import Any, Protocol, TypeVar
+
+from shoal.engines.base import EngineOutput, SamplingParams
+from shoal.errors import EngineError, RequestRefused, TrainingError
+from shoal.rollout.engine_model import EngineModel
+from shoal.rollout.environment import Environment, Item, Model
+from shoal.rollout.single_turn import SingleTurnEnvironment
+from shoal.types import Completion, Group, Segment, StopReason
+
+logger = getLogger(__name__)
+
+T = TypeVar("T")
+Progress = Callable[[Group], None]
+TURN_SECONDS = 0.02  # of the engine's work between two turns of tools and other environment code
+LONG_SECONDS = 1.0  # the same where there is no such code
+
+
+class Judge(Protocol):
+    """What is told of finished groups: the run's `Scorer`."""
+
+    def begin(self, group: Group, step: int | None) -> None:
+        """Starts judging a group; returns at once."""
+
+    def look(self) -> None:
+        """Keeps judges in worker processes busy; returns at once."""
+
+
+class Rollouts:
+    """Rolls an environment's items out on one model.
+
+    `sample` drives the engine of this process to the end of a list of items: training steps, evaluation and the
+    start-up check. `group` is one group for callers with an event loop of their own.
+    """
+
+    def __init__(self, environment: Environment, model: Model, judge: Judge | None = None) -> None:
+        self.environment = environment
+        self.model = model
+        self.judge = judge
+        self.loop = asyncio.new_event_loop()
+
+    def sample(
+        self,
+        items: Sequence[Item],
+        *,
+        size: int,
+        sampling: SamplingParams,
+        step: int | None = None,
+        progress: Progress | None = None,
+        judged: bool = True,
+    ) -> list[Group]:
+        """Whole groups of `size` completions, in the items' order; `progress` is told of each as it finishes.
+
+        Where there is a judge and `judged` says so, scoring of each group has begun; `Scorer.finish` ends it. `step` is
+        the training step, None outside training.
+
+        Raises:
+            EngineError: the engine failed.
+            TrainingError: the environment's code did not move for `environment.timeout` seconds.
+        """
+        return _run(self.loop, self._sample(_Wave(items, size), sampling, step, progress, judged))
+
+    async def group(self, item: Item, *, size: int, sampling: SamplingParams) -> Group:
+        """All completions of one item, unscored.
+
+        Raises:
+            EngineError: the engine was not there before its deadline.
+        """
+        made = [self._completion(item, index, sampling) for index in range(size)]
+        return _group_of(item, await asyncio.gather(*made))
+
+    def close(self) -> None:
+        """Ends the environment and the event loop."""
+        self.environment.close()
+        if not self.loop.is_closed():
+            self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+            self.loop.close()
+
+    async def _sample(
+        self, wave: _Wave, sampling: SamplingParams, step: int | None, progress: Progress | None, judged: bool
+    ) -> list[Group]:
+        assert isinstance(self.model, EngineModel)
+        judge = self.judge if judged else None
+
+        def finished(group: Group) -> None:
+            if judge is not None:
+                judge.begin(group, step)
+            if progress is not None:
+                progress(group)
+
+        wave.finished = finished
+        news = asyncio.Event()
+        self.model.news = news
+        tasks = self._start(wave, sampling, news)
+        try:
+            while wave.missing:
+                if tasks:
+                    await asyncio.sleep(0)  # environment code goes on and asks the model
+                if self.model.busy:
+                    self.model.pump(TURN_SECONDS if tasks else LONG_SECONDS)
+                elif wave.missing:
+                    await self._news(news, wave)
+                if judge is not None:
+                    judge.look()
+                for task in [task for task in tasks if task.done()]:
+                    tasks.discard(task)
+                    task.result()
+        finally:
+            await _cancel(tasks)
+            self.model.withdraw_all()
+        return wave.groups()
+
+    def _start(self, wave: _Wave, sampling: SamplingParams, news: asyncio.Event) -> set[asyncio.Task[None]]:
+        """Asks for all completions at once where the environment is one prompt, one answer; else a task for each."""
+        environment, model = self.environment, self.model
+        plain = isinstance(environment, SingleTurnEnvironment) and (
+            type(environment).rollout is SingleTurnEnvironment.rollout
+        )
+        tasks: set[asyncio.Task[None]] = set()
+        for place, item in enumerate(wave.items):
+            for index in range(wave.size):
+                if plain:
+                    assert isinstance(model, EngineModel) and isinstance(environment, SingleTurnEnvironment)
+                    seed = environment.seed(item, index)
+                    answer = partial(self._answered, wave, place, index)
+                    model.ask(item.prompt.token_ids, seed, sampling, answer, group=item.key)
+                else:
+                    task = self.loop.create_task(self._roll_out(wave, place, index, sampling))
+                    task.add_done_callback(lambda _: news.set())
+                    tasks.add(task)
+        return tasks
+
+    def _answered(self, wave: _Wave, place: int, index: int, output: EngineOutput | EngineError) -> None:
+        item = wave.items[place]
+        assert isinstance(self.environment, SingleTurnEnvironment)
+        if isinstance(output, EngineError):
+            wave.put(place, index, _failed(item, output))
+        else:
+            wave.put(place, index, self.environment.completion(item, output))
+
+    async def _roll_out(self, wave: _Wave, place: int, index: int, sampling: SamplingParams) -> None:
+        wave.put(place, index, await self._completion(wave.items[place], index, sampling))
+
+    async def _completion(self, item: Item, index: int, sampling: SamplingParams) -> Completion:
+        """One completion; where the environment's code fails, one that ended by an error.
+
+        Raises:
+            EngineError: the engine is gone, so that no other completion would fare better.
+        """
+        try:
+            return await self.environment.rollout(item, index, self.model, sampling)
+        except RequestRefused as error:
+            return _failed(item, error)
+        except EngineError:
+            raise
+        except Exception as error:  # noqa: BLE001 the environment is somebody's code: one completion is lost, and counted
+            logger.warning("the rollout of %s, completion %d, failed: %s", item.key, index, _what(error))
+            return _failed(item, error)
+
+    async def _news(self, news: asyncio.Event, wave: _Wave) -> None:
+        """Waits until environment code asks the model or ends.
+
+        Raises:
+            TrainingError: nothing of that happened for `environment.timeout` seconds.
+        """
+        news.clear()
+        seconds = self.environment.cfg.environment.timeout
+        if self.model.busy:  # asked between the look and the clearing
+            return
+        try:
+            await asyncio.wait_for(news.wait(), seconds)
+        except TimeoutError:
+            raise TrainingError(
+                f"{type(self.environment).__name__}: {wave.missing} completions wait for the environment's own code, which "
+                f"has done nothing for environment.timeout={seconds:g} s; one of them: {wave.first_missing()}"
+            ) from None
+
+
+class _Wave:
+    """The items of one call, and the completions that are there already."""
+
+    def __init__(self, items: Sequence[Item], size: int) -> None:
+        self.items = items
+        self.size = size
+        self.made: list[list[Completion | None]] = [[None] * size for _ in items]
+        self.left = [size] * len(items)
+        self.missing = size * len(items)
+        self.done: dict[int, Group] = {}
+        self.finished: Callable[[Group], None] = lambda group: None
+
+    def put(self, place: int, index: int, completion: Completion) -> None:
+        """Takes a completion; a group that is whole with it is finished."""
+        self.made[place][index] = completion
+        self.left[place] -= 1
+        self.missing -= 1
+        if self.left[place] == 0:
+            group = _group_of(self.items[place], [one for one in self.made[place] if one is not None])
+            self.done[place] = group
+            self.finished(group)
+
+    def groups(self) -> list[Group]:
+        return [self.done[place] for place in range(len(self.items))]
+
+    def first_missing(self) -> str:
+        place = next(place for place, left in enumerate(self.left) if left)
+        return f"{self.items[place].key}, completion {self.made[place].index(None)}"
+
+
+def _group_of(item: Item, completions: Sequence[Completion]) -> Group:
+    return Group(id=item.prompt.id, completions=list(completions), prompt=item.prompt, epoch=item.epoch)
+
+
+def _failed(item: Item, error: Exception) -> Completion:
+    """A completion that is never trained on."""
+    segment = Segment(list(item.prompt.token_ids), [], [], [])
+    return Completion([segment], StopReason.ERROR, info={"error": _what(error)})
+
+
+def _what(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if not isinstance(error, EngineError) else str(error)
+
+
+async def _cancel(tasks: set[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _run(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:
+    """Runs to the end, also where this thread has a running event loop already (in a notebook)."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return loop.run_until_complete(work)
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(loop.run_until_complete, work).result()
