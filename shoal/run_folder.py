@@ -11,7 +11,7 @@ from shutil import rmtree
 
 from omegaconf import OmegaConf
 
-from shoal.config.compose import compose_config, to_config
+from shoal.config.compose import compose_config, escaped, to_config
 from shoal.config.keys import all_keys
 from shoal.config.nodes.run import RunConfig
 from shoal.config.overrides import GROUPS, check_overrides, overridden, parse_overrides
@@ -70,8 +70,8 @@ def save_config(config: ShoalConfig, overrides: Sequence[str], folder: Path, pre
     In a sweep Hydra itself writes what it knows of the preset: then `preset` is None.
     """
     values = {**asdict(config), "resume": None}
-    write_atomically(folder / SAVED, OmegaConf.to_yaml(OmegaConf.create(values)))
-    write_atomically(folder / SAVED_OVERRIDES, OmegaConf.to_yaml(OmegaConf.create(list(overrides))))
+    write_atomically(folder / SAVED, OmegaConf.to_yaml(OmegaConf.create(escaped(values))))
+    write_atomically(folder / SAVED_OVERRIDES, OmegaConf.to_yaml(OmegaConf.create(escaped(list(overrides)))))
     if preset is not None:
         write_atomically(folder / SAVED_HYDRA, OmegaConf.to_yaml({"hydra": {"job": {"config_name": preset}}}))
 

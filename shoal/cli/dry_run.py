@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from shoal.config import ShoalConfig
+from shoal.config.compose import escaped
 from shoal.learners.memory_plan import estimate, read_model_config
 from shoal.runtime import resolve_runtime
 from shoal.tasks.story import story_tokenizer
@@ -22,7 +24,7 @@ def plan_lines(config: ShoalConfig) -> Iterator[str]:
     Raises:
         ConfigError: the machine or the model is not there; what could be said before has been yielded.
     """
-    yield from OmegaConf.to_yaml(OmegaConf.structured(config)).splitlines()
+    yield from OmegaConf.to_yaml(OmegaConf.create(escaped(asdict(config)))).splitlines()
     runtime = resolve_runtime(config.runtime, config.model)
     products = runtime.compute_dtype or runtime.param_dtype
     yield "\nDevice plan"

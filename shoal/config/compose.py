@@ -23,6 +23,8 @@ from shoal.errors import ConfigError
 
 PRESETS = Path(__file__).parent / "presets"
 
+INTERPOLATION = re.compile(r"(\\*)\$\{")
+
 ConfigStore.instance().store(name="shoal_config", node=ShoalConfig, provider="shoal")
 OmegaConf.register_new_resolver("share_of", lambda share, whole: round(share * whole), replace=True)
 
@@ -93,10 +95,20 @@ def to_config(composed: DictConfig) -> ShoalConfig:
         for key in all_keys().values():
             if key.node and "." not in key.name and not isinstance(plain.get(key.name, {}), dict):
                 raise ConfigError(f"{key.name}: {plain[key.name]!r} is not {key.wanted}")
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ShoalConfig), plain))
+        # Merging resolves once more: a text that may hold ${x} by now holds it for the model.
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ShoalConfig), escaped(plain)))
     assert isinstance(config, ShoalConfig)
     validate(config)
     return config
+
+
+def escaped(value: Any) -> Any:
+    """The same values with every `${` in texts escaped, so that OmegaConf reads them back as they are."""
+    if isinstance(value, dict):
+        return {name: escaped(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [escaped(entry) for entry in value]
+    return INTERPOLATION.sub(r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 def _check_group_choice(group: str, choice: Any, folder: Path) -> None:

@@ -258,8 +258,10 @@ class Scorer:
         paths = {import_path(entry) for entry in entries if not entry.bounded}
         paths = paths.union(*(entry.needs for entry in self.entries.values()))
         if self.pool is None or not paths <= set(self.pool.paths):
-            known = self.pool.paths if self.pool else []
-            self.close()
+            known: Sequence[str] = []
+            if self.pool is not None:
+                known = self.pool.paths
+                self.pool.close()  # and nothing else: the judge's cache stays open
             self.pool = DeadlinePool(
                 sorted(paths.union(known)),
                 workers=self.reward.workers,

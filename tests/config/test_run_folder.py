@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from datetime import datetime
 from pathlib import Path
 
@@ -126,3 +127,17 @@ def test_a_model_in_a_run_folder_knows_its_run(tmp_path: Path):
     run = make_run(tmp_path / "run")
     assert run_folder_of(str(run / "model")) == run
     assert run_folder_of("Qwen/Qwen3-0.6B") is None
+
+
+@pytest.mark.parametrize("text", ["use ${x} and \\${y}", "a\\\\${z}", "${", "costs $5 {x}", "${run.steps}"])
+def test_a_text_that_holds_a_dollar_and_a_brace_comes_through_composing_saving_and_resuming(text: str, tmp_path: Path):
+    escaped = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # one backslash more, as Hydra's manual has it
+    (tmp_path / "mine.yaml").write_text(OmegaConf.to_yaml({"defaults": ["story"], "data": {"instructions": escaped}}))
+    config = load_config("mine", [], tmp_path)
+    assert config.data.instructions == text
+    save_config(config, [], tmp_path / "run")
+    assert load_saved(tmp_path / "run").data.instructions == text
+
+
+def test_one_backslash_is_enough_on_the_command_line():
+    assert load_config("story", [r'data.instructions="use \${x}"']).data.instructions == "use ${x}"
