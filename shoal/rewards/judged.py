@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
 from shoal.config.nodes.data import RewardConfig
 from shoal.rewards.base import Submission
-from shoal.rewards.judging.client import JudgeClient
+from shoal.rewards.judging.client import AheadClient, JudgeClient
 from shoal.rewards.verdict import Verdict
 
 
@@ -27,11 +28,27 @@ class JudgedVerifier(ABC):
 
     def __init__(self, reward: RewardConfig, client: JudgeClient) -> None:
         self.reward = reward
-        self.client = client
+        self.client: JudgeClient | AheadClient = client
 
     @abstractmethod
     def verdicts(self, asked: Sequence[Asked], step: int | None) -> list[Verdict]:
         """One verdict for each of `asked`, in order. `step` is None outside training: then nothing is learnt."""
+
+    def ahead(self, asked: Sequence[Asked], step: int | None) -> None:
+        """Asks the judge what `verdicts` will ask about these completions, so that its replies are there by then.
+
+        Called in a thread of its own, with all completions of one group. Learns nothing.
+
+        Raises:
+            BudgetError: as `verdicts` does.
+        """
+        self.copy_for_asking().verdicts(asked, step)
+
+    def copy_for_asking(self) -> JudgedVerifier:
+        """One that asks the same and keeps nothing."""
+        other = copy(self)
+        other.client = self.client.ahead()
+        return other
 
     def metrics(self) -> dict[str, float]:
         """What the last call found, by metric name."""

@@ -5,27 +5,25 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from logging import getLogger
 from pathlib import Path
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 
 from shoal.config.nodes.judge import JudgeConfig
 from shoal.errors import BudgetError, ConfigError
+from shoal.loop_thread import LoopThread
 from shoal.rewards.judging.cache import ReplyCache
 from shoal.rewards.judging.spending import Spending
 from shoal.rewards.verdict import LONGEST_REASON
 
 logger = getLogger(__name__)
-
-T = TypeVar("T")
 
 OPENAI = "https://api.openai.com/v1"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -100,9 +98,19 @@ class JudgeClient:
         self.cache = ReplyCache(Path(options.cache) if options.cache else folder)
         self.spent = Spending()
         self.step = _Step()
+        self.thread: LoopThread | None = None
+        self.http: httpx.AsyncClient | None = None
+        self.places = asyncio.Semaphore(options.concurrency)
+        self.asking = 0  # calls of `ask` that wait now
+        self.asking_since = 0.0
+        self.known: dict[str, asyncio.Task[Answer | None]] = {}  # what was asked ahead, until `metrics`
 
-    def ask(self, questions: Sequence[Question]) -> list[Answer]:
-        """An answer to each question, in order. Equal questions are asked once.
+    def ahead(self) -> AheadClient:
+        """A client whose questions are remembered: `ask` takes their answers before `metrics` is called next."""
+        return AheadClient(self)
+
+    def ask(self, questions: Sequence[Question], *, ahead: bool = False) -> list[Answer]:
+        """An answer to each question, in order. Equal questions are asked once. May be called from several threads.
 
         Raises:
             BudgetError: `budget` is spent and something remained to be asked. What was replied is in the cache.
@@ -112,7 +120,9 @@ class JudgeClient:
         if self.options.made_up:
             answers = {key: _make_up(key, question) for key, question in distinct.items()}
         else:
-            answers = _run(self._ask_all(distinct))
+            if self.thread is None:
+                self.thread = LoopThread("judge")
+            answers = self.thread.run(self._ask_all(distinct, ahead))
         return [answers[key] for key in keys]
 
     def metrics(self) -> dict[str, float]:
@@ -120,6 +130,7 @@ class JudgeClient:
         questions answered from the cache; `judge/failed`, distinct questions without an answer; tokens, `judge/cost`
         in dollars, `judge/seconds` of waiting. `judge/cost_total` since the run began."""
         step, self.step = self.step, _Step()
+        self.known = {}
         return {
             "judge/requests": float(step.requests),
             "judge/retries": float(step.retries),
@@ -133,7 +144,11 @@ class JudgeClient:
         }
 
     def close(self) -> None:
-        """Closes the cache."""
+        """Ends the connections, and closes the cache."""
+        if self.thread is not None:
+            if self.http is not None:
+                self.thread.run(self.http.aclose())
+            self.thread.close()
         self.cache.close()
 
     def _key(self, question: Question) -> str:
@@ -150,41 +165,54 @@ class JudgeClient:
         }
         return {name: value for name, value in body.items() if value is not None}
 
-    async def _ask_all(self, questions: dict[str, Question]) -> dict[str, Answer]:
-        started = monotonic()
-        places = asyncio.Semaphore(self.options.concurrency)
-        # A judge on this machine is not asked through a proxy.
-        near = urlsplit(self.url).hostname in LOOPBACK
-        limits = httpx.Limits(max_connections=self.options.concurrency)
-        # Deadlines are set over whole requests: a reply that trickles would never meet one of httpx's own.
-        async with httpx.AsyncClient(headers=self.headers, limits=limits, timeout=None, trust_env=not near) as http:
-            answers = await asyncio.gather(
-                *(self._answer(http, places, key, question) for key, question in questions.items())
-            )
-        self.step.seconds += monotonic() - started
+    async def _ask_all(self, questions: dict[str, Question], ahead: bool) -> dict[str, Answer]:
+        self._count_seconds(1)
+        tasks = {key: self.known.get(key) or self._start(key, question) for key, question in questions.items()}
+        if ahead:
+            self.known |= tasks
+        try:
+            answers = await asyncio.gather(*tasks.values())
+        finally:
+            self._count_seconds(-1)
         if any(answer is None for answer in answers):
             raise BudgetError(
                 f"reward.judge.budget={self.options.budget:g} dollars are spent: "
                 f"{self.spent.dollars(self.options):.4g} for {self.spent.tokens_in:,} tokens of questions and "
                 f"{self.spent.tokens_out:,} of replies in {self.spent.requests:,} requests"
             )
-        known = [answer for answer in answers if answer is not None]
-        self.step.failed += sum(answer.value is None for answer in known)
-        return dict(zip(questions, known, strict=True))
+        return dict(zip(questions, [answer for answer in answers if answer is not None], strict=True))
 
-    async def _answer(
-        self, http: httpx.AsyncClient, places: asyncio.Semaphore, key: str, question: Question
-    ) -> Answer | None:
+    def _start(self, key: str, question: Question) -> asyncio.Task[Answer | None]:
+        return asyncio.get_running_loop().create_task(self._answer(key, question))
+
+    def _count_seconds(self, change: int) -> None:
+        """Counts the time in which somebody waits, once however many do."""
+        now = monotonic()
+        if self.asking:
+            self.step.seconds += now - self.asking_since
+        self.asking_since = now
+        self.asking += change
+
+    def _connection(self) -> httpx.AsyncClient:
+        if self.http is None:
+            # A judge on this machine is not asked through a proxy.
+            near = urlsplit(self.url).hostname in LOOPBACK
+            limits = httpx.Limits(max_connections=self.options.concurrency)
+            # Deadlines are set over whole requests: a reply that trickles would never meet one of httpx's own.
+            self.http = httpx.AsyncClient(headers=self.headers, limits=limits, timeout=None, trust_env=not near)
+        return self.http
+
+    async def _answer(self, key: str, question: Question) -> Answer | None:
         """None where the budget is spent."""
         tokens = len(question.text) // CHARACTERS_PER_TOKEN
         if self.options.max_prompt_tokens and tokens > self.options.max_prompt_tokens:
             limit = f"judge.max_prompt_tokens={self.options.max_prompt_tokens}"
-            return Answer(None, f"the question to the judge has about {tokens} tokens, more than {limit}")
+            return self._no_answer(f"the question to the judge has about {tokens} tokens, more than {limit}")
         known = self._cached(key, question)
         if known is not None:
             self.step.cached += 1
             return known
-        async with places:
+        async with self.places:
             started = monotonic()
             reason = ""
             for attempt in range(1 + self.options.retries):
@@ -193,7 +221,7 @@ class JudgeClient:
                 self.step.requests += 1
                 self.step.retries += attempt > 0
                 try:
-                    reply = await self._request(http, question)
+                    reply = await self._request(self._connection(), question)
                     value = _read(question, reply)
                 except _Failed as failure:
                     reason = str(failure)
@@ -206,7 +234,11 @@ class JudgeClient:
                 else:
                     self.cache.put(key, reply)
                     return Answer(value, seconds=monotonic() - started)
-            return Answer(None, reason[:LONGEST_REASON], monotonic() - started)
+            return self._no_answer(reason[:LONGEST_REASON], monotonic() - started)
+
+    def _no_answer(self, reason: str, seconds: float = 0.0) -> Answer:
+        self.step.failed += 1
+        return Answer(None, reason, seconds)
 
     def _cached(self, key: str, question: Question) -> Answer | None:
         """A reply that can no longer be read (its template's file asks for another form now) is asked for again."""
@@ -253,6 +285,17 @@ class JudgeClient:
         return text
 
 
+class AheadClient:
+    """Asks through a `JudgeClient` before its answers are wanted."""
+
+    def __init__(self, client: JudgeClient) -> None:
+        self.client = client
+
+    def ask(self, questions: Sequence[Question]) -> list[Answer]:
+        """As `JudgeClient.ask`."""
+        return self.client.ask(questions, ahead=True)
+
+
 def _read(question: Question, reply: str) -> Any:
     try:
         return question.read(reply)
@@ -268,13 +311,3 @@ def _retry_after(response: httpx.Response) -> float:
     """Seconds that the server asks to wait; 0 where it says nothing, or a date."""
     given = response.headers.get("Retry-After", "")
     return float(given) if given.replace(".", "", 1).isdigit() else 0.0
-
-
-def _run(work: Coroutine[Any, Any, T]) -> T:
-    """Runs a coroutine to its end, also where an event loop is already running (in a notebook)."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(work)
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(asyncio.run, work).result()

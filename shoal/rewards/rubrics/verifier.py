@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -99,6 +100,14 @@ class RubricVerifier(JudgedVerifier):
         if not self.options.buffer:
             self.buffer.entries.clear()
         return [verdicts[place] for place in range(len(asked))]
+
+    def copy_for_asking(self) -> RubricVerifier:
+        other = copy(self)
+        other.client = self.client.ahead()
+        other.log = None
+        other.buffer = copy(self.buffer)
+        other.restore(self.snapshot())
+        return other
 
     def metrics(self) -> dict[str, float]:
         """`criterion_metrics` and, where asked for, `direction_agreement` of the last call. In training also, as

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from logging import getLogger
+from itertools import count
 from selectors import EVENT_READ, DefaultSelector
 from types import TracebackType
 
@@ -103,32 +104,48 @@ class DeadlinePool:
         self.timeout = timeout
         self.memory_gib = memory_gib
         self.workers: list[_Worker] = []
-        self.jobs: list[Job] = []
+        self.jobs: dict[int, Job] = {}  # by ticket
+        self.tickets = count()
         self.waiting: deque[int] = deque()
         self.verdicts: dict[int, Verdict] = {}
 
-    def add(self, job: Job) -> None:
-        """Has a job judged while the caller does other things, and `look`s now and then.
+    def add(self, job: Job) -> int:
+        """Has a job judged while the caller does other things, and `look`s now and then; gives the job's ticket.
 
         Raises:
             TrainingError: a worker does not start.
         """
-        self.waiting.append(len(self.jobs))
-        self.jobs.append(job)
+        ticket = next(self.tickets)
+        self.waiting.append(ticket)
+        self.jobs[ticket] = job
         self.look()
+        return ticket
 
-    def finish(self) -> list[Verdict]:
-        """One verdict for each job since the last call, in order. Its score is missing after a crash of the worker or
-        at the deadline.
+    def take(self, tickets: Sequence[int]) -> list[Verdict]:
+        """The verdicts of these jobs, in order, each given once. A score is missing after a crash of the worker or at
+        the deadline.
+
+        Raises:
+            TrainingError: a worker does not start.
+        """
+        while any(ticket not in self.verdicts for ticket in tickets):
+            self.look(wait=True)
+        for ticket in tickets:
+            del self.jobs[ticket]
+        return [self.verdicts.pop(ticket) for ticket in tickets]
+
+    def extend(self, paths: Sequence[str]) -> None:
+        """Has later jobs judged by workers that also import these; those under way end first.
 
         Raises:
             TrainingError: a worker does not start.
         """
         while len(self.verdicts) < len(self.jobs):
             self.look(wait=True)
-        verdicts = [self.verdicts[index] for index in range(len(self.jobs))]
-        self._forget()
-        return verdicts
+        for worker in self.workers:
+            worker.kill()
+        self.workers = []
+        self.paths = sorted({*self.paths, *paths})
 
     def look(self, *, wait: bool = False) -> None:
         """Takes replies, sends jobs and keeps the deadlines; `wait`s for one of the first or the last.
@@ -164,7 +181,7 @@ class DeadlinePool:
         self.close()
 
     def _forget(self) -> None:
-        self.jobs, self.waiting, self.verdicts = [], deque(), {}
+        self.jobs, self.waiting, self.verdicts = {}, deque(), {}
 
     def _send(self) -> None:
         """Gives out jobs, one to each worker in turn. Few are given ahead towards the end: they might wait behind one
