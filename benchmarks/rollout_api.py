@@ -45,7 +45,7 @@ class Server:
             self.port = free.getsockname()[1]
         if name == SHOAL:
             words = [
-                "shoal.cli.main",
+                "shoal.cli",
                 "serve",
                 "api",
                 "--store",

@@ -32,10 +32,12 @@ from shoal.references.model import ModelReference
 from shoal.references.vllm import endpoint_reference, launched_reference
 from shoal.rewards.base import Verifier
 from shoal.rewards.scorer import Scorer
-from shoal.rollout.single_turn import Decode
+from shoal.rollout.engine_model import EngineModel
+from shoal.rollout.open import open_environment
+from shoal.rollout.rollouts import Rollouts
+from shoal.rollout.task import environment_task, with_own_reward
 from shoal.runtime import Runtime, prepare_process, resolve_runtime
 from shoal.tasks.base import Task
-from shoal.tasks.dataset import build_task
 from shoal.tasks.warm_start import Recipe, warm_started_model
 from shoal.training.checkpoint import CheckpointStore
 from shoal.training.evaluate import Evaluator
@@ -78,7 +80,10 @@ def build_parts(cfg: ShoalConfig, rewards: Mapping[str, Verifier], folder: Path 
     prepare_process(cfg.runtime)
     seed_everything(cfg.run.seed)
     policy = open_policy(cfg, runtime)
-    task = build_task(cfg, policy.tokenizer, own_verifiers=rewards)
+    decode = decoder(policy)
+    environment = open_environment(cfg, policy.tokenizer, decode)
+    rewards = with_own_reward(environment, rewards)
+    task = environment_task(cfg, environment, rewards)
     learner = LocalLearner(policy, cfg, runtime, total_steps(cfg))
     engine = build_engine(cfg, policy, runtime, folder)
     with ExitStack() as undo:
@@ -88,7 +93,8 @@ def build_parts(cfg: ShoalConfig, rewards: Mapping[str, Verifier], folder: Path 
         named = {name for prompt in (*task.train, *task.evaluation) for name in prompt.verifiers}
         scorer = Scorer(cfg.reward, task.verifiers, rewards, folder, named)
         undo.pop_all()
-    return Parts(runtime, policy, task, decoder(policy), scorer, learner, engine, sync)
+    rollouts = Rollouts(environment, EngineModel(engine), scorer)
+    return Parts(runtime, policy, task, decode, scorer, learner, engine, sync, rollouts)
 
 
 def check_packages(cfg: ShoalConfig) -> None:
@@ -137,7 +143,7 @@ def self_check(
     )
 
 
-def decoder(policy: Policy) -> Decode:
+def decoder(policy: Policy) -> Callable[[list[int]], str]:
     """Token ids to the text that verifiers see: without special tokens."""
 
     def decode(ids: list[int]) -> str:

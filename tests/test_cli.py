@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from shoal.cli.main import main
+from shoal.cli.command import main
 from shoal.config import ShoalConfig
 from shoal.errors import DataError, TrainingError
 from shoal.run_folder import load_saved
@@ -287,7 +287,7 @@ def test_logging_stays_on_shoals_own_logger(training: Training, capsys: pytest.C
 
 def test_help_lists_presets_groups_and_options_without_importing_torch():
     code = (
-        "import sys\nfrom shoal.cli.main import main\n"
+        "import sys\nfrom shoal.cli.command import main\n"
         "try:\n    main(['train', '--help'])\nfinally:\n    assert 'torch' not in sys.modules\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

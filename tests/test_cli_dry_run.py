@@ -8,7 +8,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from shoal.cli.main import main
+from shoal.cli.command import main
 from shoal.config.root import ShoalConfig
 
 PARTS = ("weights", "gradients", "optimizer", "kv_cache", "activations", "logits")

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from shoal.cli.main import main
+from shoal.cli.command import main
 from shoal.config.keys import all_keys
 from shoal.engines.vllm.arguments import VllmArguments
 from shoal.engines.vllm.process import ServerProcess, free_port

@@ -171,7 +171,7 @@ def _trainable(
         tokens = token_advantages(completion, advantage)
         completion.advantage = mean_advantage(completion, advantage, tokens)
         trained = num_trained(completion)
-        truncated = completion.stop_reason == StopReason.LENGTH and algorithm.mask_truncated
+        truncated = completion.stop_reason.truncated and algorithm.mask_truncated
         report.untrained += not trained
         report.masked_truncated += truncated
         if trained and not truncated and tokens is not None:

@@ -60,6 +60,8 @@ def _complete(override: Override, sweep: bool) -> str:
         return text
     if name == "model" and not override.is_delete() and isinstance(override.value(), str):
         return text.replace("model=", "model.name=", 1)
+    if name == "environment" and not override.is_delete() and isinstance(override.value(), str):
+        return text.replace("environment=", "environment.kind=", 1)
     key = all_keys().get(name)
     if key is None:
         holder = holder_of(name)

@@ -47,7 +47,7 @@ class JudgedVerifier(ABC):
     def copy_for_asking(self) -> JudgedVerifier:
         """One that asks the same and keeps nothing."""
         other = copy(self)
-        other.client = self.client.ahead()
+        other.client = AheadClient(self.client)
         return other
 
     def metrics(self) -> dict[str, float]:

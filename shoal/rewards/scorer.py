@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
 from logging import getLogger
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from shoal.config.nodes.data import RewardConfig
-from shoal.errors import ConfigError
+from shoal.errors import BudgetError, ConfigError
 from shoal.rewards.base import Submission, Verifier, VerifierEntry
 from shoal.rewards.judged import JUDGED, Asked, JudgedVerifier
 from shoal.rewards.judging.client import JudgeClient
@@ -28,7 +29,7 @@ logger = getLogger(__name__)
 
 MISSING = "missing"
 """Where a completion's `info` says why parts of its reward are missing: reasons by verifier."""
-LOOK_EVERY = 32  # verdicts of this process between two looks at the workers
+JUDGED_GROUPS = 32  # at most, whose judges are asked at one time
 UNFINISHED = (StopReason.ABORT, StopReason.ERROR)
 
 
@@ -36,11 +37,22 @@ UNFINISHED = (StopReason.ABORT, StopReason.ERROR)
 class _Request:
     """One verifier to be asked about one completion."""
 
-    group: int
     prompt_id: str
     completion: Completion
     name: str
     submission: Submission
+
+
+@dataclass
+class _Begun:
+    """A group that is being judged: verdicts by the place of their request, keys of those that workers give, and the
+    threads that ask judges."""
+
+    group: Group
+    asked: list[_Request]
+    verdicts: dict[int, Verdict] = field(default_factory=dict)
+    elsewhere: dict[int, Hashable] = field(default_factory=dict)
+    ahead: list[Future[None]] = field(default_factory=list)
 
 
 class Scorer:
@@ -74,6 +86,10 @@ class Scorer:
         self.weights = dict(reward.verifiers or dict.fromkeys(own or {}, 1.0) or defaults)
         self.entries = {name: VerifierEntry(name, function, bounded=True) for name, function in (own or {}).items()}
         self.pool: DeadlinePool | None = None
+        self.begun: dict[int, _Begun] = {}
+        self.tickets: dict[Hashable, int] = {}  # of verdicts that workers are asked for
+        self.taken: dict[Hashable, Verdict] = {}  # those that they have given, while groups are under way
+        self.threads = ThreadPoolExecutor(JUDGED_GROUPS, "judged group")  # starts none before it is used
         self.always = [FORMAT_PART] if reward.format.pattern else []
         if self.always and FORMAT_PART in self.weights:
             raise ConfigError(
@@ -87,51 +103,153 @@ class Scorer:
         check_options(reward.options, self.entries)
 
     def score(self, groups: Sequence[Group], step: int | None = None) -> ScoreReport:
-        """Sets `reward`, `reward_parts` and the length penalty of every completion, and reports.
+        """`begin` and `finish` of these groups at once."""
+        return self.finish(groups, step)
+
+    def begin(self, group: Group, step: int | None = None) -> None:
+        """Starts judging a group and returns at once: verifiers of this process are done, those in worker processes and
+        judges are asked. `look` keeps the workers busy, `finish` gives the rewards.
 
         `step` is that of the training; without it, verifiers that learn (rubrics) only judge.
 
+        Raises:
+            TrainingError: a reward worker does not start.
+        """
+        begun = self.begun[id(group)] = _Begun(group, self._requests(group))
+        judged: dict[str, list[Asked]] = defaultdict(list)
+        for place, request in enumerate(begun.asked):
+            if self.asks_judge(request.name):
+                judged[request.name].append(Asked(0, request.prompt_id, request.submission))
+                continue
+            entry = self._entry(request.name)
+            verdict = judge_here(entry, request.submission)
+            if verdict is not None:
+                begun.verdicts[place] = verdict
+                continue
+            key = (id(group), place) if entry.key is None else (request.name, entry.key(request.submission))
+            begun.elsewhere[place] = key
+            if key not in self.tickets and key not in self.taken:
+                self.tickets[key] = self._pool_for(entry).add((import_path(entry), request.submission))
+        self.look()
+        for name, asked in judged.items():
+            begun.ahead.append(self.threads.submit(self._judged(name).ahead, asked, step))
+
+    def look(self) -> None:
+        """Takes verdicts from the workers and gives them more to do.
+
+        Raises:
+            TrainingError: a reward worker does not start.
+        """
+        if self.tickets and self.pool is not None:
+            self.pool.look()
+
+    def finish(self, groups: Sequence[Group], step: int | None = None) -> ScoreReport:
+        """Sets `reward`, `reward_parts` and the length penalty of every completion, and reports. Groups that `begin`
+        has not seen are judged now.
+
         The reward is made of the parts by `shaped_reward`, and None where a part is missing. Completions that the
         engine did not finish get none. `ScoreReport.check` stops a run in which too many are missing.
+
+        Raises:
+            BudgetError: the judge's budget is spent.
+            TrainingError: a reward worker does not start.
         """
+        for group in groups:
+            if id(group) not in self.begun:
+                self.begin(group, step)
+        begun = [self.begun.pop(id(group)) for group in groups]
+        try:
+            self._take_verdicts(begun, step)
+        except BudgetError:
+            self.forget()
+            raise
         report = ScoreReport(max_missing=self.reward.max_missing)
-        asked: list[_Request] = []
-        for number, group in enumerate(groups):
-            prompt_id = group.prompt.id if group.prompt else group.id
-            verifiers = (group.prompt.verifiers if group.prompt else []) or list(self.weights)
-            names = [*(verifiers if self.reward.verify else []), *self.always]
-            for completion in group.completions:
-                report.completions += 1
-                completion.reward_parts = {}
-                completion.reward = None
-                completion.info.pop(MISSING, None)
-                if completion.stop_reason in UNFINISHED:
-                    report.unfinished += 1
-                    continue
-                asked += [
-                    _Request(number, prompt_id, completion, name, self._submission(group, completion, name))
-                    for name in names
-                ]
-        for request, verdict in zip(asked, self._verdicts(asked, step), strict=True):
-            request.completion.reward_parts[request.name] = verdict.score
-            if verdict.score is None:
-                request.completion.info.setdefault(MISSING, {})[request.name] = verdict.reason
-            report.verifiers[request.name].count(verdict)
+        for one in begun:
+            self._reward(one, report)
         for judged in self.judged.values():
             report.judges |= judged.metrics()
         if self.client is not None:
             report.judges |= self.client.metrics()
-        for group in groups:
-            for completion in group.completions:
-                if completion.stop_reason not in UNFINISHED:
-                    completion.reward = shaped_reward(completion, self.weights, self.reward)
-                    penalty = length_penalty(completion, group.prompt.source if group.prompt else "", self.reward)
-                    if self.reward.length.coef:
-                        completion.penalties[LENGTH_PENALTY] = penalty
-                report.missing += completion.reward is None
+        if not self.begun:
+            self.taken.clear()
         if report.missing:
             logger.warning("%d of %d rewards missing: %s", report.missing, report.completions, report.explanation())
         return report
+
+    def forget(self) -> None:
+        """Gives up groups that were begun: they are never finished."""
+        for one in self.begun.values():
+            for ahead in one.ahead:
+                ahead.cancel()
+        self.begun.clear()
+        if self.tickets and self.pool is not None:
+            self.pool.close()
+        self.tickets.clear()
+        self.taken.clear()
+
+    def _requests(self, group: Group) -> list[_Request]:
+        """Every verifier of every completion that the engine finished; earlier rewards are taken back."""
+        prompt_id = group.prompt.id if group.prompt else group.id
+        verifiers = (group.prompt.verifiers if group.prompt else []) or list(self.weights)
+        names = [*(verifiers if self.reward.verify else []), *self.always]
+        asked = []
+        for completion in group.completions:
+            completion.reward_parts = {}
+            completion.reward = None
+            completion.info.pop(MISSING, None)
+            if completion.stop_reason not in UNFINISHED:
+                asked += [
+                    _Request(prompt_id, completion, name, self._submission(group, completion, name)) for name in names
+                ]
+        return asked
+
+    def _take_verdicts(self, begun: Sequence[_Begun], step: int | None) -> None:
+        """Waits for workers and judges. Judges see all of these groups at once, whose replies are there already."""
+        for one in begun:
+            for place, key in one.elsewhere.items():
+                if key in self.tickets and self.pool is not None:
+                    [self.taken[key]] = self.pool.take([self.tickets.pop(key)])
+                one.verdicts[place] = self.taken[key]
+                self.taken[key] = replace(self.taken[key], seconds=0.0)
+            for ahead in one.ahead:
+                error = ahead.exception()
+                if error is not None and not isinstance(error, BudgetError):
+                    raise error
+        for name in self.judged:
+            places = [
+                (one, number, place)
+                for number, one in enumerate(begun)
+                for place, request in enumerate(one.asked)
+                if request.name == name
+            ]
+            if places:
+                asked = [
+                    Asked(number, one.asked[place].prompt_id, one.asked[place].submission)
+                    for one, number, place in places
+                ]
+                verdicts = self.judged[name].verdicts(asked, step)
+                for (one, _, place), verdict in zip(places, verdicts, strict=True):
+                    one.verdicts[place] = verdict
+
+    def _reward(self, begun: _Begun, report: ScoreReport) -> None:
+        """Verdicts to rewards and penalties of one group."""
+        for place, request in enumerate(begun.asked):
+            verdict = begun.verdicts[place]
+            request.completion.reward_parts[request.name] = verdict.score
+            if verdict.score is None:
+                request.completion.info.setdefault(MISSING, {})[request.name] = verdict.reason
+            report.verifiers[request.name].count(verdict)
+        source = begun.group.prompt.source if begun.group.prompt else ""
+        for completion in begun.group.completions:
+            report.completions += 1
+            if completion.stop_reason in UNFINISHED:
+                report.unfinished += 1
+            else:
+                completion.reward = shaped_reward(completion, self.weights, self.reward)
+                penalty = length_penalty(completion, source, self.reward)
+                if self.reward.length.coef:
+                    completion.penalties[LENGTH_PENALTY] = penalty
+            report.missing += completion.reward is None
 
     def verified(self, completion: Completion) -> float | None:
         """The verifiers' weighted sum for a scored completion, before scale, format and length."""
@@ -173,6 +291,8 @@ class Scorer:
 
     def close(self) -> None:
         """Ends the worker processes, and closes the judge's cache."""
+        self.forget()
+        self.threads.shutdown(cancel_futures=True)
         if self.pool is not None:
             self.pool.close()
         if self.client is not None:
@@ -223,51 +343,19 @@ class Scorer:
             options=dict(options),
         )
 
-    def _verdicts(self, asked: Sequence[_Request], step: int | None) -> list[Verdict]:
-        """Bounded verifiers are called here, others in worker processes meanwhile; judges are asked about all then."""
-        verdicts: dict[int, Verdict] = {}
-        places: dict[str, list[int]] = defaultdict(list)
-        elsewhere: dict[Hashable, list[int]] = {}
-        for place, request in enumerate(asked):
-            if self.asks_judge(request.name):
-                places[request.name].append(place)
-                continue
-            entry = self._entry(request.name)
-            verdict = judge_here(entry, request.submission)
-            if verdict is not None:
-                verdicts[place] = verdict
-                if elsewhere and place % LOOK_EVERY == 0 and self.pool is not None:
-                    self.pool.look()
-                continue
-            key = place if entry.key is None else (request.name, entry.key(request.submission))
-            if key not in elsewhere:
-                pool = self.pool if elsewhere and self.pool is not None else self._pool_for(asked)
-                pool.add((import_path(entry), request.submission))
-            elsewhere.setdefault(key, []).append(place)
-        if elsewhere and self.pool is not None:
-            for same, verdict in zip(elsewhere.values(), self.pool.finish(), strict=True):
-                verdicts |= dict.fromkeys(same, replace(verdict, seconds=0.0)) | {same[0]: verdict}
-        for name, own in places.items():
-            questions = [Asked(asked[place].group, asked[place].prompt_id, asked[place].submission) for place in own]
-            verdicts |= zip(own, self._judged(name).verdicts(questions, step), strict=True)
-        return [verdicts[place] for place in range(len(asked))]
-
-    def _pool_for(self, asked: Sequence[_Request]) -> DeadlinePool:
-        """The pool, made anew where a row names a verifier that it has not imported."""
-        entries = [self._entry(name) for name in {request.name for request in asked} if not self.asks_judge(name)]
-        paths = {import_path(entry) for entry in entries if not entry.bounded}
-        paths = paths.union(*(entry.needs for entry in self.entries.values()))
-        if self.pool is None or not paths <= set(self.pool.paths):
-            known: Sequence[str] = []
-            if self.pool is not None:
-                known = self.pool.paths
-                self.pool.close()  # and nothing else: the judge's cache stays open
+    def _pool_for(self, entry: VerifierEntry) -> DeadlinePool:
+        """The pool, whose workers import this verifier and all others that are known."""
+        if self.pool is None:
+            known = [import_path(one) for one in self.entries.values() if not one.bounded]
+            needed = {*known, *(need for one in self.entries.values() for need in one.needs)}
             self.pool = DeadlinePool(
-                sorted(paths.union(known)),
+                sorted(needed),
                 workers=self.reward.workers,
                 timeout=self.reward.timeout,
                 memory_gib=self.reward.memory_gib,
             )
+        elif import_path(entry) not in self.pool.paths:
+            self.pool.extend([import_path(entry), *entry.needs])
         return self.pool
 
 

@@ -33,6 +33,9 @@ class Judge(Protocol):
     def look(self) -> None:
         """Keeps judges in worker processes busy; returns at once."""
 
+    def forget(self) -> None:
+        """Gives up what was begun."""
+
 
 class Rollouts:
     """Rolls an environment's items out on one model.
@@ -45,7 +48,7 @@ class Rollouts:
         self.environment = environment
         self.model = model
         self.judge = judge
-        self.loop = asyncio.new_event_loop()
+        self.loop: asyncio.AbstractEventLoop | None = None
 
     def sample(
         self,
@@ -66,23 +69,25 @@ class Rollouts:
             EngineError: the engine failed.
             TrainingError: the environment's code did not move for `environment.timeout` seconds.
         """
+        if self.loop is None:
+            self.loop = asyncio.new_event_loop()
         return _run(self.loop, self._sample(_Wave(items, size), sampling, step, progress, judged))
 
     async def group(self, item: Item, *, size: int, sampling: SamplingParams) -> Group:
-        """All completions of one item, unscored.
+        """All completions of one item, unscored. Whatever the environment's code raises is raised.
 
         Raises:
-            EngineError: the engine was not there before its deadline.
+            EngineError: the engine was not there before its deadline, or refuses the item.
         """
-        made = [self._completion(item, index, sampling) for index in range(size)]
+        made = [self.environment.rollout(item, index, self.model, sampling) for index in range(size)]
         return _group_of(item, await asyncio.gather(*made))
 
     def close(self) -> None:
         """Ends the environment and the event loop."""
         self.environment.close()
-        if not self.loop.is_closed():
-            self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+        if self.loop is not None:
             self.loop.close()
+            self.loop = None
 
     async def _sample(
         self, wave: _Wave, sampling: SamplingParams, step: int | None, progress: Progress | None, judged: bool
@@ -113,9 +118,12 @@ class Rollouts:
                 for task in [task for task in tasks if task.done()]:
                     tasks.discard(task)
                     task.result()
-        finally:
+        except BaseException:
             await _cancel(tasks)
             self.model.withdraw_all()
+            if judge is not None:
+                judge.forget()
+            raise
         return wave.groups()
 
     def _start(self, wave: _Wave, sampling: SamplingParams, news: asyncio.Event) -> set[asyncio.Task[None]]:
@@ -133,7 +141,7 @@ class Rollouts:
                     answer = partial(self._answered, wave, place, index)
                     model.ask(item.prompt.token_ids, seed, sampling, answer, group=item.key)
                 else:
-                    task = self.loop.create_task(self._roll_out(wave, place, index, sampling))
+                    task = asyncio.get_running_loop().create_task(self._roll_out(wave, place, index, sampling))
                     task.add_done_callback(lambda _: news.set())
                     tasks.add(task)
         return tasks
@@ -173,14 +181,12 @@ class Rollouts:
         """
         news.clear()
         seconds = self.environment.cfg.environment.timeout
-        if self.model.busy:  # asked between the look and the clearing
-            return
         try:
             await asyncio.wait_for(news.wait(), seconds)
         except TimeoutError:
             raise TrainingError(
-                f"{type(self.environment).__name__}: {wave.missing} completions wait for the environment's own code, which "
-                f"has done nothing for environment.timeout={seconds:g} s; one of them: {wave.first_missing()}"
+                f"{type(self.environment).__name__}: {wave.missing} completions wait for the environment's own code, "
+                f"which has done nothing for environment.timeout={seconds:g} s; one of them: {wave.first_missing()}"
             ) from None
 
 

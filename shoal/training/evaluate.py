@@ -8,9 +8,9 @@ from math import comb
 
 from shoal.config import ShoalConfig
 from shoal.monitor.metrics import is_right
-from shoal.rollout.single_turn import roll_out
+from shoal.rollout.environment import EVALUATION_EPOCH, Item
+from shoal.rollout.sampling import sampling_params
 from shoal.training.parts import Parts
-from shoal.training.sources import sampling_params
 from shoal.types import Group
 
 CHUNK = 128
@@ -46,16 +46,9 @@ class Evaluator:
         sampling = sampling_params(self.cfg, self.cfg.evaluation.sampling)
         groups: list[Group] = []
         for start in range(0, len(self.prompts), CHUNK):
-            chunk = [(prompt, -1) for prompt in self.prompts[start : start + CHUNK]]
-            groups += roll_out(
-                self.parts.engine,
-                chunk,
-                group_size=self.cfg.evaluation.samples,
-                sampling=sampling,
-                seed=self.cfg.run.seed,
-                decode=self.parts.decode,
-            )
-        self.parts.scorer.score(groups)
+            items = [Item(prompt, EVALUATION_EPOCH) for prompt in self.prompts[start : start + CHUNK]]
+            groups += self.parts.rollouts.sample(items, size=self.cfg.evaluation.samples, sampling=sampling)
+        self.parts.scorer.finish(groups)
         return evaluation_metrics(groups, self.cfg.evaluation.samples), groups
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from shoal.engines.base import Engine
 from shoal.learners.base import Learner
 from shoal.learners.model import Policy
 from shoal.rewards.scorer import Scorer
-from shoal.rollout.single_turn import Decode
+from shoal.rollout.rollouts import Rollouts
 from shoal.runtime import Runtime
 from shoal.tasks.base import Task
 from shoal.weight_sync.base import WeightSync
@@ -16,18 +17,19 @@ from shoal.weight_sync.base import WeightSync
 
 @dataclass
 class Parts:
-    """A model with its task: it samples, is judged and is trained. `decode` gives text without special tokens."""
+    """A model with its task: it samples, is judged and is trained. `decode` gives the text that verifiers see."""
 
     runtime: Runtime
     policy: Policy
     task: Task
-    decode: Decode
+    decode: Callable[[list[int]], str]
     scorer: Scorer
     learner: Learner
     engine: Engine
     sync: WeightSync
+    rollouts: Rollouts
 
     def close(self) -> None:
         """Ends every part, the last built first."""
-        for part in (self.scorer, self.sync, self.engine, self.learner):
+        for part in (self.rollouts, self.scorer, self.sync, self.engine, self.learner):
             part.close()

@@ -14,11 +14,11 @@ import torch
 from shoal.config import ShoalConfig
 from shoal.learners.memory_plan import estimate
 from shoal.rewards.scorer import MISSING, Scorer
-from shoal.rollout.single_turn import roll_out
+from shoal.rollout.environment import CHECK_EPOCH, Item
+from shoal.rollout.sampling import sampling_params
 from shoal.runtime import Runtime
 from shoal.tasks.base import Task
 from shoal.training.parts import Parts
-from shoal.training.sources import sampling_params
 from shoal.types import Completion, Group, Prompt, Segment, StopReason
 from shoal.weight_sync.check import logprob_tolerance
 
@@ -98,21 +98,16 @@ def _answer(prompt: Prompt, text: str) -> Completion:
 def check_logprobs(cfg: ShoalConfig, parts: Parts, tolerance: float) -> CheckResult:
     """The sampler's log-probs of a few sampled tokens against the learner's of the same tokens."""
     sampling = sampling_params(cfg, {"max_new_tokens": min(16, cfg.sampling.max_new_tokens)})
-    groups = roll_out(
-        parts.engine,
-        [(prompt, -2) for prompt in parts.task.train[:4]],
-        group_size=2,
-        sampling=sampling,
-        seed=cfg.run.seed,
-        decode=parts.decode,
-    )
+    items = [Item(prompt, CHECK_EPOCH) for prompt in parts.task.train[:4]]
+    groups = parts.rollouts.sample(items, size=2, sampling=sampling, judged=False)
     parts.engine.statistics()  # these tokens are not the first step's
-    segments = [completion.segments[0] for group in groups for completion in group.completions]
+    segments = [segment for group in groups for completion in group.completions for segment in completion.segments]
     theirs = parts.learner.logprobs(segments, sampling.temperature)
     differences = [
         abs(sampled - scored)
         for segment, row in zip(segments, theirs, strict=True)
-        for sampled, scored in zip(segment.logprobs, row, strict=True)
+        for sampled, scored, trained in zip(segment.logprobs, row, segment.mask, strict=True)
+        if trained
     ]
     largest, mean = max(differences), sum(differences) / len(differences)
     detail = (

@@ -7,11 +7,11 @@ from logging import getLogger
 from typing import Any
 
 from shoal.config import ShoalConfig
-from shoal.engines.base import SamplingParams
 from shoal.errors import BudgetError, TrainingError
 from shoal.monitor.monitor import Monitor
 from shoal.rewards.report import ScoreReport
-from shoal.rollout.single_turn import roll_out
+from shoal.rollout.environment import Item
+from shoal.rollout.sampling import sampling_params
 from shoal.tasks.stream import PromptStream
 from shoal.training.parts import Parts
 from shoal.training.recording import GroupRecording
@@ -48,12 +48,6 @@ class GroupSource(ABC):
 
     def close(self) -> None:
         """Frees what the source holds."""
-
-
-def sampling_params(cfg: ShoalConfig, overrides: dict[str, Any] | None = None) -> SamplingParams:
-    """The configuration's sampling, with overrides by field name."""
-    values = {**vars(cfg.sampling), **(overrides or {})}
-    return SamplingParams(**{**values, "stop": tuple(values["stop"])})
 
 
 class SyncSource(GroupSource):
@@ -100,18 +94,13 @@ class SyncSource(GroupSource):
 
     def _roll_out_and_score(self, count: int, step: int, scored: ScoreReport) -> list[Group]:
         """`scored` counts what all rounds of the step scored."""
-        run = self.cfg.run
         with self.monitor.phase("rollout"):
-            groups = roll_out(
-                self.parts.engine,
-                self.stream.next(count),
-                group_size=run.group_size,
-                sampling=sampling_params(self.cfg),
-                seed=run.seed,
-                decode=self.parts.decode,
+            items = [Item(prompt, epoch) for prompt, epoch in self.stream.next(count)]
+            groups = self.parts.rollouts.sample(
+                items, size=self.cfg.run.group_size, sampling=sampling_params(self.cfg), step=step
             )
         with self.monitor.phase("reward"):
-            scored.add(self.parts.scorer.score(groups, step).check())
+            scored.add(self.parts.scorer.finish(groups, step).check())
         return groups
 
     def metrics(self) -> dict[str, float]:

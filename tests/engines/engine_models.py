@@ -1,6 +1,6 @@
 """Tiny models of several architectures, made on the spot, and what the tests of the engine ask of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from shoal.engines.base import Request, SamplingParams
+from shoal.engines.base import Engine, EngineOutput, Request, SamplingParams
 
 VOCABULARY = 300
 POSITIONS = 96
@@ -90,3 +90,9 @@ def plain_logprobs(model: Any, prompt: tuple[int, ...], sampled: list[int], temp
         logits = model(torch.tensor([[*prompt, *sampled]]), use_cache=False).logits[0, len(prompt) - 1 : -1]
     chosen = (logits / temperature).log_softmax(-1).gather(-1, torch.tensor(sampled)[:, None])
     return chosen.squeeze(-1).tolist()
+
+
+def completed(engine: Engine) -> Iterator[EngineOutput]:
+    """Outputs as they finish, until nothing is in flight."""
+    while engine.in_flight:
+        yield from engine.poll(1.0)

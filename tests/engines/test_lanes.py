@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_models import build, make_requests
+from engine_models import build, completed, make_requests
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -109,7 +109,7 @@ def test_completions_in_one_lane_are_aborted_one_by_one(qwen: Any, tokenizer: An
     for _ in range(5):
         engine._step()
     engine.abort([requests[0].id, requests[2].id])
-    outputs = {output.request_id: output for output in engine.completed()}
+    outputs = {output.request_id: output for output in completed(engine)}
     whole, part = outputs[requests[1].id], outputs[requests[0].id]
     assert whole.token_ids == outputs[requests[3].id].token_ids
     assert len(part.token_ids) < len(whole.token_ids)

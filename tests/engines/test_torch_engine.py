@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_models import CONFIGS, POSITIONS, build, make_requests, plain_logprobs
+from engine_models import CONFIGS, POSITIONS, build, completed, make_requests, plain_logprobs
 from transformers import MambaConfig, MambaForCausalLM
 
 from shoal.engines.base import Request, SamplingParams
@@ -117,7 +117,7 @@ def test_the_cache_never_holds_more_than_its_bound(qwen: Any, tokenizer: Any) ->
     engine = engine_for(qwen, tokenizer, max_cache_tokens=150)
     engine.submit(make_requests(8, 2))
     sizes = []
-    for _ in engine.completed():
+    for _ in completed(engine):
         assert engine.cache is not None
         sizes.append(engine.cache.capacity * engine.cache.columns)
     assert len(sizes) == 16
@@ -175,7 +175,7 @@ def test_a_request_that_cannot_be_served_is_refused(request_: Request, words: st
     engine = engine_for(qwen, tokenizer, max_cache_tokens=70)
     with pytest.raises(ValueError, match=words):
         engine.submit([request_])
-    assert list(engine.completed()) == []
+    assert list(completed(engine)) == []
 
 
 def test_an_id_that_is_queued_already_is_refused(qwen: Any, tokenizer: Any) -> None:
@@ -186,7 +186,7 @@ def test_an_id_that_is_queued_already_is_refused(qwen: Any, tokenizer: Any) -> N
         engine.submit([request])
     with pytest.raises(ValueError, match="same id"):
         engine.submit([Request("b", (1,), 0, SamplingParams(4))] * 2)
-    assert [output.request_id for output in engine.completed()] == ["a"]
+    assert [output.request_id for output in completed(engine)] == ["a"]
 
 
 def test_requests_are_taken_in_while_others_run(qwen: Any, tokenizer: Any) -> None:
@@ -196,7 +196,7 @@ def test_requests_are_taken_in_while_others_run(qwen: Any, tokenizer: Any) -> No
     later = requests[3:]
     engine.submit(requests[:3])
     found = {}
-    for output in engine.completed():
+    for output in completed(engine):
         found[output.request_id] = output.token_ids
         engine.submit(later[:2])
         del later[:2]
@@ -208,7 +208,7 @@ def test_aborted_requests_come_out_with_what_they_have(qwen: Any, tokenizer: Any
     requests = [Request(str(i), (i, 7), i, SamplingParams(2 if i == 0 else 40)) for i in range(6)]
     engine.submit(requests)
     outputs = {}
-    for output in engine.completed():
+    for output in completed(engine):
         outputs[output.request_id] = output
         if output.request_id == "0":
             engine.abort(["1", "5", "unknown"])
@@ -242,7 +242,7 @@ def test_tokens_are_stamped_with_the_version_that_sampled_them(qwen: Any, tokeni
     engine = engine_for(qwen, tokenizer)
     engine.submit([Request("short", (5,), 1, SamplingParams(2)), Request("long", (6,), 2, SamplingParams(9))])
     outputs = {}
-    for output in engine.completed():
+    for output in completed(engine):
         outputs[output.request_id] = output
         engine.refresh(3)
     assert outputs["short"].versions == [(0, 0)]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_models import make_requests, plain_logprobs
+from engine_models import completed, make_requests, plain_logprobs
 from vllm_tiny import ENDS, POSITIONS, request_form, tiny_arguments
 
 from shoal.engines.base import EngineOutput, Request, SamplingParams
@@ -140,7 +140,7 @@ def test_completions_come_as_each_finishes(engine: Any) -> None:
     (long,) = [Request("long", (1, 2, 3), 1, SamplingParams(POSITIONS - 3, temperature=0.2, stop=()))]
     short = [Request(f"short {number}", (4, 5), number, SamplingParams(2)) for number in range(3)]
     engine.submit([long, *short])
-    order = [output.request_id for output in engine.completed()]
+    order = [output.request_id for output in completed(engine)]
     assert order[-1] == "long"
     assert sorted(order[:3]) == [request.id for request in short]
 
@@ -149,7 +149,7 @@ def test_requests_may_be_submitted_while_others_come_out(engine: Any) -> None:
     first, second = make_requests(2, 1, SamplingParams(4))
     engine.submit([first])
     seen = []
-    for output in engine.completed():
+    for output in completed(engine):
         seen.append(output.request_id)
         if output.request_id == first.id:
             engine.submit([second])
@@ -160,7 +160,7 @@ def test_aborted_requests_come_out_with_what_they_have(engine: Any, model: Any) 
     requests = [Request(f"{n}", (7, 8, n), n, SamplingParams(POSITIONS - 3, temperature=0.2)) for n in range(4)]
     engine.submit([*requests, Request("short", (1,), 0, SamplingParams(2))])
     outputs = {}
-    for output in engine.completed():
+    for output in completed(engine):
         if output.request_id == "short":
             engine.abort(["1", "2", "unknown"])
         outputs[output.request_id] = output
@@ -184,7 +184,7 @@ def test_what_cannot_be_sampled_is_refused_where_it_is_submitted(engine: Any) ->
     ):
         with pytest.raises(ValueError, match=words):
             engine.submit(requests)
-    assert engine.in_flight() == 0
+    assert engine.in_flight == 0
     assert len(engine.generate([good])) == 1
 
 
@@ -198,7 +198,7 @@ def update_in_flight(engine: Any, mode: str, requests: list[Request]) -> list[En
     """Publishes another version as soon as the first of the requests is out."""
     engine.submit([*requests, Request("short", (1,), 0, SamplingParams(2))])
     outputs = []
-    for output in engine.completed():
+    for output in completed(engine):
         outputs.append(output)
         if len(outputs) == 1:
             control = engine.controls[0]

@@ -18,7 +18,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from shoal.cli.main import main
+from shoal.cli.command import main
 from shoal.engines.vllm.process import free_port
 from shoal.tasks.warm_start import warm_started_model
 
@@ -38,7 +38,7 @@ def served(log: Path, *flags: str, key: str | None = None) -> Iterator[str]:
     command = [
         sys.executable,
         "-m",
-        "shoal.cli.main",
+        "shoal.cli",
         "serve",
         "vllm",
         f"--model={warm_started_model()}",

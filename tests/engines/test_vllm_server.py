@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
-from engine_models import plain_logprobs
+from engine_models import completed, plain_logprobs
 from test_vllm_engines import TOLERANCE, largest
 from vllm_tiny import API_KEY, POSITIONS, save_vllm_model, server_engine
 
@@ -203,7 +203,7 @@ def test_two_servers_share_the_load_and_a_group_stays_on_one(
         requests = long_running(64, "two ")
         both.submit(requests)
         homes = {request.id: both.flights[request.id].server.url for request in requests}
-        assert_right(list(both.completed()), requests, vllm_model)
+        assert_right(list(completed(both)), requests, vllm_model)
         groups = {request.group: {homes[r.id] for r in requests if r.group == request.group} for request in requests}
         assert {len(urls) for urls in groups.values()} == {1}
         shares = [list(homes.values()).count(one.url) for one in both.servers]

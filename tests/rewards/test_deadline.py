@@ -23,9 +23,7 @@ def job(text: str, path: str = MISBEHAVING, **info: str) -> tuple[str, Submissio
 
 
 def judged(pool: DeadlinePool, jobs: Sequence[tuple[str, Submission]]) -> list[Verdict]:
-    for one in jobs:
-        pool.add(one)
-    return pool.finish()
+    return pool.take([pool.add(one) for one in jobs])
 
 
 def gone(process: int, seconds: float = 5) -> bool:
@@ -76,11 +74,10 @@ def test_a_verifier_may_print_and_finds_its_input_empty() -> None:
 def test_jobs_are_judged_while_the_caller_does_other_things() -> None:
     with DeadlinePool([MISBEHAVING], workers=1, timeout=2, memory_gib=0) as pool:
         judged(pool, [job("fine")])
-        for text in ("fine", "hang", "fine", "fine"):
-            pool.add(job(text))
+        tickets = [pool.add(job(text)) for text in ("fine", "hang", "fine", "fine")]
         time.sleep(2.5)  # longer than a verdict may take: the one that was given in time counts all the same
         pool.look()
-        verdicts = pool.finish()
+        verdicts = pool.take(tickets)
         assert [verdict.score for verdict in verdicts] == [1.0, None, 1.0, 1.0]
         assert [verdict.score for verdict in judged(pool, [job("fine")] * 2)] == [1.0, 1.0]
 
@@ -137,10 +134,10 @@ def test_no_worker_outlives_a_trainer_that_was_killed(text: str, seconds: float)
         "from shoal.rewards.base import Submission\n"
         "from shoal.rewards.workers.deadline import DeadlinePool\n"
         f"pool = DeadlinePool([{MISBEHAVING!r}], workers=1, timeout=1, memory_gib=0)\n"
-        f"pool.add(({MISBEHAVING!r}, Submission(text='fine'))); pool.finish()\n"
+        f"pool.take([pool.add(({MISBEHAVING!r}, Submission(text='fine')))])\n"
         "print(pool.workers[0].process.pid, flush=True)\n"
         "threading.Timer(0.3, os.kill, (os.getpid(), 9)).start()\n"
-        f"pool.add(({MISBEHAVING!r}, Submission(text={text!r}))); pool.finish()\n"
+        f"pool.take([pool.add(({MISBEHAVING!r}, Submission(text={text!r})))])\n"
         "time.sleep(240)\n"
     )
     trainer = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, timeout=240, check=False)

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from shoal.cli.main import main
+from shoal.cli.command import main
 from shoal.errors import DataError
 from shoal.rewards.try_out import read_rows
 

@@ -20,7 +20,7 @@ class ApiServer:
     """A running server. `url` ends without a slash."""
 
     def __init__(self, folder: Path, *options: str, env: dict[str, str] | None = None, port: int = 0) -> None:
-        command = [sys.executable, "-m", "shoal.cli.main", "serve", "api", "--port", str(port)]
+        command = [sys.executable, "-m", "shoal.cli", "serve", "api", "--port", str(port)]
         command += ["--store", str(folder / "groups.sqlite"), *options]
         self.process = subprocess.Popen(
             command, env={**os.environ, **(env or {})}, stderr=subprocess.PIPE, text=True, start_new_session=True

@@ -83,14 +83,14 @@ def shoal_api(folder: Path) -> Iterator[str]:
     """Shoal's own server; its address."""
     url, log = f"http://127.0.0.1:{(port := free_port('127.0.0.1'))}", folder / "api.log"
     store = str(folder / "groups.sqlite")
-    command = [sys.executable, "-m", "shoal.cli.main", "serve", "api", "--port", str(port), "--store", store]
+    command = [sys.executable, "-m", "shoal.cli", "serve", "api", "--port", str(port), "--store", store]
     with process(command, log) as started:
         wait_until_served(url, started, log)
         yield url
 
 
 def shoal_env(*words: str) -> list[str]:
-    return [sys.executable, "-m", "shoal.cli.main", "env", *words]
+    return [sys.executable, "-m", "shoal.cli", "env", *words]
 
 
 def steps_of(folder: Path) -> list[dict[str, Any]]:
@@ -152,7 +152,7 @@ def test_an_environment_of_atroposs_and_a_shoal_trainer_through_shoals_server(tm
 
 def test_one_command_starts_all_four_and_learns_the_default_task(tmp_path: Path):
     folder = tmp_path / "run"
-    command = [sys.executable, "-m", "shoal.cli.main", "train", "--config-name", "story_api", *QUIET]
+    command = [sys.executable, "-m", "shoal.cli", "train", "--config-name", "story_api", *QUIET]
     command += ["source.url=http://127.0.0.1:0", "engine.serve_port=0", f"run.root={tmp_path}", "run.name=run"]
     command += ["run.steps=40", "run.prompts_per_step=24", "optimizer.lr=4e-4", "evaluation.prompts=200"]
     with process(command, tmp_path / "trainer.log") as trainer:
@@ -187,7 +187,7 @@ def wait_for(happened: Callable[[], bool], seconds: float = 120.0) -> None:
 
 def test_what_a_run_started_ends_with_it_even_by_sigkill(tmp_path: Path):
     folder = tmp_path / "run"
-    command = [sys.executable, "-m", "shoal.cli.main", "train", "--config-name", "story_api", *QUIET, *SMALL]
+    command = [sys.executable, "-m", "shoal.cli", "train", "--config-name", "story_api", *QUIET, *SMALL]
     command += ["source.url=http://127.0.0.1:0", "engine.serve_port=0", f"run.root={tmp_path}", "run.name=run"]
     command += ["run.steps=10000"]
     with process(command, tmp_path / "trainer.log") as trainer:

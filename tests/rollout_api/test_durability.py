@@ -14,7 +14,7 @@ import httpx
 import pytest
 from api_server import ApiServer, group, registration, serving
 
-from shoal.cli.main import main
+from shoal.cli.command import main
 
 REQUEST_SECONDS = 60
 
@@ -147,7 +147,7 @@ def test_kills_at_random_moments_lose_and_repeat_nothing(tmp_path):
 @pytest.mark.slow
 def test_a_second_server_on_the_same_store_is_refused(tmp_path):
     with serving(tmp_path):
-        command = [sys.executable, "-m", "shoal.cli.main", "serve", "api", "--port", "0"]
+        command = [sys.executable, "-m", "shoal.cli", "serve", "api", "--port", "0"]
         ended = subprocess.run(
             [*command, "--store", str(tmp_path / "groups.sqlite")], capture_output=True, text=True, timeout=120
         )

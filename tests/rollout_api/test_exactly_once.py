@@ -33,7 +33,7 @@ class Processes:
         self.url = f"http://127.0.0.1:{self.port}"
         serve = [
             "-m",
-            "shoal.cli.main",
+            "shoal.cli",
             "serve",
             "api",
             "--port",

@@ -87,7 +87,7 @@ def here(words: list[str], model: Path, rows: Path, folder: Path, ports: tuple[i
         "engine.vllm.dtype=float32",
     ]
     added["train --config-name"] += ["runtime.mixed_precision=none", "optimizer.lr=1e-3", "monitor.wandb.mode=offline"]
-    return [sys.executable, "-m", "shoal.cli.main", *words[1:], *added[" ".join(words[1:3])]]
+    return [sys.executable, "-m", "shoal.cli", *words[1:], *added[" ".join(words[1:3])]]
 
 
 @pytest.mark.parametrize("mode", MODES)

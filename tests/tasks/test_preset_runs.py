@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from shoal.cli.main import main
+from shoal.cli.command import main
 from shoal.rewards.lookup import REGISTRY
 
 pytestmark = pytest.mark.slow

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from shoal.cli.main import main
+from shoal.cli.command import main
 from shoal.config import ShoalConfig
 from shoal.tasks.preview import preview_lines
 

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from shoal import api as training_run
 from shoal import train
-from shoal.cli.main import main
+from shoal.cli.command import main
 from shoal.tasks.warm_start import Recipe, architecture
 from shoal.training.state import Run
 from shoal.types import Segment

@@ -19,7 +19,7 @@ from shoal.training.checkpoint import CheckpointStore
 
 pytestmark = pytest.mark.slow
 
-SHOAL = (sys.executable, "-m", "shoal.cli.main", "train")
+SHOAL = (sys.executable, "-m", "shoal.cli", "train")
 STEPS = 30
 KILLS = 10
 OVERRIDES = (
@@ -47,7 +47,7 @@ def half(state, file):
         file.flush()
         time.sleep(600)
 torch.save = half
-from shoal.cli.main import main
+from shoal.cli.command import main
 sys.exit(main(["train", *sys.argv[1:]]))
 """
 """The command, which hangs with one checkpoint written by half."""

@@ -30,6 +30,12 @@ TOLERANCE = 2e-5
 Make = Callable[..., Parts]
 
 
+def completed(engine: Any) -> Iterator[Any]:
+    """Outputs as they finish, until nothing is in flight."""
+    while engine.in_flight:
+        yield from engine.poll(1.0)
+
+
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: save_model(name, tmp_path_factory.mktemp(name)) for name in ARCHITECTURES}
@@ -162,7 +168,7 @@ def test_requests_in_flight_are_drained_kept_or_asked_again(make_parts: Make):
             Request(f"{mode} {n}", tuple(range(5, 20)), n, SamplingParams(4 if n == 0 else 120)) for n in range(6)
         ]
         engine.submit(requests)
-        outputs = engine.completed()
+        outputs = completed(engine)
         found = [next(outputs)]
         # The weights must move so little that completions still may have both versions.
         parts.learner.train(a_batch(old), sync.writing)
@@ -213,7 +219,7 @@ def test_two_launched_servers_take_one_broadcast_at_once(make_parts: Make):
         assert held == [parts.learner.version] * 2
         engine.submit(requests)
         assert {flight.server.url for flight in engine.flights.values()} == {one.url for one in engine.servers}
-        for output in engine.completed():
+        for output in completed(engine):
             context = list(requests[int(output.request_id)].prompt_ids)
             trained = [True] * len(output.token_ids)
             [theirs] = parts.learner.logprobs([Segment(context, output.token_ids, output.logprobs, trained)])

@@ -7,8 +7,13 @@ from shoal.config.options import option
 
 @dataclass
 class EnvironmentConfig:
-    """What `shoal env` reads."""
+    """How a prompt becomes a completion, and what `shoal env` needs to serve that."""
 
+    kind: str | None = option(
+        None,
+        "single_turn: one prompt, one answer. tools: conversations with `environment.tools`. package.module:Class: "
+        "your own. None: tools where there are some, else single_turn. `environment=KIND` is short for it",
+    )
     ahead: float = option(
         1.0, "Batches that may wait at the server or be under way before the trainer takes one", least=0
     )

@@ -105,10 +105,6 @@ class JudgeClient:
         self.asking_since = 0.0
         self.known: dict[str, asyncio.Task[Answer | None]] = {}  # what was asked ahead, until `metrics`
 
-    def ahead(self) -> AheadClient:
-        """A client whose questions are remembered: `ask` takes their answers before `metrics` is called next."""
-        return AheadClient(self)
-
     def ask(self, questions: Sequence[Question], *, ahead: bool = False) -> list[Answer]:
         """An answer to each question, in order. Equal questions are asked once. May be called from several threads.
 
@@ -286,10 +282,10 @@ class JudgeClient:
 
 
 class AheadClient:
-    """Asks through a `JudgeClient` before its answers are wanted."""
+    """Asks through a `JudgeClient` before the answers are wanted: its `ask` has them until its `metrics` are taken."""
 
-    def __init__(self, client: JudgeClient) -> None:
-        self.client = client
+    def __init__(self, client: JudgeClient | AheadClient) -> None:
+        self.client: JudgeClient = client.client if isinstance(client, AheadClient) else client
 
     def ask(self, questions: Sequence[Question]) -> list[Answer]:
         """As `JudgeClient.ask`."""

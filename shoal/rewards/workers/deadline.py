@@ -13,8 +13,8 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
-from logging import getLogger
 from itertools import count
+from logging import getLogger
 from selectors import EVENT_READ, DefaultSelector
 from types import TracebackType
 

@@ -62,7 +62,9 @@ class EngineClient:
         self.pending: dict[tuple[tuple[int, ...], SamplingParams], _Pending] = {}
         self.running: set[asyncio.Task[None]] = set()
 
-    async def sample(self, context_ids: Sequence[int], seed: int, sampling: SamplingParams) -> EngineOutput:
+    async def sample(
+        self, context_ids: Sequence[int], seed: int, sampling: SamplingParams, *, group: str = ""
+    ) -> EngineOutput:
         """What the model writes after these ids.
 
         Raises:

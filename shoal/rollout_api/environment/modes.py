@@ -1,50 +1,76 @@
-"""`shoal env`: opens an environment by name and serves it, writes groups for people, or evaluates a model."""
+"""`shoal env`: serves an environment to a trainer, writes groups for people, or evaluates a model."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from importlib import import_module
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
 from logging import getLogger
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from shoal.config import ShoalConfig
-from shoal.engines.base import SamplingParams
 from shoal.errors import ConfigError
 from shoal.learners.model import load_tokenizer
-from shoal.rollout.dataset import DatasetEnvironment
+from shoal.rewards.scorer import Scorer
 from shoal.rollout.environment import EVALUATION_EPOCH, Environment, Item
-from shoal.rollout.tools import ToolEnvironment
+from shoal.rollout.open import open_environment
+from shoal.rollout.rollouts import Rollouts
+from shoal.rollout.sampling import sampling_params
+from shoal.rollout.task import environment_task, with_own_reward
 from shoal.rollout_api.client import ApiClient
 from shoal.rollout_api.environment.engine_client import EngineClient
 from shoal.rollout_api.environment.group_files import write_groups
 from shoal.rollout_api.environment.server import Counts, EnvironmentServer
 from shoal.rollout_api.protocol import ENVIRONMENT_TOKEN
+from shoal.tasks.base import Task
 from shoal.tasks.story import story_tokenizer
+from shoal.tasks.stream import PromptStream
 from shoal.training.evaluate import evaluation_metrics
+from shoal.types import Group
 
 logger = getLogger(__name__)
 
+T = TypeVar("T")
 
-def open_environment(name: str, cfg: ShoalConfig) -> Environment:
-    """The environment of a configuration: of its data set, with tools where it names some; or a class of your own by
-    its import path (package.module:Class).
+
+@dataclass
+class OpenEnvironment:
+    """An environment with its prompts and its judge, without an engine."""
+
+    cfg: ShoalConfig
+    environment: Environment
+    task: Task
+    scorer: Scorer
+
+    def items(self, count: int) -> list[Item]:
+        """The first items of the training data, in the order of a run with this seed."""
+        stream = PromptStream(self.task.train, seed=self.cfg.run.seed, shuffle=self.cfg.data.shuffle)
+        return [Item(prompt, epoch) for prompt, epoch in stream.next(count)]
+
+    def close(self) -> None:
+        self.scorer.close()
+        self.environment.close()
+
+
+def open_by_name(name: str, cfg: ShoalConfig) -> OpenEnvironment:
+    """The environment of a configuration; `name` is a preset's, or a class of your own (package.module:Class).
 
     Raises:
-        ConfigError: there is no such class.
+        ConfigError, DataError: there is no such class, or its prompts cannot be had.
     """
+    if ":" in name:
+        cfg = replace(cfg, environment=replace(cfg.environment, kind=name))
     tokenizer: Any = story_tokenizer() if cfg.model.name == "story" else load_tokenizer(cfg.model)
-    if ":" not in name:
-        return ToolEnvironment(cfg, tokenizer) if cfg.environment.tools else DatasetEnvironment(cfg, tokenizer)
-    module, _, attribute = name.partition(":")
-    try:
-        kind = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"environment {name} cannot be imported: {error}") from error
-    if not (isinstance(kind, type) and issubclass(kind, Environment)):
-        raise ConfigError(f"environment {name} is no subclass of shoal.rollout.environment.Environment")
-    return kind(cfg, tokenizer)
+
+    def decode(ids: list[int]) -> str:
+        return tokenizer.decode(ids, skip_special_tokens=True)
+
+    environment = open_environment(cfg, tokenizer, decode)
+    rewards = with_own_reward(environment, {})
+    task = environment_task(cfg, environment, rewards)
+    return OpenEnvironment(cfg, environment, task, Scorer(cfg.reward, task.verifiers, rewards))
 
 
 def serve(name: str, cfg: ShoalConfig, api: str, engine: str) -> Counts:
@@ -54,18 +80,18 @@ def serve(name: str, cfg: ShoalConfig, api: str, engine: str) -> Counts:
         RolloutApiError, EngineError: a server was not there before environment.timeout.
         TrainingError: too many rollouts or rewards failed.
     """
-    environment = open_environment(name, cfg)
+    opened = open_by_name(name, cfg)
     client = ApiClient(api, token=os.environ.get(ENVIRONMENT_TOKEN), timeout=cfg.environment.timeout)
+    shown = name.partition(":")[2] or name
 
-    async def run() -> Counts:
-        model = EngineClient(engine, cfg.environment.timeout)
-        try:
-            return await EnvironmentServer(environment, name.partition(":")[2] or name, client, model).serve()
-        finally:
-            await model.close()
-            client.close()
+    async def work(rollouts: Rollouts) -> Counts:
+        stream = PromptStream(opened.task.train, seed=cfg.run.seed, shuffle=cfg.data.shuffle)
+        return await EnvironmentServer(rollouts, opened.scorer, stream, shown, client).serve()
 
-    return asyncio.run(run())
+    try:
+        return with_engine(opened, engine, work)
+    finally:
+        client.close()
 
 
 def process(name: str, cfg: ShoalConfig, engine: str, groups: int, folder: Path) -> Path:
@@ -74,22 +100,11 @@ def process(name: str, cfg: ShoalConfig, engine: str, groups: int, folder: Path)
     Raises:
         EngineError: the engine was not there before environment.timeout.
     """
-    environment = open_environment(name, cfg)
-
-    async def run() -> Path:
-        model = EngineClient(engine, cfg.environment.timeout)
-        try:
-            await asyncio.to_thread(environment.setup)
-            items = [environment.next_item() for _ in range(groups)]
-            size, sampling = environment.group_size, environment.sampling
-            made = await asyncio.gather(*(environment.group(item, model, size, sampling) for item in items))
-            await asyncio.to_thread(environment.score, made)
-            return write_groups(folder, made, sampling, environment.tokenizer, title=name)
-        finally:
-            environment.close()
-            await model.close()
-
-    return asyncio.run(run())
+    opened = open_by_name(name, cfg)
+    sampling = sampling_params(cfg)
+    items = opened.items(groups)
+    made = with_engine(opened, engine, lambda rollouts: scored(rollouts, opened, items, cfg.run.group_size))
+    return write_groups(folder, made, sampling, opened.environment.tokenizer, title=name)
 
 
 def evaluate(name: str, cfg: ShoalConfig, engine: str) -> dict[str, float]:
@@ -99,23 +114,37 @@ def evaluate(name: str, cfg: ShoalConfig, engine: str) -> dict[str, float]:
         EngineError: the engine was not there before environment.timeout.
         ConfigError: the environment has no held-out prompts.
     """
-    environment = open_environment(name, cfg)
-    values = {**vars(cfg.sampling), **cfg.evaluation.sampling}
-    sampling = SamplingParams(**{**values, "stop": tuple(values["stop"])})
+    opened = open_by_name(name, cfg)
+    prompts = opened.task.evaluation[: cfg.evaluation.prompts or None]
+    items = [Item(prompt, EVALUATION_EPOCH) for prompt in prompts]
+    if not items:
+        raise ConfigError(f"environment {name} has no held-out prompts to evaluate on")
+    size, changed = cfg.evaluation.samples, cfg.evaluation.sampling
+    groups = with_engine(opened, engine, lambda rollouts: scored(rollouts, opened, items, size, changed))
+    return evaluation_metrics(groups, size)
 
-    async def run() -> dict[str, float]:
-        model = EngineClient(engine, cfg.environment.timeout)
+
+def with_engine(opened: OpenEnvironment, engine: str, work: Callable[[Rollouts], Awaitable[T]]) -> T:
+    """Runs `work` with rollouts on the engine at this address, and ends everything."""
+
+    async def run() -> T:
+        model = EngineClient(engine, opened.cfg.environment.timeout)
         try:
-            await asyncio.to_thread(environment.setup)
-            items = [Item(prompt, EVALUATION_EPOCH) for prompt in environment.held_out]
-            if not items:
-                raise ConfigError(f"environment {name} has no held-out prompts to evaluate on")
-            size = cfg.evaluation.samples
-            groups = await asyncio.gather(*(environment.group(item, model, size, sampling) for item in items))
-            await asyncio.to_thread(environment.score, groups)
-            return evaluation_metrics(groups, size)
+            return await work(Rollouts(opened.environment, model))
         finally:
-            environment.close()
             await model.close()
 
-    return asyncio.run(run())
+    try:
+        return asyncio.run(run())
+    finally:
+        opened.close()
+
+
+async def scored(
+    rollouts: Rollouts, opened: OpenEnvironment, items: list[Item], size: int, changed: dict[str, Any] | None = None
+) -> list[Group]:
+    """One scored group of each item. `changed` are other sampling parameters."""
+    sampling = sampling_params(opened.cfg, changed)
+    groups = await asyncio.gather(*(rollouts.group(item, size=size, sampling=sampling) for item in items))
+    await asyncio.to_thread(lambda: opened.scorer.finish(groups).check())
+    return list(groups)

@@ -11,10 +11,14 @@ from time import monotonic
 from typing import Any
 
 from shoal.errors import EngineError, RequestRefused, TrainingError
-from shoal.rollout.environment import Environment, Item, Model
+from shoal.rewards.scorer import Scorer
+from shoal.rollout.environment import Item
+from shoal.rollout.rollouts import Rollouts
+from shoal.rollout.sampling import sampling_params
 from shoal.rollout_api.client import ApiClient, RefusedError, Waiting
 from shoal.rollout_api.protocol import WEIGHTS_VERSION
 from shoal.rollout_api.scored_data import ScoredData, stamp, to_scored_data
+from shoal.tasks.stream import PromptStream
 from shoal.types import Group
 
 logger = getLogger(__name__)
@@ -51,12 +55,16 @@ class EnvironmentServer:
     client's. `finished` groups wait in `outbox` until the server has them.
     """
 
-    def __init__(self, environment: Environment, name: str, api: ApiClient, model: Model) -> None:
-        self.environment = environment
-        self.settings = environment.cfg.environment
+    def __init__(self, rollouts: Rollouts, scorer: Scorer, stream: PromptStream, name: str, api: ApiClient) -> None:
+        self.rollouts = rollouts
+        self.scorer = scorer
+        self.stream = stream
+        self.cfg = rollouts.environment.cfg
+        self.settings = self.cfg.environment
+        self.group_size = self.cfg.run.group_size
+        self.sampling = sampling_params(self.cfg)
         self.name = name
         self.api = api
-        self.model = model
         self.session = token_hex(6)
         self.counts = Counts()
         self.tasks: dict[asyncio.Task[Group], tuple[Item, int | None]] = {}
@@ -70,7 +78,6 @@ class EnvironmentServer:
             RolloutApiError: the server did not answer before the deadline.
             TrainingError: the engine did not, or too many groups could not be rolled out or scored.
         """
-        await asyncio.to_thread(self.environment.setup)
         registered = await asyncio.to_thread(self.register)
         self._skip_to(registered)
         try:
@@ -87,7 +94,6 @@ class EnvironmentServer:
         finally:
             for task in self.tasks:
                 task.cancel()
-            self.environment.close()
             self._disconnect(registered)
 
     def register(self) -> Registration:
@@ -110,19 +116,18 @@ class EnvironmentServer:
         )
 
     def _registration(self) -> dict[str, Any]:
-        data, sampling = self.environment.cfg.data, self.environment.sampling
+        data, sampling = self.cfg.data, self.sampling
         return {
             "max_token_length": data.max_prompt_tokens + sampling.max_new_tokens,
             "desired_name": self.name,
             "weight": self.settings.weight,
-            "group_size": self.environment.group_size,
+            "group_size": self.group_size,
             "min_batch_allocation": self.settings.min_allocation or None,
         }
 
     def _skip_to(self, registered: Registration) -> None:
         """Goes on in the data where the trainer is; only the first registration of a process moves it."""
-        wanted = registered.step * registered.batch_size // self.environment.group_size
-        self.environment.skip(wanted)
+        self.stream.next(registered.step * registered.batch_size // self.group_size)
 
     def _status(self, registered: Registration) -> dict[str, Any] | None:
         """The queue as this environment sees it; None where the server does not know the environment any more."""
@@ -135,12 +140,12 @@ class EnvironmentServer:
     def _start(self, registered: Registration, status: dict[str, Any]) -> None:
         """Starts as many groups as the bound leaves room for."""
         queued = status["queue_size"]
-        room = int(self.settings.ahead * registered.batch_size / self.environment.group_size) - queued
+        room = int(self.settings.ahead * registered.batch_size / self.group_size) - queued
         room = min(max(room, 1 if queued == 0 else 0), self.settings.max_groups) - len(self.tasks)
         for _ in range(room):
-            item = self.environment.next_item()
-            sampling, size = self.environment.sampling, self.environment.group_size
-            task = asyncio.create_task(self.environment.group(item, self.model, size, sampling))
+            [(prompt, epoch)] = self.stream.next(1)
+            item = Item(prompt, epoch)
+            task = asyncio.create_task(self.rollouts.group(item, size=self.group_size, sampling=self.sampling))
             self.tasks[task] = (item, status.get(WEIGHTS_VERSION))
 
     async def _send_finished(self, registered: Registration) -> None:
@@ -152,7 +157,7 @@ class EnvironmentServer:
         groups = [group for task in done if (group := self._taken(task)) is not None]
         if not groups:
             return
-        await asyncio.to_thread(self.environment.score, groups)
+        await asyncio.to_thread(lambda: self.scorer.finish(groups).check())
         ready = [self._wire(group, registered) for group in groups if self._is_wanted(group)]
         if ready:
             await asyncio.to_thread(self.send, ready)
@@ -200,7 +205,7 @@ class EnvironmentServer:
 
     def _wire(self, group: Group, registered: Registration) -> ScoredData:
         key = f"{self.session}/{next(self.keys)}"
-        return to_scored_data(group, self.environment.sampling, registered.env_id, key)
+        return to_scored_data(group, self.sampling, registered.env_id, key)
 
     def _disconnect(self, registered: Registration) -> None:
         """Says goodbye, where somebody listens: the server notices by itself too."""

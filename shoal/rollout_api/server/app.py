@@ -20,8 +20,8 @@ from shoal.rollout_api.protocol import (
     Registration,
     ScoredGroup,
 )
+from shoal.rollout_api.server import metrics
 from shoal.rollout_api.server.access import Tokens
-from shoal.rollout_api.server.app import metrics
 from shoal.rollout_api.server.bodies import BadRequestError, Bodies
 from shoal.rollout_api.server.compression import Piece
 from shoal.rollout_api.server.exchange import Exchange, FullError, OutOfOrderError, Policy, UnknownError

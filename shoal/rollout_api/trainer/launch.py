@@ -33,7 +33,7 @@ class Companion:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "shoal.cli.main", *words],
+                [sys.executable, "-m", "shoal.cli", *words],
                 env={**os.environ, OWNER: str(os.getpid())},
                 stdin=subprocess.DEVNULL,
                 stdout=output,

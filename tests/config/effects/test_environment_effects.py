@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+from shoal.rollout.dataset import DatasetEnvironment
 from small_api import SmallApi
 from stub_vllm import stub_vllm
 
@@ -16,7 +17,6 @@ from effects.registry import effect
 from shoal.engines.base import EngineOutput, SamplingParams
 from shoal.errors import EngineError, RequestRefused, TrainingError
 from shoal.rewards.scorer import Scorer
-from shoal.rollout.dataset import DatasetEnvironment
 from shoal.rollout.environment import Item
 from shoal.rollout.multi_turn import MultiTurnEnvironment
 from shoal.rollout.tools import ToolEnvironment

@@ -161,7 +161,7 @@ def test_a_port_that_is_taken_is_bad_input(bubblewrap):
 
 
 def test_the_command_serves_until_it_is_told_to_end(bubblewrap, limits):
-    command = [sys.executable, "-m", "shoal.cli.main", "serve", "code", "--port", "0", "--workers", "1"]
+    command = [sys.executable, "-m", "shoal.cli", "serve", "code", "--port", "0", "--workers", "1"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [os.getcwd(), *sys.path]))}
     with subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
@@ -179,7 +179,7 @@ def test_the_command_serves_until_it_is_told_to_end(bubblewrap, limits):
 
 
 def test_the_command_refuses_a_tier_that_is_missing(tmp_path):
-    command = [sys.executable, "-m", "shoal.cli.main", "serve", "code", "--port", "0"]
+    command = [sys.executable, "-m", "shoal.cli", "serve", "code", "--port", "0"]
     environment = {
         **os.environ,
         "PATH": str(tmp_path),

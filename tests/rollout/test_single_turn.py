@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
+from shoal.config import ShoalConfig
 from shoal.engines.base import Engine, EngineOutput, Request, SamplingParams
 from shoal.engines.builtin.engine import TorchEngine
 from shoal.engines.seeds import sampling_seed
-from shoal.rollout.single_turn import roll_out, to_completion
+from shoal.rollout.engine_model import EngineModel
+from shoal.rollout.environment import Item
+from shoal.rollout.rollouts import Rollouts
+from shoal.rollout.single_turn import SingleTurnEnvironment
 from shoal.tasks.story import story_tokenizer
 from shoal.tasks.warm_start import Recipe, architecture
 from shoal.types import Group, Prompt, Segment, StopReason
@@ -53,14 +57,18 @@ def sample(
 ) -> list[Group]:
     engine = TorchEngine(model, tokenizer, max_batch=max_batch)
     engine.refresh(7)
-    return roll_out(
-        engine,
-        prompts,
-        group_size=group_size,
-        sampling=SamplingParams(max_new_tokens=20),
-        seed=seed,
-        decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
-    )
+    rollouts = Rollouts(environment(tokenizer, seed), EngineModel(engine))
+    items = [Item(prompt, epoch) for prompt, epoch in prompts]
+    try:
+        return rollouts.sample(items, size=group_size, sampling=SamplingParams(max_new_tokens=20))
+    finally:
+        rollouts.close()
+
+
+def environment(tokenizer: Any, seed: int = 0) -> SingleTurnEnvironment:
+    cfg = ShoalConfig()
+    cfg.run.seed = seed
+    return SingleTurnEnvironment(cfg, tokenizer, lambda ids: tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def sampled(groups: Sequence[Group]) -> dict[tuple[str, int], list[list[int]]]:
@@ -105,6 +113,7 @@ class Listening(Engine):
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
+        self.given = 0
 
     @property
     def max_length(self) -> int:
@@ -113,9 +122,15 @@ class Listening(Engine):
     def submit(self, requests: Sequence[Request]) -> None:
         self.requests += requests
 
-    def completed(self) -> Iterator[EngineOutput]:
-        for request in reversed(self.requests):  # as they finish, which is in any order
-            yield EngineOutput(request.id, [request.seed % 100], [-0.5], StopReason.STOP)
+    @property
+    def in_flight(self) -> int:
+        return len(self.requests) - self.given
+
+    def poll(self, timeout: float) -> list[EngineOutput]:
+        finished = self.requests[self.given :]
+        self.given = len(self.requests)
+        # As they finish, which is in any order.
+        return [EngineOutput(one.id, [one.seed % 100], [-0.5], StopReason.STOP) for one in reversed(finished)]
 
     def abort(self, ids: Sequence[str]) -> None:
         raise NotImplementedError
@@ -127,7 +142,11 @@ class Listening(Engine):
 def test_seeds_are_made_from_run_prompt_epoch_and_member_and_groups_come_back_in_order(prompts: list[Prompt]):
     engine, sampling = Listening(), SamplingParams(max_new_tokens=1)
     drawn = [(prompts[1], 0), (prompts[0], 0), (prompts[1], 1)]
-    groups = roll_out(engine, drawn, group_size=2, sampling=sampling, seed=11, decode=str)
+    made = environment(None, seed=11)
+    made.decode = str
+    rollouts = Rollouts(made, EngineModel(engine))
+    groups = rollouts.sample([Item(prompt, epoch) for prompt, epoch in drawn], size=2, sampling=sampling)
+    rollouts.close()
     wanted = [sampling_seed(11, prompt.id, epoch, index, 0) for prompt, epoch in drawn for index in range(2)]
     assert [request.seed for request in engine.requests] == wanted
     assert len(set(wanted)) == 6
@@ -158,7 +177,9 @@ def test_ids_are_kept_as_they_were_sampled_and_the_text_is_only_read(
 def test_what_failed_in_the_engine_stands_in_the_completion():
     prompt = Prompt("p", [1, 2])
     output = EngineOutput("p/0/0", [3], [-1.0], StopReason.ERROR, [(0, 4)], error="the worker is gone")
-    completion = to_completion(prompt, output, str)
+    made = environment(None)
+    made.decode = str
+    completion = made.completion(Item(prompt), output)
     assert completion.info == {"error": "the worker is gone"}
     assert completion.stop_reason == StopReason.ERROR
     assert completion.versions == [(0, 4)]

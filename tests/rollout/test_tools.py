@@ -17,6 +17,7 @@ from shoal.engines.seeds import sampling_seed
 from shoal.errors import ConfigError
 from shoal.rewards.shaping import good_outputs
 from shoal.rollout.environment import Item
+from shoal.rollout.sampling import sampling_params
 from shoal.rollout.tool_calls import ToolCall, as_tool, calculator, find_calls, find_tool, run_call
 from shoal.rollout.tools import ToolEnvironment
 from shoal.types import Completion, Prompt, StopReason
@@ -95,7 +96,9 @@ class Script:
         self.tokenizer, self.turns, self.reason = tokenizer, list(turns), reason
         self.asked: list[tuple[str, int, SamplingParams]] = []
 
-    async def sample(self, context_ids: Sequence[int], seed: int, sampling: SamplingParams) -> EngineOutput:
+    async def sample(
+        self, context_ids: Sequence[int], seed: int, sampling: SamplingParams, *, group: str = ""
+    ) -> EngineOutput:
         self.asked.append((self.tokenizer.decode(list(context_ids)), seed, sampling))
         ids = self.tokenizer(self.turns.pop(0) + END)["input_ids"]
         return EngineOutput("", ids, [-1.0] * len(ids), self.reason, [(0, 5)])
@@ -104,9 +107,9 @@ class Script:
 @pytest.fixture(scope="module")
 def environment() -> ToolEnvironment:
     overrides = ["environment.tools=[calculator]", "environment.max_turns=3", "sampling.max_new_tokens=600"]
-    made = ToolEnvironment(load_config("story", overrides), chat_tokenizer())
-    made.decode = lambda ids: made.tokenizer.decode(ids, skip_special_tokens=True)  # type: ignore[method-assign]
-    return made
+    tokenizer = chat_tokenizer()
+    cfg = load_config("story", overrides)
+    return ToolEnvironment(cfg, tokenizer, lambda ids: tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def rollout(environment: ToolEnvironment, *turns: str) -> tuple[Completion, Script]:
@@ -114,7 +117,8 @@ def rollout(environment: ToolEnvironment, *turns: str) -> tuple[Completion, Scri
     ids = environment.encode(environment.render(messages, True))
     item = Item(Prompt("p", ids, ground_truth="13", messages=messages), epoch=2)
     model = Script(environment.tokenizer, *turns)
-    return asyncio.run(environment.rollout(item, 1, model, environment.sampling)), model
+    sampling = sampling_params(environment.cfg)
+    return asyncio.run(environment.rollout(item, 1, model, sampling)), model
 
 
 def test_a_conversation_with_a_tool_is_one_segment_and_its_calls_are_kept(environment: ToolEnvironment):

@@ -55,7 +55,7 @@ def test_a_model_learns_to_call_a_tool_and_to_say_what_it_said(model: Path, tmp_
     prompts = ["3", "7", "33", "37", "73", "77", "333", "777"]
     rows = [{"prompt": prompt, "ground_truth": "7", "verifiers": ["gsm8k"]} for prompt in prompts]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = [sys.executable, "-m", "shoal.cli.main", "train", "--config-name", "story_api"]
+    command = [sys.executable, "-m", "shoal.cli", "train", "--config-name", "story_api"]
     command += [f"model.name={model}", "data.task=messages", f"data.path={tmp_path / 'rows.jsonl'}"]
     command += ["environment.tools=[calculator]", "environment.max_turns=2", "reward.only_good_outputs=true"]
     command += [f"run.steps={STEPS}", "run.prompts_per_step=8", "run.group_size=16", "sampling.max_new_tokens=40"]

@@ -1,0 +1,45 @@
+"""From `environment.kind` to the environment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from shoal.config import ShoalConfig
+from shoal.errors import ConfigError
+from shoal.rollout.environment import Environment
+from shoal.rollout.single_turn import SingleTurnEnvironment
+from shoal.rollout.tools import ToolEnvironment
+
+KINDS: dict[str, type[Environment]] = {"single_turn": SingleTurnEnvironment, "tools": ToolEnvironment}
+"""Environments by the name that `environment.kind` gives. A new one is a class, and a line here."""
+
+
+def kind_of(cfg: ShoalConfig) -> str:
+    """The kind that `environment.kind` names; without a name `tools` where there are tools, else `single_turn`."""
+    return cfg.environment.kind or ("tools" if cfg.environment.tools else "single_turn")
+
+
+def open_environment(cfg: ShoalConfig, tokenizer: Any, decode: Callable[[list[int]], str]) -> Environment:
+    """The environment of a configuration: built in, or a class of your own by its import path (package.module:Class).
+
+    Raises:
+        ConfigError: there is no such class.
+    """
+    name = kind_of(cfg)
+    if name in KINDS:
+        return KINDS[name](cfg, tokenizer, decode)
+    module, _, attribute = name.partition(":")
+    if not attribute:
+        raise ConfigError(
+            f"environment.kind={name}: there is no such environment (built in: {', '.join(KINDS)}); your own is "
+            "package.module:Class"
+        )
+    try:
+        kind = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"environment.kind={name} cannot be imported: {error}") from error
+    if not (isinstance(kind, type) and issubclass(kind, Environment)):
+        raise ConfigError(f"environment.kind={name} is no subclass of shoal.rollout.environment.Environment")
+    return kind(cfg, tokenizer, decode)
