@@ -8,21 +8,24 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from shoal.rollout.dataset import DatasetEnvironment
 from small_api import SmallApi
 from stub_vllm import stub_vllm
 
 from effects.made import by_length
 from effects.registry import effect
 from shoal.engines.base import EngineOutput, SamplingParams
-from shoal.errors import EngineError, RequestRefused, TrainingError
-from shoal.rewards.scorer import Scorer
+from shoal.errors import ConfigError, EngineError, RequestRefused, TrainingError
+from shoal.rewards.base import Submission
 from shoal.rollout.environment import Item
 from shoal.rollout.multi_turn import MultiTurnEnvironment
+from shoal.rollout.rollouts import Rollouts
+from shoal.rollout.sampling import sampling_params
+from shoal.rollout.single_turn import SingleTurnEnvironment
 from shoal.rollout.tools import ToolEnvironment
 from shoal.rollout_api.environment.engine_client import EngineClient
-from shoal.rollout_api.environment.modes import open_environment
+from shoal.rollout_api.environment.modes import open_by_name
 from shoal.rollout_api.environment.server import EnvironmentServer
+from shoal.tasks.stream import PromptStream
 from shoal.types import Completion, StopReason
 
 
@@ -32,7 +35,9 @@ class Writer:
     def __init__(self) -> None:
         self.waiting = self.most = 0
 
-    async def sample(self, context_ids: Sequence[int], seed: int, sampling: SamplingParams) -> EngineOutput:
+    async def sample(
+        self, context_ids: Sequence[int], seed: int, sampling: SamplingParams, *, group: str = ""
+    ) -> EngineOutput:
         self.waiting += 1
         self.most = max(self.most, self.waiting)
         await asyncio.sleep(0.02)
@@ -41,20 +46,18 @@ class Writer:
         return EngineOutput("", ids, [-1.0] * len(ids), StopReason.STOP)
 
 
-class ByLength(DatasetEnvironment):
+class ByLength(SingleTurnEnvironment):
     """The story task with a reward that differs within most groups."""
 
-    def setup(self) -> None:
-        super().setup()
-        self.scorer = Scorer(self.cfg.reward, {}, {"made": by_length})
+    def reward(self, submission: Submission) -> float:
+        return by_length(submission)
 
 
-class Fixed(ByLength):
+class Fixed(SingleTurnEnvironment):
     """Every reward is the same."""
 
-    def setup(self) -> None:
-        super().setup()
-        self.scorer = Scorer(self.cfg.reward, {}, {"made": lambda submission: 1.0})
+    def reward(self, submission: Submission) -> float:
+        return 1.0
 
 
 class Failing(ByLength):
@@ -74,10 +77,12 @@ def served() -> Serve:
         cfg: Any, kind: Any = ByLength, *, groups: int = 4, seconds: float = 60.0, more: float = 0.0, model: Any = None
     ) -> SmallApi:
         api = SmallApi(batch_size=4, num_steps=10)
-        environment = kind(cfg, open_environment("story", cfg).tokenizer)
+        opened = open_by_name(f"{__name__}:{kind.__name__}", cfg)
+        stream = PromptStream(opened.task.train, seed=0, shuffle=True)
 
         async def run() -> None:
-            server = EnvironmentServer(environment, "story", api, model or Writer())  # type: ignore[arg-type]
+            rollouts = Rollouts(opened.environment, model or Writer())
+            server = EnvironmentServer(rollouts, opened.scorer, stream, "story", api)  # type: ignore[arg-type]
             task = asyncio.create_task(server.serve())
             ends = time.monotonic() + seconds
             while not task.done() and server.counts.sent < groups and time.monotonic() < ends:
@@ -88,7 +93,10 @@ def served() -> Serve:
             if not task.cancelled():
                 task.result()
 
-        asyncio.run(run())
+        try:
+            asyncio.run(run())
+        finally:
+            opened.close()
         return api
 
     return serve
@@ -146,7 +154,9 @@ def test_an_environment_goes_on_when_its_engine_refuses_some_prompts(settings, s
             super().__init__()
             self.prompts: list[tuple[int, ...]] = []
 
-        async def sample(self, context_ids: Sequence[int], seed: int, sampling: SamplingParams) -> EngineOutput:
+        async def sample(
+            self, context_ids: Sequence[int], seed: int, sampling: SamplingParams, *, group: str = ""
+        ) -> EngineOutput:
             if tuple(context_ids) not in self.prompts:
                 self.prompts.append(tuple(context_ids))
             if self.prompts.index(tuple(context_ids)) % 2:
@@ -183,8 +193,8 @@ def test_an_engine_that_is_not_there_is_waited_for_until_the_timeout(settings):
 
 @effect("environment.tools")
 def test_tools_make_an_environment_of_turns_with_those_tools(settings):
-    assert type(open_environment("story", settings())) is DatasetEnvironment
-    environment = open_environment("story", settings({"environment.tools": ["calculator"]}))
+    assert type(open_by_name("story", settings()).environment) is SingleTurnEnvironment
+    environment = open_by_name("story", settings({"environment.tools": ["calculator"]})).environment
     assert isinstance(environment, ToolEnvironment) and [tool.name for tool in environment.tools] == ["calculator"]
 
 
@@ -198,7 +208,7 @@ def slow() -> str:
 def test_a_tool_has_so_long(settings):
     for timeout, wanted in ((0.1, "error: no answer within 0.1 s"), (20.0, "done")):
         changes = {"environment.tools": [f"{__name__}:slow"], "environment.tool_timeout": timeout}
-        environment = open_environment("story", settings(changes))
+        environment = open_by_name("story", settings(changes)).environment
         assert isinstance(environment, ToolEnvironment)
         text = '<tool_call>{"name": "slow", "arguments": {}}</tool_call>'
         [reply] = asyncio.run(environment.reply(Item(None), text, {}))  # type: ignore[arg-type]
@@ -216,8 +226,22 @@ class Talker(MultiTurnEnvironment):
 def test_turns_end_at_the_most(settings):
     for most in (1, 3):
         cfg = settings({"environment.max_turns": most, "sampling.max_new_tokens": 100})
-        environment = Talker(cfg, open_environment("story", cfg).tokenizer)
-        environment.setup()
-        made = asyncio.run(environment.group(environment.next_item(), Writer(), 2, environment.sampling))
-        environment.close()
+        opened = open_by_name(f"{__name__}:Talker", cfg)
+        [item] = opened.items(1)
+        rollouts = Rollouts(opened.environment, Writer())
+        made = asyncio.run(rollouts.group(item, size=2, sampling=sampling_params(cfg)))
+        opened.close()
         assert {completion.text.count("\n") + 1 for completion in made.completions} == {most}
+        assert {completion.stop_reason for completion in made.completions} == {StopReason.TURNS}
+
+
+@effect("environment.kind")
+def test_the_environment_is_of_that_kind(settings):
+    kinds = {"single_turn": SingleTurnEnvironment, "tools": ToolEnvironment, f"{__name__}:Talker": Talker}
+    for kind, wanted in kinds.items():
+        made = open_by_name("story", settings({"environment.kind": kind, "environment.tools": ["calculator"]}))
+        assert type(made.environment).__name__ == wanted.__name__
+        made.close()
+    for wrong in ("nothing", "no_module:Class", f"{__name__}:Writer"):
+        with pytest.raises(ConfigError, match=r"environment\.kind"):
+            open_by_name("story", settings({"environment.kind": wrong}))
