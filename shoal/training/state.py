@@ -10,7 +10,7 @@ from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
-from shoal.algorithms.batch import BatchReport
+from shoal.algorithms.batch import BatchReport, make_batch
 from shoal.config import ShoalConfig
 from shoal.errors import TrainingError
 from shoal.files import replace_folder, write_atomically
@@ -93,21 +93,33 @@ class Run:
                 "checkpoint before this step"
             )
 
-    def train(self, step: int, groups: list[Group], batch: Batch, report: BatchReport) -> dict[str, float]:
-        """One batch through the learner; where it is not finite, its completions are written out.
+    def train(
+        self, step: int, groups: list[Group], batch: Batch, report: BatchReport
+    ) -> tuple[dict[str, float], BatchReport]:
+        """One batch through the learner: its metrics, and the report of what was trained on.
+
+        Where the loss is not finite because of groups that the source can do without, those are taken out of `groups`
+        and the rest is trained on. Otherwise the completions are written out.
 
         Raises:
             TrainingError: a loss or a gradient is not finite.
         """
-        try:
-            metrics = self.parts.learner.train(batch, self.parts.sync.writing)
-        except NonFiniteError as error:
-            guilty = error.completions or range(len(report.positions))
-            path = self.write_failed(step, groups, [report.positions[number] for number in guilty])
-            raise TrainingError(f"step {step}: {error} (written to {path})") from error
+        while True:
+            try:
+                metrics = self.parts.learner.train(batch, self.parts.sync.writing)
+                break
+            except NonFiniteError as error:
+                positions = [report.positions[number] for number in error.completions]
+                guilty = groups_at(groups, positions)
+                if guilty and self.source.leave_out(guilty, f"step {step}: {error}"):
+                    groups[:] = [group for group in groups if not any(group is one for one in guilty)]
+                    batch, report = make_batch(groups, self.cfg.algorithm, **self.batch_arguments())
+                    continue
+                path = self.write_failed(step, groups, positions or report.positions)
+                raise TrainingError(f"step {step}: {error} (written to {path})") from error
         if self.reference is not None:
             self.reference.follow(self.parts.learner.version)
-        return metrics
+        return metrics, report
 
     def record(
         self,
@@ -223,6 +235,13 @@ class Run:
         if self.reference:
             self.reference.close()
         self.parts.close()
+
+
+def groups_at(groups: Sequence[Group], positions: Sequence[int]) -> list[Group]:
+    """The groups that have a completion at one of these positions (over all groups, in order)."""
+    owners = [group for group in groups for _ in group.completions]
+    found = {id(owners[position]): owners[position] for position in positions}
+    return list(found.values())
 
 
 def without_nan(value: Any) -> Any:
