@@ -21,6 +21,7 @@ from shoal.rewards.judging.spending import Spending
 from shoal.rewards.lookup import check_options, find_verifier, import_path
 from shoal.rewards.report import ScoreReport
 from shoal.rewards.shaping import LENGTH_PENALTY, length_penalty, shaped_reward, verified_sum
+from shoal.rewards.together import judges_together, verdicts_together
 from shoal.rewards.verdict import Verdict, judge_here
 from shoal.types import FORMAT_PART, Completion, Group, Prompt, StopReason
 
@@ -221,18 +222,24 @@ class Scorer:
             num_tokens=completion.num_sampled,
             info=completion.info,
             options=dict(options),
+            columns=prompt.columns if prompt else {},
         )
 
     def _verdicts(self, asked: Sequence[_Request], step: int | None) -> list[Verdict]:
-        """Bounded verifiers are called here, others in worker processes meanwhile; judges are asked about all then."""
+        """Bounded verifiers, async ones and those that take a batch are called here, others in worker processes
+        meanwhile; judges are asked about all then."""
         verdicts: dict[int, Verdict] = {}
         places: dict[str, list[int]] = defaultdict(list)
+        together: dict[str, list[int]] = defaultdict(list)
         elsewhere: dict[Hashable, list[int]] = {}
         for place, request in enumerate(asked):
             if self.asks_judge(request.name):
                 places[request.name].append(place)
                 continue
             entry = self._entry(request.name)
+            if judges_together(entry.function):
+                together[request.name].append(place)
+                continue
             verdict = judge_here(entry, request.submission)
             if verdict is not None:
                 verdicts[place] = verdict
@@ -244,6 +251,10 @@ class Scorer:
                 pool = self.pool if elsewhere and self.pool is not None else self._pool_for(asked)
                 pool.add((import_path(entry), request.submission))
             elsewhere.setdefault(key, []).append(place)
+        for name, own in together.items():
+            submissions = [asked[place].submission for place in own]
+            found = verdicts_together(self._entry(name).function, submissions, self.reward.timeout)
+            verdicts |= zip(own, found, strict=True)
         if elsewhere and self.pool is not None:
             for same, verdict in zip(elsewhere.values(), self.pool.finish(), strict=True):
                 verdicts |= dict.fromkeys(same, replace(verdict, seconds=0.0)) | {same[0]: verdict}
@@ -255,7 +266,7 @@ class Scorer:
     def _pool_for(self, asked: Sequence[_Request]) -> DeadlinePool:
         """The pool, made anew where a row names a verifier that it has not imported."""
         entries = [self._entry(name) for name in {request.name for request in asked} if not self.asks_judge(name)]
-        paths = {import_path(entry) for entry in entries if not entry.bounded}
+        paths = {import_path(entry) for entry in entries if not (entry.bounded or judges_together(entry.function))}
         paths = paths.union(*(entry.needs for entry in self.entries.values()))
         if self.pool is None or not paths <= set(self.pool.paths):
             known: Sequence[str] = []

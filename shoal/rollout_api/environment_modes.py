@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from importlib import import_module
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from shoal.environments.base import EVALUATION_EPOCH, Environment, Item
 from shoal.environments.dataset import DatasetEnvironment
 from shoal.environments.tools import ToolEnvironment
 from shoal.errors import ConfigError
+from shoal.imports import import_named
 from shoal.learners.model import load_tokenizer
 from shoal.rollout_api.client import ApiClient
 from shoal.rollout_api.engine_client import EngineClient
@@ -34,16 +34,12 @@ def open_environment(name: str, cfg: ShoalConfig) -> Environment:
     Raises:
         ConfigError: there is no such class.
     """
-    tokenizer: Any = story_tokenizer() if cfg.model.name == "story" else load_tokenizer(cfg.model)
-    if ":" not in name:
-        return ToolEnvironment(cfg, tokenizer) if cfg.environment.tools else DatasetEnvironment(cfg, tokenizer)
-    module, _, attribute = name.partition(":")
-    try:
-        kind = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"environment {name} cannot be imported: {error}") from error
-    if not (isinstance(kind, type) and issubclass(kind, Environment)):
+    kind = import_named(name, "environment") if ":" in name else None
+    if kind is not None and not (isinstance(kind, type) and issubclass(kind, Environment)):
         raise ConfigError(f"environment {name} is no subclass of shoal.environments.base.Environment")
+    tokenizer: Any = story_tokenizer() if cfg.model.name == "story" else load_tokenizer(cfg.model)
+    if kind is None:
+        kind = ToolEnvironment if cfg.environment.tools else DatasetEnvironment
     return kind(cfg, tokenizer)
 
 

@@ -36,7 +36,7 @@ def cache_key(
     parts = [tokenizer.chat_template, template_kwargs, tokenizer.special_tokens_map, transformers.__version__]
     digest.update(json.dumps(parts, sort_keys=True, default=str).encode())
     for messages in conversations:
-        digest.update(json.dumps(messages).encode())
+        digest.update(json.dumps(messages, default=str).encode())
     return digest.hexdigest()[:32]
 
 
