@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from shoal.engines.base import Engine
@@ -29,5 +30,6 @@ class Parts:
 
     def close(self) -> None:
         """Ends every part, the last built first."""
-        for part in (self.scorer, self.sync, self.engine, self.learner):
-            part.close()
+        with ExitStack() as last_first:
+            for part in (self.learner, self.engine, self.sync, self.scorer):
+                last_first.callback(part.close)
