@@ -6,7 +6,8 @@
     metrics = evaluate(load_config("story", ["model.name=outputs/my_run/model"]))
 
 `load_config(name, overrides)` composes a preset; `train` and `evaluate` take the result, and rewards of your own as
-functions of a `Submission`; `verifier` registers a reward under a name.
+functions of a `Submission`; `verifier` registers a reward under a name, `batched` marks one that takes a step's
+submissions at once.
 """
 
 from importlib import import_module
@@ -15,15 +16,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from shoal.api import evaluate, train
     from shoal.config.compose import load_config
-    from shoal.rewards.base import Submission, verifier
+    from shoal.rewards.base import Submission, batched, verifier
 
-__all__ = ["Submission", "evaluate", "load_config", "train", "verifier"]
+__all__ = ["Submission", "batched", "evaluate", "load_config", "train", "verifier"]
 
 _MODULES = {
     "load_config": "shoal.config.compose",
     "train": "shoal.api",
     "evaluate": "shoal.api",
     "Submission": "shoal.rewards.base",
+    "batched": "shoal.rewards.base",
     "verifier": "shoal.rewards.base",
 }
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from logging import INFO, WARNING, getLogger
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from shoal.build import build_parts, build_run
 from shoal.config import ShoalConfig
-from shoal.errors import BudgetError, ConfigError, TrainingError
-from shoal.files import replace_folder
+from shoal.errors import BudgetError, ConfigError, StartRefused, TrainingError
+from shoal.files import file_trouble, only_trainer, replace_folder
+from shoal.monitor.log_file import run_log
 from shoal.monitor.summary import closing_text, write_summary
 from shoal.rewards.base import Verifier
-from shoal.run_folder import SAVED, find_resume, has_checkpoint, new_run_folder, save_config
+from shoal.run_folder import SAVED, find_resume, gone_if_refused, has_checkpoint, new_run_folder, save_config
 from shoal.training.evaluate import Evaluator
 from shoal.training.interrupt import graceful_stop
 from shoal.training.loop import train_loop
@@ -39,7 +43,13 @@ def train(
         TrainingError: the run cannot go on, or the start-up check failed.
     """
     folder = run_folder(cfg, run_dir)
-    with graceful_stop() as stop:
+    with (
+        gone_if_refused(folder, Path(cfg.run.root)),
+        on_disk(folder),
+        only_trainer(folder),
+        run_log(folder),
+        graceful_stop() as stop,
+    ):
         run = build_run(cfg, folder, lambda: bool(stop), rewards or {})
         status = "failed"
         try:
@@ -58,7 +68,24 @@ def train(
                 replace_folder(folder / "model", run.parts.learner.save_pretrained)
         finally:
             run.close(status)
-    return conclude(run, status)
+        return conclude(run, status)
+
+
+@contextmanager
+def on_disk(folder: Path) -> Iterator[None]:
+    """Says in one line what the file system refused, and how to go on with the run.
+
+    Raises:
+        TrainingError: in place of the error that the block raised for it.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        trouble = file_trouble(error)
+        if trouble is None and not isinstance(error, SafetensorError):
+            raise
+        then = f": once that is mended, go on with shoal train resume={folder}" if has_checkpoint(folder) else ""
+        raise TrainingError(f"{trouble or error} (in the run {folder}){then}") from error
 
 
 def train_within_budget(run: Run) -> None:
@@ -108,7 +135,8 @@ def conclude(run: Run, status: str) -> dict[str, Any]:
 def what_next(run: Run) -> list[str]:
     """Commands that make sense after this run."""
     steps = [f"shoal eval model={run.folder / 'model'}"] if run.cfg.checkpoint.save_final else []
-    steps.append(f"shoal train resume={run.folder} run.steps={2 * run.total_steps}")
+    if run.checkpoints.steps():
+        steps.append(f"shoal train resume={run.folder} run.steps={2 * run.total_steps}")
     if run.cfg.data.task == "story":
         steps.append("shoal train --multirun algorithm=grpo,dapo,cispo run.seed=0,1")
         steps.append("shoal train --config-name gsm8k model.name=Qwen/Qwen3-0.6B")
@@ -141,13 +169,13 @@ def refuse_failed(results: list[CheckResult]) -> None:
     """Logs the start-up check and stops the run where it found something.
 
     Raises:
-        TrainingError: a check failed.
+        StartRefused: a check failed.
     """
     for result in results:
         logger.log(WARNING if result.ok is None else INFO, "start-up check, %s: %s", result.name, result.detail)
     failed = [result for result in results if result.ok is False]
     if failed:
-        raise TrainingError(
+        raise StartRefused(
             "start-up check: "
             + "; ".join(f"{result.name}: {result.detail}" for result in failed)
             + " (run.preflight=false starts all the same)"

@@ -17,6 +17,10 @@ class TrainingError(ShoalError):
     """The run cannot go on: a loss that is not finite, too many missing rewards, a failed self-check."""
 
 
+class StartRefused(TrainingError):
+    """The start-up check failed: nothing was trained."""
+
+
 class BudgetError(TrainingError):
     """What may be spent on the judge is spent."""
 

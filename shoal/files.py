@@ -1,11 +1,73 @@
-"""Writing files so that a reader finds them whole or not at all."""
+"""Writing files so that a reader finds them whole or not at all; and saying in one line what a file system refused."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from shoal.errors import ConfigError
+
+# What a file system answers, as opposed to a network or another process.
+FILE_ERRORS = {
+    getattr(errno, name)
+    for names in (
+        ("EACCES", "EDQUOT", "EEXIST", "EFBIG", "EIO", "EISDIR", "ELOOP", "EMFILE", "ENAMETOOLONG", "ENFILE"),
+        ("ENOENT", "ENOSPC", "ENOTDIR", "ENOTEMPTY", "EPERM", "EROFS", "ESTALE"),
+    )
+    for name in names
+    if hasattr(errno, name)
+}
+
+LOCK_FILE = ".lock"
+
+
+def file_trouble(error: BaseException) -> str | None:
+    """What the file system refused, in one line: `outputs/one/metrics.jsonl: No space left on device`.
+
+    It is looked for in what led to the error too: torch reports a full disk as a RuntimeError. None where the file
+    system refused nothing.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in FILE_ERRORS:
+            where = f"{os.fsdecode(seen.filename)}: " if isinstance(seen.filename, str | bytes) else ""
+            return f"{where}{seen.strerror or seen}"
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+@contextmanager
+def only_trainer(folder: Path) -> Iterator[None]:
+    """Locks a run folder against a second trainer; the folder is made where it is missing.
+
+    The lock is the process's own: it ends with the process, however that ends, and children do not inherit it.
+
+    Raises:
+        ConfigError: another process trains there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK_FILE).open("a+", encoding="utf-8") as lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            lock.seek(0)
+            raise ConfigError(
+                f"{folder}: another trainer (process {lock.read().strip() or 'unknown'}) writes there; wait until it "
+                "has ended, or choose another run.name"
+            ) from error
+        except OSError:
+            # A file system without locks: nothing can be said about a second trainer.
+            yield
+            return
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        yield
 
 
 def write_atomically(path: Path, content: bytes | str, *, durable: bool = True) -> None:
@@ -17,12 +79,16 @@ def write_atomically(path: Path, content: bytes | str, *, durable: bool = True) 
     path.parent.mkdir(parents=True, exist_ok=True)
     # The process id keeps two processes that write the same file from truncating each other's half.
     partial = path.with_name(f".writing_{os.getpid()}_{path.name}")
-    with partial.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
     if durable:
         _sync(path.parent)
 
@@ -32,8 +98,12 @@ def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
     partial = folder.with_name(f".writing_{folder.name}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    write(partial)
-    sync_folder(partial)
+    try:
+        write(partial)
+        sync_folder(partial)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)  # half a model takes room and is of no use
+        raise
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 

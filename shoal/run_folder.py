@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
 from itertools import count
 from pathlib import Path
 from shutil import rmtree
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from shoal.config.compose import compose_config, escaped, to_config
 from shoal.config.keys import all_keys
 from shoal.config.nodes.run import RunConfig
 from shoal.config.overrides import GROUPS, check_overrides, overridden, parse_overrides
 from shoal.config.root import ShoalConfig
-from shoal.errors import ConfigError
+from shoal.errors import ConfigError, DataError, StartRefused
 from shoal.files import write_atomically
 
 SAVED = Path(".hydra/config.yaml")
@@ -42,7 +45,8 @@ def _free_folder(root: Path, name: str | None) -> Path:
     if name is not None:
         folder = root / name
         if folder.exists() and not _never_began(folder):
-            raise ConfigError(f"{folder} exists: choose another run.name, or go on with that run by resume={folder}")
+            other = f"go on with that run by resume={folder}" if has_checkpoint(folder) else "remove that folder"
+            raise ConfigError(f"{folder} exists: choose another run.name, or {other}")
         return folder
     stamp = root / f"{datetime.now():%Y-%m-%d/%H-%M-%S}"
     if not stamp.exists():
@@ -51,8 +55,24 @@ def _free_folder(root: Path, name: str | None) -> Path:
 
 
 def _never_began(folder: Path) -> bool:
-    """True where a start was killed before its configuration was written: there is half of that alone."""
-    return not (folder / SAVED).exists() and {path.name for path in folder.iterdir()} == {SAVED.parent.name}
+    """True where a start was killed before its configuration was written: there is half of that at most."""
+    return not (folder / SAVED).exists() and {path.name for path in folder.iterdir()} <= {SAVED.parent.name}
+
+
+@contextmanager
+def gone_if_refused(folder: Path, root: Path) -> Iterator[None]:
+    """Takes a folder away that the block made, where bad input or the start-up check ends it before the first row."""
+    try:
+        folder.mkdir(parents=True)
+        made_here = True
+    except FileExistsError:
+        made_here = False
+    try:
+        yield
+    except (ConfigError, DataError, StartRefused):
+        if made_here and not (folder / "metrics.jsonl").exists():
+            remove_unused(folder, root)
+        raise
 
 
 def remove_unused(folder: Path, root: Path) -> None:
@@ -87,6 +107,9 @@ def load_saved(folder: Path, overrides: Sequence[str] = ()) -> ShoalConfig:
     """
     if not (folder / SAVED).is_file():
         raise ConfigError(f"{folder} is no run folder: there is no {SAVED} in it")
+    saved = _read_yaml(folder / SAVED)
+    if not isinstance(saved, DictConfig) or not saved:
+        raise ConfigError(f"{folder / SAVED} is damaged: it should hold the run's configuration")
     known = saved_overrides(folder)
     kept = []
     for text, override in zip(overrides, parse_overrides(overrides), strict=True):
@@ -104,13 +127,25 @@ def load_saved(folder: Path, overrides: Sequence[str] = ()) -> ShoalConfig:
 def saved_overrides(folder: Path) -> list[str]:
     """The overrides that a run was started with."""
     file = folder / SAVED_OVERRIDES
-    return [str(text) for text in OmegaConf.load(file)] if file.is_file() else []
+    if not file.is_file():
+        return []
+    texts = _read_yaml(file)
+    if not isinstance(texts, ListConfig) or not all(isinstance(text, str) for text in texts):
+        raise ConfigError(f"{file} is damaged: it should be a list of overrides; remove it to do without")
+    return [str(text) for text in texts]
 
 
 def saved_preset(folder: Path) -> str | None:
     """The preset that a run was started from, where its folder says so."""
     file = folder / SAVED_HYDRA
-    return OmegaConf.select(OmegaConf.load(file), "hydra.job.config_name") if file.is_file() else None
+    return OmegaConf.select(_read_yaml(file), "hydra.job.config_name") if file.is_file() else None
+
+
+def _read_yaml(file: Path) -> DictConfig | ListConfig:
+    try:
+        return OmegaConf.load(file)
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{file} is damaged: {' '.join(str(error).split())[:200]}") from error
 
 
 def _first_key(node: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -23,6 +24,7 @@ PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
 GIB = 2**30
+MOST_THREADS = 256
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,14 @@ def _attention(name: str, param_dtype: torch.dtype, compute_dtype: torch.dtype |
 
 
 def prepare_process(runtime: RuntimeConfig) -> None:
-    """Sets torch's CPU threads and the allocator. Called once, before anything big is allocated."""
+    """Sets torch's CPU threads and the allocator. Called once, before anything big is allocated.
+
+    Raises:
+        ConfigError: more threads than torch could start: it would end the process.
+    """
+    most = max(MOST_THREADS, os.cpu_count() or 1)
+    if runtime.threads > most:
+        raise ConfigError(f"runtime.threads={runtime.threads}: at most {most} here; 0 takes all {os.cpu_count()} cores")
     if runtime.threads:
         torch.set_num_threads(runtime.threads)
     if runtime.tune_malloc:

@@ -34,7 +34,8 @@ class StopReason(StrEnum):
 
 @dataclass
 class Prompt:
-    """One question, tokenised once. `id` is stable across runs: it seeds sampling."""
+    """One question, tokenised once. `id` is stable across runs: it seeds sampling. `columns` are the columns of its row
+    that its layout does not read."""
 
     id: str
     token_ids: list[int]
@@ -42,6 +43,7 @@ class Prompt:
     verifiers: list[str] = field(default_factory=list)
     messages: list[dict[str, Any]] = field(default_factory=list)
     source: str = ""
+    columns: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

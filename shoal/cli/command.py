@@ -9,6 +9,7 @@ from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, Namespace, Raw
 from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,13 @@ from shoal.config.smoke import shrink
 from shoal.config.sweep import check_sweep, collect_runs, format_table, run_sweep
 from shoal.engines.owner import end_with_owner
 from shoal.errors import ConfigError, DataError, ShoalError
+from shoal.files import file_trouble
 from shoal.run_folder import (
+    gone_if_refused,
     load_saved,
     new_run_folder,
     new_sweep_folder,
     open_run,
-    remove_unused,
     run_folder_of,
     save_config,
     saved_overrides,
@@ -43,6 +45,8 @@ logger = logging.getLogger(__name__)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit status (0, or 1: the run failed, 2: bad input, 130: Ctrl-C)."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a plain locale has no letters beyond ASCII
     parser = _parser()
     options, rest = parser.parse_known_args(_join_smoke_steps(given))
     flags = [word for word in rest if word.startswith("-")]
@@ -60,6 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ShoalError as error:
         print(f"shoal: error: {error}", file=sys.stderr)
         return RUN_FAILED
+    except OSError as error:
+        trouble = file_trouble(error)
+        if trouble is None:
+            raise
+        logger.debug("what the file system refused:", exc_info=True)
+        print(f"shoal: error: {trouble}", file=sys.stderr)
+        return RUN_FAILED
     except KeyboardInterrupt:
         print("shoal: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -73,12 +84,20 @@ class LineHandler(logging.Handler):
 
 
 def set_up_logging(level: str) -> None:
-    """Lines on stderr, from Shoal's own loggers only; other libraries' loggers stay as they are."""
+    """Lines on stderr, from Shoal's own loggers only; other libraries' loggers stay as they are, but for two that warn
+    of what Shoal does not use whenever they are imported."""
     handler = LineHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
     ours = logging.getLogger("shoal")
     ours.handlers = [handler]
     ours.setLevel(level.upper())
+    for name in ("bitsandbytes", "bitsandbytes.backends.cpu.ops", "DeepSpeed"):
+        logging.getLogger(name).addFilter(only_errors)
+
+
+def only_errors(record: logging.LogRecord) -> bool:
+    """A filter of log records; levels would be set anew by the import."""
+    return record.levelno >= logging.ERROR
 
 
 def _parser() -> ArgumentParser:
@@ -188,8 +207,11 @@ def run_train(options: Namespace) -> int:
     if options.dry_run:
         return _show_plan(config)
     folder = new_run_folder(config)
-    save_config(config, overrides, folder, preset=options.config_name or "story")
-    return _status_of(_train_new(config, folder))
+    with gone_if_refused(folder, Path(config.run.root)):
+        save_config(config, overrides, folder, preset=options.config_name or "story")
+        from shoal.api import train  # noqa: PLC0415 imports torch, which --help must not wait for
+
+        return _status_of(train(config, folder))
 
 
 def run_eval(options: Namespace) -> int:
@@ -277,18 +299,6 @@ def _configured(options: Namespace, overrides: Sequence[str], near_model: bool =
 
 def _shrunk(config: ShoalConfig, steps: int | None, overrides: Sequence[str]) -> ShoalConfig:
     return config if steps is None else shrink(config, steps, keep=overridden(overrides))
-
-
-def _train_new(config: ShoalConfig, folder: Path) -> dict[str, Any]:
-    from shoal.api import train  # noqa: PLC0415 imports torch, which --help must not wait for
-
-    try:
-        return train(config, folder)
-    except (ConfigError, DataError):
-        # Bad input found after the folder was made: nothing ran, so nothing is left behind.
-        if not (folder / "metrics.jsonl").exists():
-            remove_unused(folder, Path(config.run.root))
-        raise
 
 
 def _train_resumed(options: Namespace, where: str, overrides: Sequence[str]) -> int:

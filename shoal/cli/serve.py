@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from argparse import ArgumentParser, Namespace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from shoal.errors import ConfigError
 from shoal.rewards.sandbox.serve import serve_code
 from shoal.rewards.sandbox.tiers import TIERS
+
+LAST_PORT = 65535
 
 
 def add_serve(verbs: Any) -> Any:
@@ -95,8 +98,15 @@ def _serve_api(servers: Any) -> None:
     api.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
 
 
+def check_port(port: int) -> None:
+    """Raises ConfigError where no port has this number."""
+    if not 0 <= port <= LAST_PORT:
+        raise ConfigError(f"--port {port}: a port is a number from 0 (a free one) to {LAST_PORT}")
+
+
 def run_serve_code(options: Namespace) -> int:
     """`shoal serve code`: serves until Ctrl-C or SIGTERM."""
+    check_port(options.port)
     if options.workers < 1:
         raise ConfigError(f"--workers {options.workers}: at least 1")
     return serve_code(options.host, options.port, tier=options.tier, python=options.python, workers=options.workers)
@@ -104,6 +114,7 @@ def run_serve_code(options: Namespace) -> int:
 
 def run_serve_vllm(options: Namespace) -> int:
     """`shoal serve vllm`: serves until Ctrl-C or SIGTERM."""
+    check_port(options.port)
     from shoal.engines.vllm.serve import ServeOptions, serve_vllm  # noqa: PLC0415 imports torch, slow for --help
 
     flags = {name: value for name, value in vars(options).items() if name in ServeOptions.__dataclass_fields__}
@@ -112,6 +123,7 @@ def run_serve_vllm(options: Namespace) -> int:
 
 def run_serve_api(options: Namespace) -> int:
     """`shoal serve api`: serves until Ctrl-C or SIGTERM."""
+    check_port(options.port)
     for name in (
         "max_groups",
         "max_gigabytes",
@@ -121,10 +133,11 @@ def run_serve_api(options: Namespace) -> int:
         "max_staleness",
     ):
         value, least = getattr(options, name), 0 if name in ("minimum_wait", "max_staleness") else 1e-9
-        if value is not None and not value >= least:
-            raise ConfigError(f"--{name.replace('_', '-')} {value}: {'at least 0' if least == 0 else 'more than 0'}")
-    from shoal.rollout_api.server.exchange import Policy  # noqa: PLC0415 imports FastAPI, which --help must not wait for
-    from shoal.rollout_api.server.serve import serve_api  # noqa: PLC0415 the same
+        if value is not None and not (value >= least and isfinite(value)):
+            wanted = "at least 0" if least == 0 else "more than 0"
+            raise ConfigError(f"--{name.replace('_', '-')} {value}: a number is needed that is {wanted}")
+    from shoal.rollout_api.server.app.app.exchange import Policy  # noqa: PLC0415 imports FastAPI, which --help must not wait for
+    from shoal.rollout_api.server.app.app.serve import serve_api  # noqa: PLC0415 the same
 
     policy = Policy(
         max_groups=options.max_groups,

@@ -19,6 +19,7 @@ _WORDS = {
     list[str]: "a list of strings",
     list[int]: "a list of whole numbers",
     list[float]: "a list of numbers",
+    dict[str, str]: "names by name, such as {prompt: question}",
     dict[str, float]: "numbers by name, such as {gsm8k: 1.0}",
     dict[str, Any]: "values by name, such as {key: value}",
 }

@@ -34,6 +34,7 @@ class DataSource:
     amount: Amount = 1.0
     eval_amount: Amount = 1.0
     verifiers: list[str] = field(default_factory=list)
+    columns: dict[str, str] = field(default_factory=dict)
     system_prompt: str | None = None
     instructions: str | None = None
 
@@ -85,10 +86,14 @@ def _fits(name: str, value: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value) and value >= 0
     if name == "verifiers":
         return isinstance(value, list) and all(isinstance(verifier, str) for verifier in value)
+    if name == "columns":
+        return isinstance(value, Mapping) and all(isinstance(text, str) for text in (*value, *value.values()))
     return isinstance(value, str) or (value is None and name not in ("task", "split", "eval_split"))
 
 
 def _wanted(name: str) -> str:
     if name in ("amount", "eval_amount"):
         return "an amount: 1.0 is all, 0.5 half, 2.0 everything twice, an integer that many rows, 0 none"
+    if name == "columns":
+        return "names of columns by the layout's, such as {prompt: question}"
     return "a list of verifiers' names" if name == "verifiers" else "a string"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,20 +19,30 @@ GROUPS = ("algorithm", "source", "engine", "learner", "weight_sync")
 def parse_overrides(overrides: Sequence[str]) -> list[Override]:
     """Hydra's overrides (key=value, group=choice, key=a,b in sweeps).
 
+    A value with letters beyond ASCII, which Hydra's grammar has not, is quoted: run.name=loc-é.
+
     Raises:
-        ConfigError: one cannot be read.
+        ConfigError: one cannot be read, or is no UTF-8.
     """
     parser = OverridesParser.create()
     parsed = []
     for text in overrides:
+        if not text.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise ConfigError(f"{text!a} is no UTF-8 text: write it in a terminal whose encoding is UTF-8")
         try:
-            parsed.extend(parser.parse_overrides([text]))
+            parsed.extend(parser.parse_overrides([_quoted(text)]))
         except OverrideParseException as error:
             raise ConfigError(
                 f"cannot read the override {text!r}: write key=value, and quote a value with spaces or special "
                 f"characters, as in 'data.system_prompt=\"Think, then answer.\"'"
             ) from error
     return parsed
+
+
+def _quoted(text: str) -> str:
+    key, equals, value = text.partition("=")
+    plain = re.fullmatch(r"[\w./:%@+-]+", value) is not None
+    return f'{key}{equals}"{value}"' if plain and not value.isascii() else text
 
 
 def check_overrides(overrides: Sequence[str], *, sweep: bool = False) -> list[str]:

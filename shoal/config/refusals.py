@@ -134,6 +134,10 @@ DATA = (
         "reward.code.seconds, .cpu_seconds and .total_seconds must leave some time: set seconds, such as 4",
     ),
     Refusal(
+        lambda c: c.source.max_unusable > 1,
+        "source.max_unusable={c.source.max_unusable} is a share of groups: at most 1 (never stops)",
+    ),
+    Refusal(
         lambda c: c.reward.max_missing > 1,
         "reward.max_missing={c.reward.max_missing} is a share of a step's rewards: at most 1 (never stops)",
     ),

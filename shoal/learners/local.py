@@ -153,9 +153,12 @@ class LocalLearner(Learner):
                 [part.weights[place] for place in chosen],
             )
             self.optimizer.zero_grad()
+            old = None
+            if self.cfg.algorithm.old_logprobs == "sampler":
+                old = [sequence.sampler_logprobs for sequence in alone.sequences]
             with self._training_mode():
                 losses = [
-                    self._backward(one, TokenTable(alone, None), temperature, None)
+                    self._backward(one, TokenTable(alone, old), temperature, None)
                     for one in self.passes.pack(alone.sequences)
                 ]
             if not all(bool(loss.isfinite()) for loss in losses) or not bool(self.optimizer.gradient_norm().isfinite()):

@@ -93,7 +93,13 @@ def render_texts(
     Raises:
         DataError: the chat template cannot render the messages.
     """
-    if not tokenizer.chat_template:
+    template = tokenizer.chat_template or ""
+    if "tool_calls" not in str(template) and any(turn.get("tool_calls") for turns in conversations for turn in turns):
+        raise DataError(
+            "messages have tool_calls, which the chat template does not read, so that they would be left out: set "
+            "model.chat_template to one that does"
+        )
+    if not template:
         return ["\n\n".join(message["content"] for message in messages) for messages in conversations]
     kwargs = {**template_kwargs, "tokenize": False, "add_generation_prompt": add_generation_prompt}
     try:

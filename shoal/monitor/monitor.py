@@ -6,7 +6,7 @@ import json
 import secrets
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from logging import getLogger
 from pathlib import Path
 from time import monotonic, time
@@ -160,15 +160,16 @@ class Monitor:
 
         `status` is `finished`, `stopped` (by a signal, to be resumed) or `failed`; trackers show a failed run as such.
         """
-        self.progress.close()
-        if self.profile is not None:
-            self.profile.stop()
-            self.profile = None
-        if self._writers is not None and self.cfg.monitor.curve:
-            self._draw_curve()
-        for writer in self._writers or []:
-            writer.close(failed=status == "failed")
-        self._writers = None
+        writers, profile = self._writers, self.profile
+        self._writers = self.profile = None
+        with ExitStack() as last_first:
+            for writer in writers or []:
+                last_first.callback(writer.close, failed=status == "failed")
+            if writers is not None and self.cfg.monitor.curve:
+                last_first.callback(self._draw_curve)
+            if profile is not None:
+                last_first.callback(profile.stop)
+            last_first.callback(self.progress.close)
 
     def _open(self) -> None:
         if self._writers is not None:

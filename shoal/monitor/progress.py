@@ -15,6 +15,8 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from shoal.monitor.log_file import said
+
 logger = getLogger(__name__)
 
 
@@ -112,11 +114,16 @@ class ProgressDisplay:
         if "reward/mean" in metrics:
             self.rewards.append(metrics["reward/mean"])
         left = self.seconds_left()
+        line = f"step {step}/{self.total_steps}  {self._headline(metrics)}  left {duration(left)}"
+        is_due = step in (1, self.total_steps) or self._line_is_due()
         if self.mode == "live" and self._steps_bar is not None:
             self._bars.update(self._steps_bar, completed=step, note=f"{duration(left)} left")
             self._refresh()
-        elif self.mode == "lines" and (step in (1, self.total_steps) or self._line_is_due()):
-            self._line(f"step {step}/{self.total_steps}  {self._headline(metrics)}  left {duration(left)}")
+        if self.mode == "lines" and is_due:
+            self._line(line)
+        elif is_due:
+            self._last_line = monotonic()
+            said.info(line)
 
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         """An evaluation is done."""
@@ -131,10 +138,11 @@ class ProgressDisplay:
             self._live.update(self._render())
 
     def message(self, text: str) -> None:
-        """A line for people; to the log where the display is off."""
+        """A line for people; to the log where the display is off. The run's log file has it in any case."""
         if self.mode == "off":
             logger.info(text)
         else:
+            said.info(text)
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager

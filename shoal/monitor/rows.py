@@ -39,22 +39,32 @@ def complete_lines(path: Path) -> list[str]:
     """The lines of a file that end in a newline: a process that was killed may have left half a line at the end."""
     if not path.exists():
         return []
-    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    return [line for line in _text(path).splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is damaged: it is no UTF-8 text ({error.reason}); move it away") from error
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl, or of its run folder; none where the file is missing.
 
     Raises:
-        DataError: a complete line is not JSON.
+        DataError: a complete line is not a row: a JSON object with a `step`.
     """
     file = path / METRICS_FILE if path.is_dir() else path
     rows = []
     for number, line in enumerate(complete_lines(file), start=1):
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except json.JSONDecodeError as error:
             raise DataError(f"{file}, line {number}: not JSON ({error.msg}); remove the line") from error
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            raise DataError(f"{file}, line {number}: no object with a step; remove the line")
+        rows.append(row)
     return rows
 
 
@@ -62,7 +72,7 @@ def keep_first_rows(path: Path, count: int) -> int:
     """Cuts the file to its first `count` rows, atomically, and gives the number of rows (or halves of one) cut off."""
     if not path.exists():
         return 0
-    content = path.read_text(encoding="utf-8")
+    content = _text(path)
     kept = "".join(complete_lines(path)[:count])
     if kept != content:
         write_atomically(path, kept)

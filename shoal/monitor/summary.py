@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shoal.files import write_atomically
+from shoal.monitor.log_file import LOG_FILE
 from shoal.monitor.metrics import is_right
 from shoal.monitor.progress import duration
 from shoal.monitor.rows import METRICS_FILE, read_rows
@@ -26,6 +27,7 @@ PLACES = (
     ("best", "the model of the best evaluation"),
     ("checkpoints", "to resume from"),
     ("memory_profile", "memory_summary.md"),
+    (str(LOG_FILE), "what the run has said"),
     (SUMMARY_FILE, "the run in a few numbers"),
 )
 

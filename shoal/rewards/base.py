@@ -11,7 +11,8 @@ from shoal.types import StopReason
 
 @dataclass
 class Submission:
-    """What a verifier sees of one completion. `text` is decoded without special tokens."""
+    """What a verifier sees of one completion. `text` is decoded without special tokens; `columns` are the columns of
+    the row that the layout does not read."""
 
     text: str
     ground_truth: Any = None
@@ -20,11 +21,25 @@ class Submission:
     num_tokens: int = 0
     info: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
+    columns: dict[str, Any] = field(default_factory=dict)
 
 
-Verifier = Callable[..., float]
+Verifier = Callable[..., Any]
 """Takes a Submission, and `reward.options` of its name as keyword arguments. Gives a finite score, by convention
-between 0 and 1, 1 for exactly right. Raising makes the reward missing."""
+between 0 and 1, 1 for exactly right. Raising makes the reward missing. It may be async; one that is `batched` takes a
+list of all submissions of a step and gives a list of their scores."""
+
+
+def batched(function: Verifier) -> Verifier:
+    """Decorator of a verifier that takes the list of all its submissions of a step and gives as many scores, None for
+    one that is missing. It runs in this process, so it must return by itself; it may be async."""
+    function.batched = True  # type: ignore[attr-defined]
+    return function
+
+
+def is_batched(function: Verifier) -> bool:
+    """Whether a verifier takes all submissions of a step at once."""
+    return bool(getattr(function, "batched", False))
 
 
 @dataclass(frozen=True)

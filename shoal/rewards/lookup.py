@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Mapping
 from difflib import get_close_matches
-from importlib import import_module
 from importlib.util import find_spec
 from inspect import Parameter, signature
 from typing import Any
@@ -26,6 +23,7 @@ import shoal.rewards.verifiers.regex
 import shoal.rewards.verifiers.strings
 import shoal.rewards.verifiers.text_match  # noqa: F401 - importing a module of verifiers registers them
 from shoal.errors import ConfigError
+from shoal.imports import import_named
 from shoal.rewards.base import REGISTRY, VerifierEntry
 from shoal.rewards.judged import JUDGED
 
@@ -55,19 +53,9 @@ def _imported(name: str) -> VerifierEntry:
             f"no verifier is named {name!r}; the nearest is {nearest[0]!r}. There are {', '.join(names)}; "
             "your own is named by its import path, package.module:function"
         )
-    module_name, _, function_name = name.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        module = import_module(module_name)
-    except ImportError as error:
-        raise ConfigError(f"verifier {name!r}: {module_name} cannot be imported ({error})") from error
-    function = getattr(module, function_name, None)
+    function = import_named(name, "verifier")
     if not callable(function):
-        names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        nearest = get_close_matches(function_name, names, n=1, cutoff=0)
-        hint = f"; the nearest is {nearest[0]!r}" if nearest else ""
-        raise ConfigError(f"verifier {name!r}: {module_name} has no function {function_name!r}{hint}")
+        raise ConfigError(f"verifier {name!r}: {type(function).__name__} is no function")
     registered = (entry for entry in REGISTRY.values() if entry.function is function)
     return next(registered, VerifierEntry(name, function, bounded=False))
 

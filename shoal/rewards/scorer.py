@@ -20,6 +20,7 @@ from shoal.rewards.judging.spending import Spending
 from shoal.rewards.lookup import check_options, find_verifier, import_path
 from shoal.rewards.report import ScoreReport
 from shoal.rewards.shaping import LENGTH_PENALTY, length_penalty, shaped_reward, verified_sum
+from shoal.rewards.together import judges_together, verdicts_together
 from shoal.rewards.verdict import Verdict, judge_here
 from shoal.rewards.verifiers.code import check_code
 from shoal.rewards.workers.deadline import DeadlinePool
@@ -122,6 +123,8 @@ class Scorer:
                 judged[request.name].append(Asked(0, request.prompt_id, request.submission))
                 continue
             entry = self._entry(request.name)
+            if judges_together(entry.function):
+                continue  # by `finish`, which has all completions of the step
             verdict = judge_here(entry, request.submission)
             if verdict is not None:
                 begun.verdicts[place] = verdict
@@ -215,21 +218,24 @@ class Scorer:
                 error = ahead.exception()
                 if error is not None and not isinstance(error, BudgetError):
                     raise error
-        for name in self.judged:
-            places = [
-                (one, number, place)
-                for number, one in enumerate(begun)
-                for place, request in enumerate(one.asked)
-                if request.name == name
-            ]
-            if places:
+        together: dict[str, list[tuple[int, int]]] = defaultdict(list)
+        for number, one in enumerate(begun):
+            for place, request in enumerate(one.asked):
+                if place not in one.verdicts:
+                    together[request.name].append((number, place))
+        for name, places in together.items():
+            requests = [begun[number].asked[place] for number, place in places]
+            if self.asks_judge(name):
                 asked = [
-                    Asked(number, one.asked[place].prompt_id, one.asked[place].submission)
-                    for one, number, place in places
+                    Asked(number, request.prompt_id, request.submission)
+                    for (number, _), request in zip(places, requests, strict=True)
                 ]
-                verdicts = self.judged[name].verdicts(asked, step)
-                for (one, _, place), verdict in zip(places, verdicts, strict=True):
-                    one.verdicts[place] = verdict
+                verdicts = self._judged(name).verdicts(asked, step)
+            else:
+                submissions = [request.submission for request in requests]
+                verdicts = verdicts_together(self._entry(name).function, submissions, self.reward.timeout)
+            for (number, place), verdict in zip(places, verdicts, strict=True):
+                begun[number].verdicts[place] = verdict
 
     def _reward(self, begun: _Begun, report: ScoreReport) -> None:
         """Verdicts to rewards and penalties of one group."""
@@ -341,12 +347,15 @@ class Scorer:
             num_tokens=completion.num_sampled,
             info=completion.info,
             options=dict(options),
+            columns=prompt.columns if prompt else {},
         )
 
     def _pool_for(self, entry: VerifierEntry) -> DeadlinePool:
         """The pool, whose workers import this verifier and all others that are known."""
         if self.pool is None:
-            known = [import_path(one) for one in self.entries.values() if not one.bounded]
+            known = [
+                import_path(one) for one in self.entries.values() if not (one.bounded or judges_together(one.function))
+            ]
             needed = {*known, *(need for one in self.entries.values() for need in one.needs)}
             self.pool = DeadlinePool(
                 sorted(needed),

@@ -32,7 +32,11 @@ def judge(function: Verifier, submission: Submission) -> Verdict:
     except Exception as error:  # noqa: BLE001 - foreign code; what it raised is kept and reported
         reason = f"{type(error).__name__}: {error}"[:LONGEST_REASON]
         return Verdict(None, time.perf_counter() - start, reason)
-    seconds = time.perf_counter() - start
+    return as_verdict(score, time.perf_counter() - start)
+
+
+def as_verdict(score: object, seconds: float) -> Verdict:
+    """What a verifier gave, as a verdict: a finite number, or a reason."""
     if not isinstance(score, Real):
         return Verdict(None, seconds, f"gave {type(score).__name__}, not a number")
     if not isfinite(score):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 
 from shoal.config import ShoalConfig
 from shoal.errors import ConfigError
+from shoal.imports import import_named
 from shoal.rollout.environment import Environment
 from shoal.rollout.single_turn import SingleTurnEnvironment
 from shoal.rollout.tools import ToolEnvironment
@@ -30,16 +30,12 @@ def open_environment(cfg: ShoalConfig, tokenizer: Any, decode: Callable[[list[in
     name = kind_of(cfg)
     if name in KINDS:
         return KINDS[name](cfg, tokenizer, decode)
-    module, _, attribute = name.partition(":")
-    if not attribute:
+    if ":" not in name:
         raise ConfigError(
             f"environment.kind={name}: there is no such environment (built in: {', '.join(KINDS)}); your own is "
             "package.module:Class"
         )
-    try:
-        kind = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"environment.kind={name} cannot be imported: {error}") from error
+    kind = import_named(name, "environment.kind")
     if not (isinstance(kind, type) and issubclass(kind, Environment)):
         raise ConfigError(f"environment.kind={name} is no subclass of shoal.rollout.environment.Environment")
     return kind(cfg, tokenizer, decode)

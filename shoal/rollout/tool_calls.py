@@ -28,11 +28,11 @@ from ast import (
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from time import monotonic
 from typing import Any
 
 from shoal.errors import ConfigError
+from shoal.imports import import_named
 from shoal.rollout.tool_threads import in_own_thread
 
 CALL = re.compile(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|\Z)", re.DOTALL)
@@ -66,16 +66,14 @@ def find_tool(name: str) -> Tool:
     """
     if name in BUILT_IN:
         return as_tool(BUILT_IN[name])
-    module, _, attribute = name.partition(":")
-    if not attribute:
+    if ":" not in name:
         raise ConfigError(
             f"environment.tools: there is no tool {name!r} (built in: {', '.join(BUILT_IN)}); your own is "
             "package.module:function"
         )
-    try:
-        function = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"environment.tools: {name} cannot be imported: {error}") from error
+    function = import_named(name, "environment.tools: tool")
+    if not callable(function):
+        raise ConfigError(f"environment.tools: tool {name!r}: {type(function).__name__} is no function")
     return as_tool(function)
 
 

@@ -89,6 +89,10 @@ ENVIRONMENT_TOKEN = "SHOAL_API_ENV_TOKEN"
 IDS = 2**31
 """Tokens' ids are below."""
 
+LARGEST = 1e9
+"""Scores, advantages and log-probs are no further from 0: with larger ones a loss in 32 bits is not finite."""
+
+Number = Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]
 TokenId = Annotated[int, Meta(ge=0, lt=IDS)]
 Label = Annotated[int, Meta(ge=NOT_TRAINED, lt=IDS)]
 Count = Annotated[int, Meta(ge=0, lt=2**53)]
@@ -106,12 +110,12 @@ class ScoredGroup(Struct, kw_only=True):
 
     tokens: list[list[TokenId]]
     masks: list[list[Label]]
-    scores: list[float | bool]
-    advantages: list[list[float]] | None = None
-    ref_logprobs: list[list[float]] | None = None
+    scores: list[Number | bool]
+    advantages: list[list[Number]] | None = None
+    ref_logprobs: list[list[Number]] | None = None
     messages: list[list[dict[str, Any]]] | None = None
     generation_params: dict[str, Any] | None = None
-    inference_logprobs: list[list[float]] | None = None
+    inference_logprobs: list[list[Number]] | None = None
     overrides: list[dict[str, Any]] | None = None
     group_overrides: dict[str, Any] | None = None
     images: Any = None

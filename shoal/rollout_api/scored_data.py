@@ -14,10 +14,9 @@ from typing import Any
 
 from shoal.engines.base import SamplingParams
 from shoal.errors import DataError
+from shoal.rollout_api.group_fields import EXTRAS, RefusedError, check_group
 from shoal.rollout_api.protocol import GROUP_KEY, NOT_TRAINED, PROMPT_LOGPROB, WEIGHTS_VERSION
 from shoal.types import Completion, Group, Prompt, Segment, StopReason
-
-EXTRAS = "shoal"
 
 ScoredData = dict[str, Any]
 
@@ -88,8 +87,13 @@ def to_group(data: Mapping[str, Any], name: str, source: str) -> Group:
     inference log-probs gets none (an empty list), for the learner to fill in.
 
     Raises:
-        DataError: lengths differ, a trained token is not the one that stands there, or there are no sequences.
+        DataError: lengths differ, a trained token is not the one that stands there, there are no sequences, or a field
+            holds what `group_fields` does not allow.
     """
+    try:
+        check_group(data)
+    except RefusedError as error:
+        raise DataError(f"group {name}: {'.'.join(map(str, error.where))}: {error.message}") from error
     tokens, masks, scores = data["tokens"], data["masks"], data["scores"]
     if not tokens or not len(tokens) == len(masks) == len(scores):
         raise DataError(f"group {name}: {len(tokens)} tokens, {len(masks)} masks and {len(scores)} scores")
@@ -111,13 +115,13 @@ def to_group(data: Mapping[str, Any], name: str, source: str) -> Group:
     if len(contexts) == 1:
         first = next(iter(completions.values()))
         prompt = Prompt(
-            id=str(extras.get("group", name)),
+            id=extras.get("group") or name,
             token_ids=list(first.segments[0].context_ids),
             ground_truth=extras.get("ground_truth"),
             messages=extras.get("messages") or list(first.info.get("messages") or [])[:-1],
             source=extras.get("source") or source,
         )
-    group = Group(str(extras.get("group", name)), list(completions.values()), prompt, int(extras.get("epoch", 0)))
+    group = Group(extras.get("group") or name, list(completions.values()), prompt, int(extras.get("epoch") or 0))
     stamp(group, params.get(WEIGHTS_VERSION))
     return group
 
@@ -135,12 +139,10 @@ def _completion(data: Mapping[str, Any], extras: Mapping[str, Any], place: int, 
     temperature = (data.get("group_overrides") or {}).get("temperature")
     if temperature is None:
         temperature = (data.get("generation_params") or {}).get("temperature")
-    if temperature is not None:
-        overrides.setdefault("temperature", temperature)
-    if "temperature" in overrides and not overrides["temperature"] > 0:
-        raise DataError(
-            f"temperature {overrides['temperature']}: greedy completions cannot be trained on; it must be above 0"
-        )
+    if temperature is not None and overrides.get("temperature") is None:
+        overrides["temperature"] = temperature
+    if overrides.get("temperature") is None:
+        overrides.pop("temperature", None)  # null is none given
     messages = _at(data.get("messages"), place)
     return Completion(
         segments=[],

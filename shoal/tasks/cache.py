@@ -13,7 +13,7 @@ import msgpack
 import transformers
 from transformers import PreTrainedTokenizerBase
 
-from shoal.files import write_atomically
+from shoal.files import file_trouble, write_atomically
 from shoal.tasks.layouts.base import Message
 from shoal.tasks.warm_start import cache_folder
 
@@ -36,7 +36,7 @@ def cache_key(
     parts = [tokenizer.chat_template, template_kwargs, tokenizer.special_tokens_map, transformers.__version__]
     digest.update(json.dumps(parts, sort_keys=True, default=str).encode())
     for messages in conversations:
-        digest.update(json.dumps(messages).encode())
+        digest.update(json.dumps(messages, default=str).encode())
     return digest.hexdigest()[:32]
 
 
@@ -52,14 +52,19 @@ def cached(key: str, rows: int, make: Callable[[], TokenIds]) -> TokenIds:
     if path.is_file():
         try:
             ids: TokenIds = msgpack.unpackb(path.read_bytes())
-        except (ValueError, msgpack.UnpackException):
+        except (ValueError, OSError, msgpack.UnpackException):
             ids = []
-        if len(ids) == rows:
+        if isinstance(ids, list) and len(ids) == rows:
             logger.debug("token ids from %s", path)
             return ids
         logger.warning("%s is damaged: tokenising again", path)
     ids = make()
-    write_atomically(path, msgpack.packb(ids))
+    try:
+        write_atomically(path, msgpack.packb(ids))
+    except OSError as error:
+        logger.warning(
+            "the tokenised data cannot be kept (%s): it is made anew each time", file_trouble(error) or error
+        )
     return ids
 
 

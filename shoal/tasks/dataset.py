@@ -18,7 +18,7 @@ from shoal.tasks import story
 from shoal.tasks.base import Task
 from shoal.tasks.cache import cache_key, cached
 from shoal.tasks.layouts import code, gsm8k, ifeval, math, messages, rlvr
-from shoal.tasks.layouts.base import Example, Layout
+from shoal.tasks.layouts.base import Example, Layout, split_columns
 from shoal.tasks.mixer import draw, interleave
 from shoal.tasks.rows import is_single_file, read_rows
 from shoal.types import Prompt
@@ -149,6 +149,7 @@ def _tokenised(
             verifiers=list(source.verifiers or example.verifiers),
             messages=example.messages,
             source=source.name,
+            columns=example.columns,
         )
         for index, (example, ids) in enumerate(zip(examples, token_ids, strict=True))
     ]
@@ -182,6 +183,7 @@ def _read(source: DataSource, evaluation: bool) -> tuple[list[Example], str]:
             split=split,
             columns=layout.columns,
             optional=layout.optional,
+            names=source.columns,
         )
         where = f"{path}, split {split}"
         # The evaluation's ids differ from the training's also where both sides have a split of one name.
@@ -189,7 +191,10 @@ def _read(source: DataSource, evaluation: bool) -> tuple[list[Example], str]:
     examples = []
     for index, row in enumerate(rows):
         try:
-            examples.append(layout.read(row))
+            read, further = (row, {}) if layout.make else split_columns(layout, row, source.columns)
+            example = layout.read(read)
+            example.columns = further
+            examples.append(example)
         except DataError as error:
             raise DataError(f"{where}, row {index}: {error}") from error
     return examples, place

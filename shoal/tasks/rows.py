@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from json import JSONDecodeError, loads
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 from shoal.errors import DataError
 
 JSON_FILES, FORMATS = (".jsonl", ".json"), (".jsonl", ".json", ".parquet")
+MEDIA = re.compile(r"\b(Image|Audio|Video|Pdf)\b")  # features of columns that no verifier reads
+NOT_JSON = re.compile(r"'(timestamp|date|time|duration|decimal|binary|large_binary)")
 SAVED_DATASET, SAVED_SPLITS = "state.json", "dataset_dict.json"
 
 
@@ -26,26 +29,38 @@ def read_rows(
     split: str,
     columns: Sequence[Sequence[str]],
     optional: Sequence[str] = (),
+    names: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
-    """The rows of one split, in order. A single file has one split.
+    """The rows of one split, in order, with all their columns but pictures and sounds. A single file has one split.
 
-    Of each entry of `columns` the data must have one column and every row a value; all of them, and those in
-    `optional`, are read where they exist.
+    Of each entry of `columns` the data must have one column and every row a value. `names` gives the data's own name of
+    one of these, or of one in `optional`, where it is another (data.columns).
 
     Raises:
         DataError: there is no such file, data set, split or column, a value is missing, or there are no rows.
     """
-    wanted = [name for names in columns for name in names] + list(optional)
+    names = names or {}
+    wanted = [name for alternatives in columns for name in alternatives] + list(optional)
+    for name in names:
+        if name not in wanted:
+            raise DataError(f"data.columns.{name}: the layout reads no such column; it reads {', '.join(wanted)}")
+    # Where one of several alternatives is named, the others are not looked for.
+    columns = [
+        [names[name] for name in alternatives if name in names] or list(alternatives) for alternatives in columns
+    ]
     local = Path(path).expanduser()
     if local.suffix in JSON_FILES:
         rows = _read_json(path, local)
         there = list(dict.fromkeys(name for row in rows for name in row))
-        _check_columns(path, columns, there)
-        rows = [{name: row[name] for name in wanted if name in row} for row in rows]
+        _check_columns(path, columns, there, names)
     else:
         dataset = _open(path, local, subset, revision, split)
-        _check_columns(path, columns, dataset.column_names)
-        rows = dataset.select_columns([name for name in wanted if name in dataset.column_names]).to_list()
+        _check_columns(path, columns, dataset.column_names, names)
+        kinds = {name: repr(dataset.features[name]) for name in dataset.column_names}
+        rows = dataset.select_columns([name for name in kinds if not MEDIA.search(kinds[name])]).to_list()
+        for name in kinds:
+            if NOT_JSON.search(kinds[name]):
+                rows = [{**row, name: str(row[name])} if row.get(name) is not None else row for row in rows]
     if not rows:
         raise DataError(f"{path}, split {split}: no rows")
     for index, row in enumerate(rows):
@@ -54,9 +69,13 @@ def read_rows(
     return rows
 
 
-def _check_columns(path: str, columns: Sequence[Sequence[str]], there: Sequence[str]) -> None:
-    if missing := [names for names in columns if not set(names) & set(there)]:
-        raise DataError(f"{path}: no column {_in_words(missing)}; it has {', '.join(there) or 'none'}")
+def _check_columns(path: str, columns: Sequence[Sequence[str]], there: Sequence[str], names: Mapping[str, str]) -> None:
+    if missing := [alternatives for alternatives in columns if not set(alternatives) & set(there)]:
+        hint = "" if names else f" (data.columns={{{missing[0][0]}: NAME}} says which column it is)"
+        raise DataError(f"{path}: no column {_in_words(missing)}; it has {', '.join(there) or 'none'}{hint}")
+    for name, given in names.items():
+        if given not in there:
+            raise DataError(f"{path}: no column {given} (data.columns.{name}); it has {', '.join(there) or 'none'}")
 
 
 def _in_words(columns: Sequence[Sequence[str]]) -> str:

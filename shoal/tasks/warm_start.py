@@ -19,6 +19,8 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, get_cosine_schedule_with_warmup
 from transformers.utils.logging import disable_progress_bar
 
+from shoal.errors import ConfigError
+from shoal.files import file_trouble
 from shoal.tasks.story import make_demonstration, story_tokenizer
 
 logger = getLogger(__name__)
@@ -63,8 +65,15 @@ class Recipe:
 
 
 def cache_folder() -> Path:
-    """$SHOAL_CACHE, or ~/.cache/shoal."""
-    return Path(os.environ.get("SHOAL_CACHE") or Path.home() / ".cache" / "shoal")
+    """$SHOAL_CACHE, or ~/.cache/shoal.
+
+    Raises:
+        ConfigError: neither is there.
+    """
+    try:
+        return Path(os.environ.get("SHOAL_CACHE") or Path.home() / ".cache" / "shoal")
+    except RuntimeError as error:
+        raise ConfigError("there is no home folder: set SHOAL_CACHE to a folder that can be written") from error
 
 
 def warm_started_model(recipe: Recipe | None = None, progress: Progress | None = None) -> Path:
@@ -72,15 +81,24 @@ def warm_started_model(recipe: Recipe | None = None, progress: Progress | None =
 
     It is made beside its final place and renamed, so that it is whole or absent; of two processes that make it at
     the same time, the first to finish wins. The global random state is left as it was.
+
+    Raises:
+        ConfigError: the cache cannot be written.
     """
     recipe = recipe or Recipe()
     folder = cache_folder() / f"story_{recipe.digest}"
-    if folder.exists():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        if folder.exists():
+            return folder
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=".writing_", dir=folder.parent))
+    except OSError as error:
+        raise ConfigError(
+            f"the built-in model cannot be kept: {file_trouble(error) or error}; set SHOAL_CACHE to a folder that can "
+            "be written"
+        ) from error
     logger.info("teaching the built-in model its format: %d steps, once (kept in %s)", recipe.steps, folder)
     start = time.perf_counter()
-    partial = Path(tempfile.mkdtemp(prefix=".writing_", dir=folder.parent))
     try:
         tokenizer = story_tokenizer()
         model = _teach(recipe, tokenizer, progress or _log_progress)

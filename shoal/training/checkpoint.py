@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from shoal.errors import TrainingError
-from shoal.files import sync_folder
+from shoal.files import file_trouble, sync_folder
 
 logger = getLogger(__name__)
 
@@ -51,6 +51,11 @@ def step_named(path: str) -> int | None:
     return int(number) if folder.parent.name == "checkpoints" and number.isdecimal() else None
 
 
+def unusable(file: Path, why: str) -> TrainingError:
+    """The error of a checkpoint that cannot be gone on from."""
+    return TrainingError(f"{file} {why}; remove its folder to resume from an older checkpoint")
+
+
 class CheckpointStore:
     """The folder `checkpoints/` of a run, one subfolder a step, the newest `keep_last` kept."""
 
@@ -63,17 +68,32 @@ class CheckpointStore:
         return sorted(int(path.parent.name.removeprefix("step_")) for path in self.folder.glob(f"step_*/{STATE}"))
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
-        """Writes beside the final place, syncs, renames, then removes the oldest ones."""
+        """Writes beside the final place, syncs, renames, then removes the oldest ones.
+
+        Raises:
+            TrainingError: the file system refuses it; earlier checkpoints are whole.
+        """
         final = self.folder / f"step_{step}"
         partial = self.folder / f".writing_step_{step}"
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        with (partial / STATE).open("wb") as file:
-            torch.save(state, file)
-        sync_folder(partial)
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-        sync_folder(self.folder)
+        try:
+            partial.mkdir(parents=True)
+            with (partial / STATE).open("wb") as file:
+                torch.save(state, file)
+            sync_folder(partial)
+            shutil.rmtree(final, ignore_errors=True)
+            partial.rename(final)
+            sync_folder(self.folder)
+        except (OSError, RuntimeError) as error:
+            trouble = file_trouble(error)
+            shutil.rmtree(partial, ignore_errors=True)
+            if trouble is None:
+                raise
+            steps = self.steps()
+            last = f"the newest whole one is of step {steps[-1]}" if steps else "there is no earlier one"
+            raise TrainingError(
+                f"the checkpoint of step {step} cannot be written in {self.folder}: {trouble}; {last}"
+            ) from error
         for old in self.steps()[: -self.keep_last]:
             shutil.rmtree(self.folder / f"step_{old}")
         return final
@@ -101,8 +121,5 @@ class CheckpointStore:
         file = self.folder / f"step_{chosen}" / STATE
         try:
             return chosen, torch.load(file, map_location="cpu", weights_only=True)
-        except (RuntimeError, OSError, EOFError, UnpicklingError) as error:
-            raise TrainingError(
-                f"{file} cannot be read ({' '.join(str(error).split())[:200]}); remove its folder to resume from an "
-                "older checkpoint"
-            ) from error
+        except (RuntimeError, OSError, EOFError, UnpicklingError, ValueError, LookupError, AttributeError) as error:
+            raise unusable(file, f"cannot be read ({' '.join(str(error).split())[:200]})") from error

@@ -30,7 +30,7 @@ def train_loop(run: Run) -> None:
                 run.score_reference(groups)
         batch, report = make_batch(groups, run.cfg.algorithm, **run.batch_arguments())
         with monitor.phase("train"):
-            metrics = run.train(step, groups, batch, report)
+            metrics, report = run.train(step, groups, batch, report)
         with monitor.phase("sync"):
             sync_seconds = sync.publish(learner.version).wait()
         run.record(step, groups, report, metrics, sync_seconds)

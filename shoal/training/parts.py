@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from shoal.engines.base import Engine
@@ -31,5 +32,6 @@ class Parts:
 
     def close(self) -> None:
         """Ends every part, the last built first."""
-        for part in (self.rollouts, self.scorer, self.sync, self.engine, self.learner):
-            part.close()
+        with ExitStack() as last_first:
+            for part in (self.learner, self.engine, self.sync, self.scorer, self.rollouts):
+                last_first.callback(part.close)

@@ -46,6 +46,13 @@ class GroupSource(ABC):
         """What the last step's groups cost to get, by metric name."""
         return {}
 
+    def leave_out(self, groups: list[Group], reason: str) -> bool:
+        """Takes note of groups whose loss is not finite; whether the step goes on without them.
+
+        Groups that this run sampled itself are not left out: its weights are broken then.
+        """
+        return False
+
     def close(self) -> None:
         """Frees what the source holds."""
 

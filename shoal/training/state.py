@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from logging import getLogger
 from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
-from shoal.algorithms.batch import BatchReport
+from shoal.algorithms.batch import BatchReport, make_batch
 from shoal.config import ShoalConfig
 from shoal.errors import TrainingError
 from shoal.files import replace_folder, write_atomically
 from shoal.learners.step import NonFiniteError
 from shoal.monitor.monitor import Monitor
 from shoal.references.base import Reference, penalise_with_kl
-from shoal.training.checkpoint import CheckpointStore, rng_state, set_rng_state, step_named
+from shoal.training.checkpoint import STATE, CheckpointStore, rng_state, set_rng_state, step_named, unusable
 from shoal.training.evaluate import Evaluator
 from shoal.training.parts import Parts
 from shoal.training.recording import GroupRecording
@@ -87,27 +88,40 @@ class Run:
         ]
         if broken:
             path = self.write_failed(step, groups, broken)
+            saved = any(saved <= step for saved in self.checkpoints.steps())
+            then = "resume from a checkpoint before this step" if saved else "start again"
             raise TrainingError(
                 f"step {step}: the sampler's log-probs of {len(broken)} of {len(completions)} completions are not "
-                f"finite (written to {path}); the weights have diverged: lower optimizer.lr, and resume from a "
-                "checkpoint before this step"
+                f"finite (written to {path}); the weights have diverged: lower optimizer.lr, and {then}"
             )
 
-    def train(self, step: int, groups: list[Group], batch: Batch, report: BatchReport) -> dict[str, float]:
-        """One batch through the learner; where it is not finite, its completions are written out.
+    def train(
+        self, step: int, groups: list[Group], batch: Batch, report: BatchReport
+    ) -> tuple[dict[str, float], BatchReport]:
+        """One batch through the learner: its metrics, and the report of what was trained on.
+
+        Where the loss is not finite because of groups that the source can do without, those are taken out of `groups`
+        and the rest is trained on. Otherwise the completions are written out.
 
         Raises:
             TrainingError: a loss or a gradient is not finite.
         """
-        try:
-            metrics = self.parts.learner.train(batch, self.parts.sync.writing)
-        except NonFiniteError as error:
-            guilty = error.completions or range(len(report.positions))
-            path = self.write_failed(step, groups, [report.positions[number] for number in guilty])
-            raise TrainingError(f"step {step}: {error} (written to {path})") from error
+        while True:
+            try:
+                metrics = self.parts.learner.train(batch, self.parts.sync.writing)
+                break
+            except NonFiniteError as error:
+                positions = [report.positions[number] for number in error.completions]
+                guilty = groups_at(groups, positions)
+                if guilty and self.source.leave_out(guilty, f"step {step}: {error}"):
+                    groups[:] = [group for group in groups if not any(group is one for one in guilty)]
+                    batch, report = make_batch(groups, self.cfg.algorithm, **self.batch_arguments())
+                    continue
+                path = self.write_failed(step, groups, positions or report.positions)
+                raise TrainingError(f"step {step}: {error} (written to {path})") from error
         if self.reference is not None:
             self.reference.follow(self.parts.learner.version)
-        return metrics
+        return metrics, report
 
     def record(
         self,
@@ -192,18 +206,28 @@ class Run:
         if found is None:
             self.monitor.message(f"{self.folder} has no checkpoint yet: starting at step 0")
             return
-        self.step, state = found
+        step, state = found
+        try:
+            self._load(step, state)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            # Another program's file, or that of a model of another shape.
+            file = self.checkpoints.folder / f"step_{step}" / STATE
+            why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise unusable(file, f"is no checkpoint of this run ({why})") from error
         self.checkpoints.drop_after(self.step)
+        self.monitor.message(f"going on after step {self.step} of {self.total_steps}")
+
+    def _load(self, step: int, state: Mapping[str, Any]) -> None:
         self.parts.learner.load_state_dict(state["learner"])
         if self.reference:
             self.reference.load_state_dict(state["reference"])
         self.source.load_state_dict(state["source"])
-        self.parts.scorer.load_state_dict(state["scorer"], self.step)
+        self.parts.scorer.load_state_dict(state["scorer"], step)
         self.monitor.load_state_dict(state["monitor"])
         self.best_score = state["best_score"]
         self.evaluated_step = state["evaluated_step"]
         set_rng_state(state["rng"])
-        self.monitor.message(f"going on after step {self.step} of {self.total_steps}")
+        self.step = step
 
     def write_failed(self, step: int, groups: Sequence[Group], positions: Sequence[int]) -> Path:
         """Writes the completions at these positions (over all groups, in order) as failed_step_N.jsonl."""
@@ -217,12 +241,20 @@ class Run:
         return path
 
     def close(self, status: str) -> None:
-        """Ends every part, the last built first. `status` is `finished`, `stopped` or `failed`."""
-        self.monitor.close(status)
-        self.source.close()
-        if self.reference:
-            self.reference.close()
-        self.parts.close()
+        """Ends every part, whatever closing another raises. `status` is `finished`, `stopped` or `failed`."""
+        with ExitStack() as last_first:
+            last_first.callback(self.parts.close)
+            if self.reference:
+                last_first.callback(self.reference.close)
+            last_first.callback(self.source.close)
+            last_first.callback(self.monitor.close, status)
+
+
+def groups_at(groups: Sequence[Group], positions: Sequence[int]) -> list[Group]:
+    """The groups that have a completion at one of these positions (over all groups, in order)."""
+    owners = [group for group in groups for _ in group.completions]
+    found = {id(owners[position]): owners[position] for position in positions}
+    return list(found.values())
 
 
 def without_nan(value: Any) -> Any:

@@ -11,8 +11,16 @@ import pytest
 from omegaconf import OmegaConf
 
 from shoal.config import load_config
-from shoal.errors import ConfigError
-from shoal.run_folder import find_resume, load_saved, new_run_folder, open_run, run_folder_of, save_config
+from shoal.errors import ConfigError, DataError, StartRefused, TrainingError
+from shoal.run_folder import (
+    find_resume,
+    gone_if_refused,
+    load_saved,
+    new_run_folder,
+    open_run,
+    run_folder_of,
+    save_config,
+)
 
 
 def make_run(folder: Path, *steps: int, overrides: tuple[str, ...] = ()) -> Path:
@@ -49,9 +57,46 @@ def test_two_runs_of_one_second_get_two_folders(tmp_path: Path, monkeypatch: pyt
 def test_a_name_that_is_taken_is_refused_with_the_way_to_go_on(tmp_path: Path):
     config = load_config("story", [f"run.root={tmp_path}", "run.name=mine"])
     assert new_run_folder(config) == tmp_path / "mine"
-    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "samples").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"mine exists: choose another run.name, or remove that folder"):
+        new_run_folder(config)
+    (tmp_path / "mine" / "checkpoints" / "step_3").mkdir(parents=True)
     with pytest.raises(ConfigError, match=r"choose another run.name, or go on with that run by resume="):
         new_run_folder(config)
+
+
+def test_a_refused_start_takes_its_folder_away_and_no_other(tmp_path: Path):
+    for error in (ConfigError, DataError, StartRefused):
+        with pytest.raises(error), gone_if_refused(tmp_path / "root" / "day" / "run", tmp_path / "root"):
+            (tmp_path / "root" / "day" / "run" / "logs").mkdir()
+            raise error("refused")
+        assert not (tmp_path / "root" / "day").exists()
+    (tmp_path / "there" / "before").mkdir(parents=True)
+    with pytest.raises(ConfigError), gone_if_refused(tmp_path / "there", tmp_path):
+        raise ConfigError("refused")
+    with pytest.raises(TrainingError), gone_if_refused(tmp_path / "began", tmp_path):
+        raise TrainingError("it ran")
+    assert (tmp_path / "there" / "before").exists() and (tmp_path / "began").exists()
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"{a: [", b"a: 1", b"[1, 2]", b"- a: 1\n", b"just words"])
+def test_damaged_overrides_are_one_line_that_names_the_file(tmp_path: Path, content: bytes):
+    config = load_config("story", [])
+    save_config(config, [], tmp_path, preset="story")
+    (tmp_path / ".hydra" / "overrides.yaml").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"overrides\.yaml is damaged") as caught:
+        open_run(str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"{a: [", b"[1, 2]", b"just words", b""])
+def test_a_damaged_configuration_is_one_line(tmp_path: Path, content: bytes):
+    config = load_config("story", [])
+    save_config(config, [], tmp_path, preset="story")
+    (tmp_path / ".hydra" / "config.yaml").write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        open_run(str(tmp_path), ["run.steps=3"])
+    assert "\n" not in str(caught.value)
 
 
 def test_a_start_killed_before_its_configuration_was_written_leaves_the_name_free(tmp_path: Path):

@@ -29,6 +29,14 @@ def test_a_broken_line_in_the_middle_is_named(tmp_path: Path):
         read_rows(path)
 
 
+@pytest.mark.parametrize("line", [b"null", b"[1]", b"{}", b'{"step": "one"}', b"\xff\xfe"])
+def test_a_line_that_is_no_row_is_told(tmp_path: Path, line: bytes):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + line + b"\n")
+    with pytest.raises(DataError, match=r"metrics\.jsonl(, line 2: no object with a step| is damaged)"):
+        read_rows(path)
+
+
 def test_a_missing_file_has_no_rows(tmp_path: Path):
     assert read_rows(tmp_path) == []
     assert keep_first_rows(tmp_path / "metrics.jsonl", 3) == 0

@@ -157,7 +157,7 @@ def test_an_unknown_verifier_is_refused_with_the_nearest_name() -> None:
 
 
 def test_an_import_path_to_nothing_is_refused_with_the_nearest_name() -> None:
-    with pytest.raises(ConfigError, match="no function 'lenght'; the nearest is 'length'"):
+    with pytest.raises(ConfigError, match="has no 'lenght'; the nearest is 'length'"):
         find_verifier("fragile_verifiers:lenght")
     with pytest.raises(ConfigError, match="no_such_module cannot be imported"):
         find_verifier("no_such_module:f")

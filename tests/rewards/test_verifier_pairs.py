@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 from judge_server import JudgeServer
-from shoal.config.reward import FormatConfig
 
 from shoal.config.nodes.data import RewardConfig
 from shoal.config.nodes.judge import JudgeConfig
+from shoal.config.nodes.reward import FormatConfig
 from shoal.errors import ConfigError
 from shoal.rewards.base import REGISTRY
 from shoal.rewards.judged import JUDGED

@@ -168,9 +168,7 @@ class Stuck(Plain):
 
 
 def test_an_environment_that_never_goes_on_is_named_at_its_deadline():
-    with pytest.raises(
-        TrainingError, match=r"Stuck: 1 completions wait .*timeout=0\.2 s.*: c/0, completion"
-    ):
+    with pytest.raises(TrainingError, match=r"Stuck: 1 completions wait .*timeout=0\.2 s.*: c/0, completion"):
         rollouts(Stuck, OneByOne(), timeout=0.2).sample(ITEMS, size=1, sampling=SAMPLING)
 
 

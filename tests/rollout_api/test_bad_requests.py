@@ -22,6 +22,11 @@ def without(content: dict, name: str) -> dict:
     return {key: value for key, value in content.items() if key != name}
 
 
+def extra(**values) -> dict:
+    """A group with fields that Shoal's own environments add."""
+    return group(generation_params={"shoal": values})
+
+
 GROUPS = {
     # (a group, or the text of one) -> where the reply must point to
     "no tokens": (without(group(), "tokens"), ["tokens"]),
@@ -75,6 +80,27 @@ GROUPS = {
         text_of(generation_params={"x": 1.5}).replace("1.5", "1e999"),
         ["generation_params"],
     ),
+    "a huge score": (group(scores=[1e30, 0.0, 0.0, 0.0]), ["scores", 0]),
+    "huge advantages": (group(advantages=[[0.0, 0.0, -1e30]] * 4), ["advantages", 0, 2]),
+    "huge log-probs": (group(inference_logprobs=[[1.0, -1e30, -1.0]] * 4), ["inference_logprobs", 0, 1]),
+    "huge reference log-probs": (group(ref_logprobs=[[1.0, -1e30, -1.0]] * 4), ["ref_logprobs", 0, 1]),
+    "a temperature near 0": (group(generation_params={"temperature": 1e-300}), ["generation_params", "temperature"]),
+    "a temperature in words": (group(group_overrides={"temperature": "hot"}), ["group_overrides", "temperature"]),
+    "a temperature of true": (group(overrides=[{}, {"temperature": True}, {}, {}]), ["overrides", 1, "temperature"]),
+    "versions as text": (extra(versions="0"), ["generation_params", "shoal", "versions"]),
+    "a version as text": (extra(versions=[[[0, "1"]]]), ["generation_params", "shoal", "versions", 0, 0, 1]),
+    "reward parts as lists": (extra(reward_parts=[[1.0]]), ["generation_params", "shoal", "reward_parts", 0]),
+    "penalties as text": (extra(penalties="none"), ["generation_params", "shoal", "penalties"]),
+    "a source of a number": (extra(source=3), ["generation_params", "shoal", "source"]),
+    "an unknown stop reason": (extra(stop_reasons=["tired"]), ["generation_params", "shoal", "stop_reasons", 0]),
+    "completions of two sequences": (extra(completions=[0, 1]), ["generation_params", "shoal", "completions"]),
+    "extras as a list": (group(generation_params={"shoal": []}), ["generation_params", "shoal"]),
+    "an integer of 100 bits": (group(images={"a": [0, 2**100]}), ["images", "a", 1]),
+    "an integer of 100 bits in messages": (
+        group(messages=[[{"role": "user", "content": 2**100}]] * 4),
+        ["messages", 0, 0, "content"],
+    ),
+    "deep images": (group(images=json.loads("[" * 100 + "]" * 100)), ["images", 0]),
     "half a surrogate": (text_of(generation_params={"x": "@"}).replace("@", "\\ud800"), []),
     "a version in words": (group(generation_params={"weights_version": "3"}), ["generation_params", "weights_version"]),
     "a negative version": (group(generation_params={"weights_version": -1}), ["generation_params", "weights_version"]),

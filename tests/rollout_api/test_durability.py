@@ -165,6 +165,15 @@ def test_a_second_server_on_the_same_store_is_refused(tmp_path):
         ([], {"SHOAL_API_TRAINER_TOKEN": "a", "SHOAL_API_ENV_TOKEN": "a"}, "are the same"),
         (["--max-groups", "0"], {}, "--max-groups 0"),
         (["--max-staleness", "-1"], {}, "--max-staleness -1"),
+        (["--max-request-mb", "inf"], {}, "--max-request-mb inf"),
+        (["--max-gigabytes", "nan"], {}, "--max-gigabytes nan"),
+        (["--environment-timeout", "inf"], {}, "--environment-timeout inf"),
+        (["--port", "99999"], {}, "--port 99999: a port is a number from 0"),
+        (["--port", "-1"], {}, "--port -1"),
+        (["--store", "/"], {}, "--store / is a folder"),
+        (["--store", "."], {}, "--store . is a folder"),
+        (["--store", "/proc/nowhere/groups.sqlite"], {}, "--store /proc/nowhere/groups.sqlite cannot be made"),
+        (["--store", "/dev/null/groups.sqlite"], {}, "--store /dev/null/groups.sqlite cannot be made"),
     ],
 )
 def test_what_cannot_be_served_is_one_line(tmp_path, options, env, words, monkeypatch, capsys):

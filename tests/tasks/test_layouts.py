@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, Features, Image, Value
 from transformers import PreTrainedTokenizerFast
 
 from shoal.config import ShoalConfig
@@ -245,3 +246,82 @@ def test_a_layout_without_a_data_set_of_its_own_asks_for_the_path(
     cfg.data.task = task
     with pytest.raises(DataError, match=f"data.task={task} says how rows look, not where they are: set data.path"):
         build_task(cfg, tokenizer)
+
+
+CALL = {
+    "role": "assistant",
+    "content": None,
+    "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {"a": 2, "b": 3}}}],
+}
+ASKS_A_TOOL = [
+    {"role": "user", "content": "2+3?"},
+    CALL,
+    {"role": "tool", "name": "add", "content": "5"},
+    {"role": "user", "content": "Twice that?"},
+]
+
+
+@pytest.mark.parametrize("parquet", [False, True])
+def test_calls_of_tools_and_every_field_that_the_template_reads_reach_the_prompt(
+    read: Read, tokenizer: PreTrainedTokenizerFast, parquet: bool
+) -> None:
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m.role }} {{ m.name or '' }}]{{ m.content }}"
+        "{% for c in m.tool_calls or [] %}<{{ c.function.name }} {{ c.function.arguments.b }}>{% endfor %}{% endfor %}"
+    )
+    prompt = read("messages", {"messages": ASKS_A_TOOL, "ground_truth": "10", "verifiers": ["f1"]}, parquet=parquet)
+    assert tokenizer.decode(prompt.token_ids) == "[user ]2+3?[assistant ]<add 3>[tool add]5[user ]Twice that?"
+
+
+def test_calls_that_the_template_would_leave_out_are_refused(read: Read) -> None:
+    with pytest.raises(DataError, match=r"tool_calls, which the chat template does not read"):
+        read("messages", {"messages": ASKS_A_TOOL, "ground_truth": "10", "verifiers": ["f1"]})
+
+
+@pytest.mark.parametrize(("given", "truth"), [(["2", "3"], ["2", "3"]), ([2, "\\boxed{3}"], ["2", "3"]), ("2", "2")])
+def test_of_a_list_of_answers_any_is_right(read: Read, given: Any, truth: Any) -> None:
+    prompt = read("math", {"problem": "?", "answer": given})
+    assert prompt.ground_truth == truth
+    assert right_answer(prompt) == "\\boxed{2}"
+
+
+def test_an_empty_list_of_answers_is_refused(read: Read) -> None:
+    with pytest.raises(DataError, match="row 0: the list of answers is empty"):
+        read("math", {"problem": "?", "answer": []})
+
+
+def test_trls_rows_and_columns_of_any_name_are_read(read: Read) -> None:
+    theirs = read("messages", {"prompt": "2+3?", "solution": "5", "level": 1}, verifiers=["f1"])
+    assert (theirs.ground_truth, theirs.columns) == ("5", {"level": 1})
+    row = {"q": "2+3?", "sol": "5", "prompt": "another", "kind": {"a": [1]}}
+    mine = read("messages", row, verifiers=["f1"], columns={"prompt": "q", "ground_truth": "sol"})
+    assert (mine.messages, mine.ground_truth) == ([{"role": "user", "content": "2+3?"}], "5")
+    assert mine.columns == {"prompt": "another", "kind": {"a": [1]}}
+
+
+def test_a_named_column_wins_over_the_layouts_other_names_for_it(read: Read) -> None:
+    row = {"messages": "no", "question": "2+3?", "ground_truth": "5"}
+    assert read("messages", row, verifiers=["f1"], columns={"prompt": "question"}).columns == {"messages": "no"}
+
+
+@pytest.mark.parametrize(
+    ("columns", "line"),
+    [
+        ({"prompt": "q"}, "no column q; it has prompt, solution"),
+        ({"verifier": "who"}, r"no column who \(data\.columns\.verifier\); it has prompt, solution"),
+        ({"promt": "prompt"}, r"data\.columns\.promt: the layout reads no such column; it reads messages, prompt"),
+    ],
+)
+def test_a_column_that_is_not_there_is_named(read: Read, columns: dict[str, str], line: str) -> None:
+    with pytest.raises(DataError, match=line):
+        read("messages", {"prompt": "?", "solution": "5"}, verifiers=["f1"], columns=columns)
+
+
+def test_columns_that_json_does_not_know_come_as_text_and_pictures_not_at_all(read: Read, tmp_path: Path) -> None:
+    row = {"prompt": "?", "solution": "5", "made": datetime(2026, 1, 2), "picture": b"x"}
+    features = Features(
+        {"prompt": Value("string"), "solution": Value("string"), "made": Value("timestamp[s]"), "picture": Image()}
+    )
+    Dataset.from_list([row], features=features).save_to_disk(str(tmp_path / "saved"))
+    prompt = read("messages", path=str(tmp_path / "saved"), verifiers=["f1"])
+    assert prompt.columns == {"made": "2026-01-02 00:00:00"}

@@ -1,4 +1,8 @@
+import pickle
 import random
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +45,50 @@ def test_an_unreadable_checkpoint_says_which_file_and_what_to_do(tmp_path: Path)
     (tmp_path / "checkpoints" / "step_3" / "state.pt").write_bytes(b"not a checkpoint")
     with pytest.raises(TrainingError, match=r"step_3/state.pt cannot be read .*remove its folder"):
         store.load()
+
+
+@pytest.mark.parametrize("content", [pickle.dumps({"a": 1}), pickle.dumps(Path("x")), b"", b"PK\x03\x04", b"\x80"])
+def test_another_programs_file_is_told_as_one(tmp_path: Path, content: bytes) -> None:
+    store = CheckpointStore(tmp_path, keep_last=2)
+    store.save(3, {"step": 3})
+    (tmp_path / "checkpoints" / "step_3" / "state.pt").write_bytes(content)
+    try:
+        store.load()
+    except TrainingError as error:
+        assert "remove its folder" in str(error) and "\n" not in str(error)
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_checkpoint_costs_no_earlier_one(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep_last=1)
+    store.save(1, {"weights": torch.ones(4)})
+    with file_size_limit(2**16), pytest.raises(TrainingError) as caught:
+        store.save(2, {"weights": torch.ones(2**16)})
+    assert str(caught.value) == (
+        f"the checkpoint of step 2 cannot be written in {tmp_path}/checkpoints: File too large; "
+        "the newest whole one is of step 1"
+    )
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_1"]
+    assert store.load()[1]["weights"].tolist() == [1.0] * 4
+
+
+@contextmanager
+def file_size_limit(limit: int) -> Iterator[None]:
+    """The system refuses to write on at this many bytes of a file: what a full disk does, for every library."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_model_that_cannot_be_written_leaves_the_old_one_and_no_half(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_text("old")
+    with file_size_limit(2**10), pytest.raises(OSError, match="File too large"):
+        replace_folder(tmp_path / "model", lambda folder: (folder / "weights").write_bytes(bytes(2**12)))
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (tmp_path / "model" / "weights").read_text() == "old"
 
 
 def test_every_random_generator_goes_on_where_it_was() -> None:

@@ -1,4 +1,5 @@
 import os
+import pty
 import signal
 
 import pytest
@@ -16,3 +17,42 @@ def test_a_signal_asks_for_a_stop_and_a_second_one_leaves_at_once(number: signal
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
     assert signal.getsignal(number) is before
+
+
+def test_a_closed_terminal_asks_for_a_stop_and_its_second_signal_changes_nothing() -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    with graceful_stop() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.signal_name == "SIGHUP"
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGHUP) is before
+
+
+def test_nohup_stays_nohup() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with graceful_stop() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_what_is_said_after_the_terminal_has_gone_is_no_error() -> None:
+    child, terminal = pty.fork()
+    if child == 0:  # the process on the terminal that goes
+        status = 1
+        try:
+            with graceful_stop() as stop:
+                os.write(1, b"ready\n")
+                while not stop:
+                    signal.pause()
+                os.write(2, b"saving\n")
+                status = 7
+        finally:
+            os._exit(status)
+    assert os.read(terminal, 5) == b"ready"
+    os.close(terminal)  # the kernel sends SIGHUP
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7

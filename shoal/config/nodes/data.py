@@ -31,7 +31,10 @@ class DataConfig:
         dict,
         "Several sources by name. An entry has `amount` and `eval_amount` (1.0: all, 0.5: half, 2.0: everything twice, "
         "an integer: that many rows, 0: none), `verifiers`, and those of task, path, subset, revision, split, "
-        "eval_path, eval_split, system_prompt and instructions that differ from the ones here",
+        "eval_path, eval_split, columns, system_prompt and instructions that differ from the ones here",
+    )
+    columns: dict[str, str] = option(
+        dict, "Names of columns in the data where they are not the layout's: {prompt: question, ground_truth: solution}"
     )
     verifiers: list[str] = option(list, "Verifiers of every row, in place of those that the rows name. Empty: theirs")
     max_prompt_tokens: int = option(512, "Longer prompts are left out, and counted", least=1)

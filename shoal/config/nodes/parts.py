@@ -29,6 +29,9 @@ class SourceConfig:
         "statistics and are not trained on",
         choices=("drop", "truncate", "mask"),
     )
+    max_unusable: float = option(
+        0.5, "Share of unusable groups, of the last 100, above which the run stops. 1: never", least=0
+    )
     timeout: float = option(600.0, "Seconds that a server or a batch is waited for", least=1)
     launch: str | None = option(
         None,

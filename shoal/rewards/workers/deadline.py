@@ -191,7 +191,7 @@ class DeadlinePool:
                 ahead = worker.ready and len(worker.jobs) < most
                 if ahead and len(self.waiting) > (most - 1) * 4 * len(self.workers):
                     path, submission = self.jobs[self.waiting[0]]
-                    line = json.dumps({"path": path, "submission": vars(submission)}) + "\n"
+                    line = json.dumps({"path": path, "submission": vars(submission)}, default=str) + "\n"
                     if worker.send(self.waiting[0], line.encode()):
                         self.waiting.popleft()
 

@@ -8,7 +8,6 @@ because long bodies are read in a worker process.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any, NamedTuple, get_type_hints
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple, get_type_hints
 from msgspec import DecodeError, Raw, ValidationError
 from msgspec.json import Decoder
 
+from shoal.rollout_api.group_fields import RefusedError, check_field, from_msgspec
 from shoal.rollout_api.protocol import GROUP_FIELDS, GROUP_KEY, NOT_TRAINED, WEIGHTS_VERSION, ScoredGroup
 from shoal.rollout_api.server.compression import Piece
 from shoal.rollout_api.server.number_lists import REQUIRED, Look, look_at
@@ -35,19 +35,6 @@ NO_LABEL = re.compile(rb"-(?!100[^0-9])")
 LARGEST_VERSION = 2**53
 SHRINK_FROM = 128 * 1024
 """Groups from so many bytes are deflated when they come in. It is most of the work: shorter ones wait as they are."""
-
-
-class RefusedError(Exception):
-    """A body that is not taken. `where` leads to the place: keys and indices from the top."""
-
-    def __init__(self, message: str, where: Sequence[str | int] = ()) -> None:
-        super().__init__(message)
-        self.message = message
-        self.where = list(where)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Errors that cross from a worker process are rebuilt from both."""
-        return RefusedError, (self.message, self.where)
 
 
 class NewGroup(NamedTuple):
@@ -201,6 +188,7 @@ def _checked(name: str, value: Any, lengths: list[int]) -> Any:
                 raise RefusedError(f"{len(row)} entries, but the sequence has {length} tokens", [name, index])
     if name == "messages":
         _check_messages(value)
+    check_field(name, value, len(lengths))
     if name.startswith("distill"):
         return [[len(position) for position in sequence] for sequence in value]
     return value if name in ("scores", "env_id", GROUP_KEY, "generation_params") else None
@@ -236,19 +224,9 @@ def _refused(error: ValueError | RecursionError, body: bytes) -> RefusedError:
     if isinstance(error, RecursionError):
         return RefusedError("nested too deeply")
     if isinstance(error, ValidationError):
-        message, _, path = str(error).partition(" - at `$")
-        return RefusedError(message, _steps(path.rstrip("`")))
+        return from_msgspec(error)
     if isinstance(error, DecodeError):
         at = re.search(r"byte (\d+)", str(error))
         if at and NOT_FINITE.search(body, max(0, int(at[1]) - 2), int(at[1]) + 10):
             return RefusedError(f"NaN and Infinity are no JSON: numbers must be finite (byte {at[1]})")
     return RefusedError(f"no JSON: {error}")
-
-
-def _steps(path: str) -> list[str | int]:
-    """`.scores[0]` as its steps."""
-    return [
-        int(index) if index else name
-        for name, index in re.findall(r"\.([^.\[\]]+)|\[(\d+|\.\.\.)\]", path)
-        if index != "..."
-    ]

@@ -13,7 +13,7 @@ import numpy as np
 from msgspec import json as msgjson
 from simdjson import Object, Parser
 
-from shoal.rollout_api.protocol import IDS, NOT_TRAINED
+from shoal.rollout_api.protocol import IDS, LARGEST, NOT_TRAINED
 
 REQUIRED = ("tokens", "masks", "scores")
 KEPT = 256 * 1024
@@ -88,7 +88,8 @@ def _are_labels(rows: Any, total: int) -> bool:
 
 def _are_finite(rows: Any, total: int) -> bool:
     # simdjson takes no number that is not finite.
-    return memoryview(rows.as_buffer(of_type="d")).nbytes == 8 * total
+    values = np.frombuffer(rows.as_buffer(of_type="d"), np.float64)
+    return values.size == total and not (total and (values.max() > LARGEST or values.min() < -LARGEST))
 
 
 NUMBERS: dict[str, Callable[[Any, int], bool]] = {

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 from msgspec import json as msgjson
 
 from shoal.errors import ConfigError
+from shoal.files import file_trouble
 from shoal.rollout_api.server.compression import Piece
 from shoal.rollout_api.server.rows import CONTENT, LAYOUT, SCHEMA, LeaseRow, NewRow, piece_of
 from shoal.rollout_api.server.writer import Writer
@@ -52,8 +53,13 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.lock = path.with_name(path.name + ".lock").open("w")
+        if not path.name or path.is_dir():
+            raise ConfigError(f"--store {path} is a folder: give the path of a file")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.lock = path.with_name(path.name + ".lock").open("w")
+        except OSError as error:
+            raise ConfigError(f"--store {path} cannot be made: {file_trouble(error) or error}") from error
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -6,6 +6,7 @@ takes the batches after it from here, in the same order, and asks the server onl
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ import msgpack
 
 from shoal.files import write_atomically
 from shoal.rollout_api.scored_data import ScoredData
+
+UNPACKED = "json"
+"""The only key of a group that msgpack cannot hold."""
 
 
 @dataclass
@@ -36,15 +40,24 @@ class Journal:
         self.folder = run_dir / "journal"
 
     def write(self, entry: Entry) -> None:
-        """On disk when this returns, whole."""
-        write_atomically(self._file(entry.number), msgpack.packb(vars(entry)))
+        """On disk when this returns, whole. A group that msgpack cannot hold (integers beyond 64 bits, deep lists) is
+        kept as JSON text: it cannot be trained on, and the source says why."""
+        groups = entry.groups
+        try:
+            packed = msgpack.packb(vars(entry))
+        except (ValueError, OverflowError):
+            groups = [group if _packs(group) else {UNPACKED: json.dumps(group)} for group in groups]
+            packed = msgpack.packb({**vars(entry), "groups": groups})
+        write_atomically(self._file(entry.number), packed)
 
     def read(self, number: int) -> Entry | None:
         """A batch, or None where it was never fetched."""
         if not self._file(number).exists():
             return None
         values: dict[str, Any] = msgpack.unpackb(self._file(number).read_bytes(), strict_map_key=False)
-        return Entry(**values)
+        entry = Entry(**values)
+        entry.groups = [json.loads(group[UNPACKED]) if UNPACKED in group else group for group in entry.groups]
+        return entry
 
     def numbers(self) -> list[int]:
         """The batches that are here, in order."""
@@ -63,3 +76,11 @@ class Journal:
 
     def _file(self, number: int) -> Path:
         return self.folder / f"batch_{number}.msgpack"
+
+
+def _packs(group: ScoredData) -> bool:
+    try:
+        msgpack.packb(group)
+    except (ValueError, OverflowError):
+        return False
+    return True

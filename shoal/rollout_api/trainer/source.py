@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from logging import getLogger
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from shoal.algorithms.sequences import check_completion
 from shoal.config import ShoalConfig
 from shoal.engines.served.engine import ServedEngine
 from shoal.engines.served.server import GenerateServer
 from shoal.engines.vllm.server_engine import VllmServerEngine
-from shoal.errors import DataError
+from shoal.errors import DataError, RolloutApiError
+from shoal.files import write_atomically
 from shoal.monitor.monitor import Monitor
 from shoal.rollout_api.client import ApiClient
 from shoal.rollout_api.protocol import TRAINER_TOKEN
@@ -28,6 +33,9 @@ from shoal.training.sources import GroupSource, StoppedWaiting
 from shoal.types import Group
 
 logger = getLogger(__name__)
+
+MOST_EMPTY = 20  # batches in a row of which nothing can be trained on
+LOOKED_BACK, FEWEST = 100, 20  # groups over which the share of unusable ones is taken: at most, and at least
 
 
 class RolloutApiSource(GroupSource):
@@ -58,6 +66,7 @@ class RolloutApiSource(GroupSource):
         self.refill_rounds = cfg.algorithm.refill_rounds if cfg.algorithm.zero_variance == "refill" else 0
         self.batches = 0
         self.after_step: dict[int, int] = {}
+        self.bad: list[bool] = []  # of the newest groups, the newest last: whether each was unusable
         self.last: dict[str, float] = {}
         self.companions: Companions | None = None
         self.fetcher: BatchFetcher | None = None
@@ -86,16 +95,35 @@ class RolloutApiSource(GroupSource):
         self.last = dict.fromkeys(("batches", "replayed", "overlong", "unusable", "recomputed"), 0.0)
         kept: list[Group] = []
         rounds, wanted = 0, 1
+        empty = 0
         while len(kept) < wanted and (rounds <= self.refill_rounds):
             groups = self._next_batch(step)
             if not groups:
+                empty += 1
+                self._say_empty(step, empty)
                 continue
+            empty = 0
             wanted = wanted if rounds else len(groups)
             rounds += 1
             kept += [group for group in groups if not (self.refill_rounds and group.zero_variance)]
         self.after_step[step] = self.batches
         self._fill_in_logprobs(kept)
         return kept
+
+    def _say_empty(self, step: int, empty: int) -> None:
+        """A batch of which nothing can be trained on is said; many of them in a row are the end.
+
+        Raises:
+            RolloutApiError: they are.
+        """
+        overlong, unusable = int(self.last["overlong"]), int(self.last["unusable"])
+        why = (
+            f"{overlong} sequences are longer than {self.seq_len} tokens and {unusable} groups are unusable: raise "
+            "source.seq_len, or set source.overlong=truncate"
+        )
+        if empty == MOST_EMPTY:
+            raise RolloutApiError(f"step {step}: {empty} batches in a row had no group that can be trained on; {why}")
+        self.monitor.message(f"step {step}: no group of batch {self.batches} can be trained on; so far {why}")
 
     def _next_batch(self, step: int) -> list[Group]:
         """The groups of the next batch that can be trained on."""
@@ -109,15 +137,16 @@ class RolloutApiSource(GroupSource):
 
     def metrics(self) -> dict[str, float]:
         """`rollout_api/batches` fetched or replayed for the step; of their sequences or groups: `overlong` sequences,
-        `unusable` groups that cannot be read, `recomputed` completions whose log-probs are the learner's."""
+        `unusable` groups that cannot be trained on, `recomputed` completions whose log-probs are the learner's."""
         return {f"rollout_api/{name}": value for name, value in self.last.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"batches": self.batches, "after_step": self.after_step}
+        return {"batches": self.batches, "after_step": self.after_step, "bad": self.bad}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.batches = state["batches"]
         self.after_step = state["after_step"]
+        self.bad = state.get("bad", [])
 
     def close(self) -> None:
         """Stops serving the engine."""
@@ -169,16 +198,71 @@ class RolloutApiSource(GroupSource):
             source = f"environment {data['env_id']}" if data.get("env_id") is not None else "unknown"
             try:
                 group = to_group(data, f"batch_{entry.number}/{place}", source)
+                stamp(group, version)
+                overlong = fit(group, self.seq_len, self.cfg.source.overlong)
+                self.last["overlong"] += overlong
+                dropped = overlong and self.cfg.source.overlong == "drop"
+                if not dropped:
+                    self._refuse_unusable(group)
             except DataError as error:
-                self.last["unusable"] += 1
-                logger.warning("left out: %s", error)
+                self._leave_out(f"batch_{entry.number}_{place}", data, str(error))
                 continue
-            stamp(group, version)
-            overlong = fit(group, self.seq_len, self.cfg.source.overlong)
-            self.last["overlong"] += overlong
-            if not (overlong and self.cfg.source.overlong == "drop"):
+            self.bad.append(False)
+            if not dropped:
                 groups.append(group)
+        self._check_share()
         return groups
+
+    def _refuse_unusable(self, group: Group) -> None:
+        """What only the trainer knows.
+
+        Raises:
+            DataError: the group cannot be trained on.
+        """
+        policy = self.parts.policy
+        for index, completion in enumerate(group.completions):
+            where = f"group {group.id}, completion {index}"
+            for segment in completion.segments:
+                largest = max((*segment.context_ids, *segment.sampled_ids), default=0)
+                if largest >= policy.vocabulary:
+                    raise DataError(f"{where}: token {largest} is beyond the model's vocabulary of {policy.vocabulary}")
+                length = len(segment.context_ids) + len(segment.sampled_ids)
+                if length > policy.max_positions:
+                    raise DataError(f"{where}: {length} tokens, but the model has {policy.max_positions} positions")
+                numbers = (*segment.logprobs, *(segment.ref_logprobs or ()), *(segment.advantages or ()))
+                if not all(map(isfinite, numbers)):
+                    raise DataError(f"{where}: log-probs and advantages must be finite")
+            # Missing log-probs are the learner's, which come later.
+            whole = [
+                replace(segment, logprobs=segment.logprobs or [0.0] * len(segment.sampled_ids))
+                for segment in completion.segments
+            ]
+            check_completion(replace(completion, segments=whole), self.cfg.algorithm.surrogate, where)
+
+    def _leave_out(self, name: str, group: Any, reason: str) -> None:
+        """Writes a group that cannot be trained on to a file with the reason, and counts it."""
+        self.last["unusable"] += 1
+        self.bad.append(True)
+        path = self.folder / "unusable_groups" / f"{name.replace('/', '_')}.json"
+        write_atomically(path, json.dumps({"reason": reason, "group": group}))
+        logger.warning("left out: %s (written to %s)", reason, path)
+
+    def _check_share(self) -> None:
+        """Raises RolloutApiError where too large a share of the newest groups is unusable."""
+        self.bad = self.bad[-LOOKED_BACK:]
+        share, allowed = sum(self.bad) / max(len(self.bad), 1), self.cfg.source.max_unusable
+        if len(self.bad) >= FEWEST and share > allowed:
+            raise RolloutApiError(
+                f"{sum(self.bad)} of the last {len(self.bad)} groups cannot be trained on, more than "
+                f"source.max_unusable={allowed:g} allows; {self.folder / 'unusable_groups'} has each with its reason"
+            )
+
+    def leave_out(self, groups: list[Group], reason: str) -> bool:
+        """Those of environments are left out, until a share of them is passed."""
+        for group in groups:
+            self._leave_out(f"trained_{group.id}_{group.epoch}", group.to_dict(), reason)
+        self._check_share()
+        return True
 
     def _fill_in_logprobs(self, groups: list[Group]) -> None:
         """The learner's log-probs, at the temperature of sampling, where the environment sent none."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from json import JSONDecodeError, loads
 from typing import Any
@@ -18,11 +18,12 @@ ROLES = ("system", "user", "assistant", "tool")
 @dataclass
 class Example:
     """What one row asks, before the system prompt and the chat template. `verifiers` is empty where the row names
-    none."""
+    none; `columns` are those that the layout does not read."""
 
     messages: list[Message]
     ground_truth: Any
     verifiers: list[str] = field(default_factory=list)
+    columns: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ def question(text: str) -> list[Message]:
 def conversation(value: Any) -> list[Message]:
     """Messages from a column that holds a text or a list of messages; an answer at their end is cut off.
 
+    Every field of a message is kept, for the chat template to read. An assistant's turn that calls tools needs no text.
+
     Raises:
         DataError: it is neither, or nothing is asked.
     """
@@ -60,14 +63,33 @@ def conversation(value: Any) -> list[Message]:
     if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
         raise DataError(f"the messages must be a text or a list of role and content, not {str(value)[:80]!r}")
     for message in value:
-        if message.get("role") not in ROLES or not isinstance(message.get("content"), str):
+        content = message.get("content")
+        calls = message.get("role") == "assistant" and message.get("tool_calls") and content is None
+        if message.get("role") not in ROLES or not (isinstance(content, str) or calls):
             raise DataError(f"a message needs a role ({', '.join(ROLES)}) and a text as content: {str(message)[:80]!r}")
-    messages = [{"role": message["role"], "content": message["content"]} for message in value]
+    messages = [{"role": message["role"], "content": "", **without_none(message)} for message in value]
     while messages and messages[-1]["role"] == "assistant":
         messages.pop()
     if not any(message["role"] == "user" for message in messages):
         raise DataError("the messages ask nothing: none has the role user before the last answer")
     return messages
+
+
+def split_columns(layout: Layout, row: Row, names: Mapping[str, str]) -> tuple[Row, Row]:
+    """What the layout reads of a row, by the layout's own names, and the columns that it does not read.
+
+    `names` gives the data's name of a column where it is not the layout's; it wins over the layout's alternatives.
+    """
+    read: Row = {}
+    used: set[str] = set()
+    for alternatives in (*layout.columns, layout.optional):
+        wanted = [name for name in alternatives if name in names] or alternatives
+        there = {name: row[names.get(name, name)] for name in wanted if names.get(name, name) in row}
+        read |= there
+        taken = next((name for name in there if there[name] is not None), None)
+        if taken is not None:
+            used.add(names.get(taken, taken))
+    return read, {name: value for name, value in row.items() if name not in used}
 
 
 def pick(row: Row, names: Sequence[str]) -> Any:

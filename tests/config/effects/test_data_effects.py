@@ -59,6 +59,14 @@ def test_paths_say_where_the_rows_are(settings, task_of, tmp_path):
     assert answers(task_of({**layout, "data.path": one, "data.eval_path": two})) == ({"1"}, {"2"})
 
 
+@effect("data.columns")
+def test_columns_may_have_other_names(settings, task_of, tmp_path):
+    rows = [{"question": f"{number}?", "answer": f"#### {number}", "other": "#### 7"} for number in (1, 2)]
+    path = {"data.task": "gsm8k", "data.path": write_jsonl(tmp_path / "rows.jsonl", rows)}
+    assert answers(task_of(path))[0] == {"1", "2"}
+    assert answers(task_of({**path, "data.columns": {"answer": "other"}}))[0] == {"7"}
+
+
 @effect("data.split", "data.eval_split")
 def test_splits_are_chosen_by_name(settings, task_of, gsm8k):
     assert answers(task_of(gsm8k)) == ({"1", "2"}, {"3"})

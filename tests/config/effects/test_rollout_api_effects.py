@@ -69,6 +69,19 @@ def test_sequences_above_seq_len_are_dropped_cut_or_masked(settings, open_run):
     assert lengths(5, "mask") == [[2, 0], [1, 1]]
 
 
+@effect("source.max_unusable")
+def test_a_share_of_unusable_groups_ends_the_run(settings, open_run):
+    def fetch(max_unusable: float) -> list[int]:
+        bad = {**wire_group(2, 2), "generation_params": {"temperature": "hot"}}
+        with filled(*[bad, wire_group(2, 2)] * 10).served() as url:
+            source = open_run(settings({**API, "source.url": url, "source.max_unusable": max_unusable})).source
+            return [len(source.next_groups(step)) for step in range(1, 11)]
+
+    assert fetch(0.5) == [1] * 10
+    with pytest.raises(RolloutApiError, match=r"10 of the last 20 groups cannot be trained on"):
+        fetch(0.4)
+
+
 @effect("source.timeout")
 def test_a_server_that_is_busy_is_waited_for_until_the_timeout(settings, open_run):
     def fetch(timeout: float) -> int:
