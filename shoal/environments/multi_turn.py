@@ -32,9 +32,6 @@ class MultiTurnEnvironment(DatasetEnvironment):
         info: dict[str, Any] = {}
         for turn in range(self.cfg.environment.max_turns):
             left = sampling.max_new_tokens - conversation.num_tokens
-            if left <= 0:
-                conversation.stop_reason = StopReason.LENGTH
-                break
             seed = self.seed(item, index, turn)
             output = await model.sample(conversation.context, seed, replace(sampling, max_new_tokens=left))
             text = conversation.add_turn(output)
@@ -43,7 +40,8 @@ class MultiTurnEnvironment(DatasetEnvironment):
             messages = await self.reply(item, text, info)
             if not messages or turn + 1 == self.cfg.environment.max_turns:
                 break
-            conversation.add_messages(messages)
+            if not conversation.add_messages(messages, sampling.max_new_tokens):
+                break
         completion = conversation.completion()
         completion.info |= info
         return completion
