@@ -60,5 +60,5 @@ class Warnings:
                 yield (
                     "mismatch",
                     f"sampler and learner differ by {now:.2g} nats a token, {now / max(first, 1e-12):.1f} times as "
-                    "much as at first: see sampler/* in the metrics, and lower optimizer.lr or set algorithm.correction",
+                    "much as at first: see sampler/* in the metrics; lower optimizer.lr or set algorithm.correction",
                 )
