@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from logging import INFO, WARNING, getLogger
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 from safetensors import SafetensorError
@@ -26,6 +27,9 @@ from shoal.training.preflight import CheckResult, run_checks
 from shoal.training.state import Run
 
 logger = getLogger(__name__)
+
+LITTLE = 200 * 2**20
+"""Bytes that a smoke test may leave behind."""
 
 
 def train(
@@ -66,6 +70,8 @@ def train(
                 run.save_if_new()
             if status == "finished" and cfg.checkpoint.save_final:
                 replace_folder(folder / "model", run.parts.learner.save_pretrained)
+            if status == "finished" and cfg.run.made_up_advantages:
+                leave_little(run)
         finally:
             run.close(status)
         return conclude(run, status)
@@ -86,6 +92,16 @@ def on_disk(folder: Path) -> Iterator[None]:
             raise
         then = f": once that is mended, go on with shoal train resume={folder}" if has_checkpoint(folder) else ""
         raise TrainingError(f"{trouble or error} (in the run {folder}){then}") from error
+
+
+def leave_little(run: Run) -> None:
+    """Takes away what a smoke test wrote of a large model: it has shown that it can be written."""
+    folders = [run.folder / name for name in ("checkpoints", "best", "model")]
+    size = sum(file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())
+    if size > LITTLE:
+        for folder in folders:
+            rmtree(folder, ignore_errors=True)
+        run.monitor.message(f"smoke test: its checkpoints and models ({size / 2**30:.1f} GiB) are taken away again")
 
 
 def train_within_budget(run: Run) -> None:
@@ -134,7 +150,7 @@ def conclude(run: Run, status: str) -> dict[str, Any]:
 
 def what_next(run: Run) -> list[str]:
     """Commands that make sense after this run."""
-    steps = [f"shoal eval model={run.folder / 'model'}"] if run.cfg.checkpoint.save_final else []
+    steps = [f"shoal eval model={run.folder / 'model'}"] if (run.folder / "model").exists() else []
     if run.checkpoints.steps():
         steps.append(f"shoal train resume={run.folder} run.steps={2 * run.total_steps}")
     if run.cfg.data.task == "story":

@@ -38,6 +38,7 @@ from shoal.rollout.rollouts import Rollouts
 from shoal.rollout.task import environment_task, with_own_reward
 from shoal.runtime import Runtime, prepare_process, resolve_runtime
 from shoal.tasks.base import Task
+from shoal.tasks.tokenizer_notes import tokenizer_notes
 from shoal.tasks.warm_start import Recipe, warm_started_model
 from shoal.training.checkpoint import CheckpointStore
 from shoal.training.evaluate import Evaluator
@@ -79,10 +80,15 @@ def build_parts(cfg: ShoalConfig, rewards: Mapping[str, Verifier], folder: Path 
     runtime = resolve_runtime(cfg.runtime, cfg.model)
     prepare_process(cfg.runtime)
     seed_everything(cfg.run.seed)
+    logger.info("loading the model %s on %s", cfg.model.name, runtime.device)
     policy = open_policy(cfg, runtime)
+    if cfg.data.task != "story":  # the built-in tokenizer knows that task's words alone
+        for note in tokenizer_notes(policy.tokenizer):
+            logger.warning("%s", note)
     decode = decoder(policy)
     environment = open_environment(cfg, policy.tokenizer, decode)
     rewards = with_own_reward(environment, rewards)
+    logger.info("reading the data")
     task = environment_task(cfg, environment, rewards)
     learner = LocalLearner(policy, cfg, runtime, total_steps(cfg))
     engine = build_engine(cfg, policy, runtime, folder)
@@ -187,8 +193,7 @@ def build_run(cfg: ShoalConfig, folder: Path, stopping: Callable[[], bool], rewa
     started = monotonic()
     parts = build_parts(cfg, rewards, folder)
     monitor = Monitor(cfg, folder, total_steps=total_steps(cfg), decode=parts.decode, started=started)
-    notes = [*parts.runtime.notes, *(f"left out: {count} prompts ({why})" for why, count in parts.task.dropped.items())]
-    for note in notes:
+    for note in parts.runtime.notes:
         monitor.message(note)
     with ExitStack() as undo:
         undo.callback(parts.close)

@@ -202,7 +202,7 @@ def summary_markdown(summary: dict[str, Any]) -> str:
         lines.append(f"| {name} | {peak['mib']:.0f} | {peak['elapsed']:.1f} s | {peak['step']} | {peak['phase']} |")
     lines += ["", "## Largest consumers", "", "| process | pid | peak |", "|---|---|---|"]
     for row in summary["top_consumers"]:
-        name = row["name"].replace("|", "\\|")
+        name = " ".join(row["name"].split()).replace("|", "\\|").replace("`", "'")
         lines.append(f"| `{name}` | {row['pid']} | {row['mib']:.0f} |")
     lines += ["", "## Highest total by phase", "", "| phase | peak |", "|---|---|"]
     lines += [f"| {phase} | {mib:.0f} |" for phase, mib in summary["peak_total_by_phase_mib"].items()]

@@ -18,6 +18,7 @@ from shoal.monitor.metrics import describe, group_metrics
 from shoal.monitor.progress import ProgressDisplay
 from shoal.monitor.rows import read_rows
 from shoal.monitor.samples import Decode, SampleFiles
+from shoal.monitor.warnings import Warnings
 from shoal.monitor.writers import Writer, WriterContext, check_packages, open_writers
 from shoal.types import Group
 
@@ -62,6 +63,7 @@ class Monitor:
         self.progress = ProgressDisplay(cfg.monitor.progress, total_steps)
         self.decode = decode
         self.samples = SampleFiles(run_dir)
+        self.warnings = Warnings()
         self.profile = MemoryProfile(cfg.memory_profile, run_dir) if cfg.memory_profile.enabled else None
         self.step = 0
         self._rows = 0
@@ -118,8 +120,8 @@ class Monitor:
             self.samples.write(step, groups, self.decode)
         self.progress.step(step, row)
         sentence = describe(row)
-        if sentence is not None:
-            self.message(f"step {step}: {sentence}")
+        for text in [*([sentence] if sentence is not None else []), *self.warnings.sentences(step, row)]:
+            self.message(f"step {step}: {text}")
         return row
 
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:

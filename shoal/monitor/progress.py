@@ -33,6 +33,8 @@ RECENT_STEPS = 20
 FIELDS = (
     ("reward", "reward/mean", ".3f"),
     ("length", "length/mean", ".1f"),
+    ("cut off", "stop/length", ".0%"),
+    ("no signal", "groups/zero_variance", ".0%"),
     ("KL", "kl_ref/k3", ".2g"),
     ("sampler KL", "sampler/kl_k3", ".2g"),
     ("tokens/s", "tokens_per_second/step", ",.0f"),

@@ -63,3 +63,9 @@ def prompt_text(prompt: Prompt | None, decode: Decode | None) -> str | None:
     if decode is not None:
         return decode(prompt.token_ids)
     return str(prompt.messages[-1]["content"]) if prompt.messages else None
+
+
+def question(prompt: Prompt | None, decode: Decode | None) -> str | None:
+    """What the last user message asks; a long system prompt before it says nothing of the completion."""
+    asked = [message.get("content") for message in (prompt.messages if prompt else []) if message["role"] == "user"]
+    return asked[-1] if asked and isinstance(asked[-1], str) else prompt_text(prompt, decode)

@@ -12,7 +12,7 @@ from shoal.monitor.log_file import LOG_FILE
 from shoal.monitor.metrics import is_right
 from shoal.monitor.progress import duration
 from shoal.monitor.rows import METRICS_FILE, read_rows
-from shoal.monitor.samples import Decode, prompt_text
+from shoal.monitor.samples import Decode, question
 from shoal.types import Group
 
 SUMMARY_FILE = "summary.json"
@@ -100,7 +100,7 @@ def closing_text(
     for group in chosen:
         completion = group.completions[0]
         verdict = "unscored" if completion.reward is None else "right" if is_right(completion) else "wrong"
-        lines.append(f"  {_one_line(prompt_text(group.prompt, decode) or group.id)}")
+        lines.append(f"  {_one_line(question(group.prompt, decode) or group.id)}")
         lines.append(f"    -> {_one_line(completion.text)}   [{verdict}]")
     places = [(name, what) for name, what in PLACES if (run_dir / name).exists()]
     lines += ["", f"Everything is in {run_dir}:"]

@@ -66,18 +66,27 @@ class Conversation:
         self.messages.append({"role": "assistant", "content": text})
         return text
 
-    def add_messages(self, messages: Sequence[Message]) -> None:
-        """Puts others' messages after the model's turn, so that it is to speak next."""
+    def add_messages(self, messages: Sequence[Message], most: int | None = None) -> bool:
+        """Puts others' messages after the model's turn, so that it is to speak next.
+
+        Where they would leave no token for that turn within `most` of the whole completion, they are left out, the
+        completion ends by its length, and the answer is False: nothing that comes after could be trained on.
+        """
+        whole = self.render([*self.messages, *messages], True)
+        is_kept = self._keeps_everything(whole)
+        between = self._between(messages) if is_kept else []
+        if most is not None and self.num_tokens + len(between) >= most:
+            self.stop_reason = StopReason.LENGTH
+            return False
         self.messages += messages
-        whole = self.render(self.messages, True)
-        if not self._keeps_everything(whole):
+        if not is_kept:
             self.segments.append(Segment(self.encode(whole), [], [], []))
-            return
+            return True
         segment = self.segments[-1]
-        between = self._between(messages)
         segment.sampled_ids += between
         segment.logprobs += [0.0] * len(between)
         segment.mask += [False] * len(between)
+        return True
 
     def completion(self) -> Completion:
         """The finished completion; its text is every turn of the model's, one after another."""

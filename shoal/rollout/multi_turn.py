@@ -31,9 +31,6 @@ class MultiTurnEnvironment(Environment):
         info: dict[str, Any] = {}
         for turn in range(self.cfg.environment.max_turns):
             left = sampling.max_new_tokens - conversation.num_tokens
-            if left <= 0:
-                conversation.stop_reason = StopReason.LENGTH
-                break
             seed, turn_sampling = self.seed(item, index, turn), replace(sampling, max_new_tokens=left)
             output = await model.sample(conversation.context, seed, turn_sampling, group=item.key)
             text = conversation.add_turn(output)
@@ -45,7 +42,8 @@ class MultiTurnEnvironment(Environment):
             if turn + 1 == self.cfg.environment.max_turns:
                 conversation.stop_reason = StopReason.TURNS
                 break
-            conversation.add_messages(messages)
+            if not conversation.add_messages(messages, sampling.max_new_tokens):
+                break
         completion = conversation.completion()
         completion.info |= info
         return completion

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from shoal.config import ShoalConfig
 from shoal.tasks.dataset import Side, read_sides, task_of
+from shoal.tasks.tokenizer_notes import tokenizer_notes
 from shoal.types import Prompt
 
 BINS = 8
@@ -23,6 +24,8 @@ def preview_lines(cfg: ShoalConfig, tokenizer: PreTrainedTokenizerBase, rows: in
     Raises:
         DataError: as `build_task`.
     """
+    if cfg.data.task != "story":
+        yield from (f"note: {note}" for note in tokenizer_notes(tokenizer))
     sides = read_sides(cfg, tokenizer)
     task = task_of(cfg, sides)
     for side in sides:

@@ -150,7 +150,12 @@ def check_disk(cfg: ShoalConfig, folder: Path, checkpoint_bytes: int) -> CheckRe
 def run_checks(cfg: ShoalConfig, parts: Parts, folder: Path) -> list[CheckResult]:
     """All checks, in the order of what they cost."""
     plan = estimate(cfg, parts.runtime, parts.policy.model.config)
-    saved = sum(plan[part] for part in ("weights", "optimizer", "master") if part in plan)
+    saved = sum(plan[part] for part in ("optimizer", "master") if part in plan)
+    if cfg.model.train == "lora":  # the base stays where it came from
+        trained = sum(parameter.numel() for parameter in parts.policy.model.parameters() if parameter.requires_grad)
+        saved += trained * parts.runtime.param_dtype.itemsize
+    else:
+        saved += plan["weights"]
     return [
         check_disk(cfg, folder, saved),
         check_memory(plan, parts.runtime),

@@ -13,7 +13,7 @@ from made_groups import step_groups
 
 from shoal.config import ShoalConfig
 from shoal.config.nodes.run import MemoryProfileConfig
-from shoal.monitor.memory import MemoryProfile, step_memory
+from shoal.monitor.memory import MemoryProfile, step_memory, summary_markdown
 from shoal.monitor.monitor import Monitor
 
 ALLOCATE = "import sys; held = b'x' * (int(sys.argv[2]) << 20); print('ready', flush=True); sys.stdin.read()"
@@ -188,3 +188,15 @@ def test_on_cuda_a_steps_memory_is_the_steps_own_peak():
     del held
     assert step_memory()["memory/cuda_peak_gib"] >= 1 / 16
     assert step_memory()["memory/cuda_peak_gib"] < 1 / 16, "the peak of the step before is not this step's"
+
+
+def test_a_name_with_line_breaks_stays_one_row_of_the_table():
+    summary = {
+        "samples": 1,
+        "seconds": 1.0,
+        "peaks": {},
+        "top_consumers": [{"name": "python -c import x\nimport y | `z`", "pid": 7, "mib": 3.0}],
+        "peak_total_by_phase_mib": {},
+        "tracemalloc_top_lines": [],
+    }
+    assert "| `python -c import x import y \\| 'z'` | 7 | 3 |" in summary_markdown(summary).splitlines()

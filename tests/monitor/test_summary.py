@@ -112,3 +112,13 @@ def test_a_judged_run_is_summed_up_by_its_mean_reward(tmp_path: Path):
     assert (summary["best_step"], summary["accuracy_best"]) == (20, 0.7)
     text = closing_text(summary, tmp_path, [], lambda ids: "", next_steps=[])
     assert text.strip().startswith("Held-out reward 0.000 -> 0.200")
+
+
+def test_the_closing_samples_show_the_question_and_not_the_system_prompt(tmp_path: Path):
+    asked = group("a", [completion(1.0)])
+    asked.prompt.messages = [
+        {"role": "system", "content": "Think first. " * 50},
+        {"role": "user", "content": "How many cats?"},
+    ]
+    text = closing_text(summary_of(tmp_path, []), tmp_path, [asked], lambda ids: "Think first. " * 50)
+    assert "  How many cats?\n" in text and "Think first" not in text

@@ -126,3 +126,15 @@ def test_what_a_tool_says_cannot_move_the_masks(content: str):
     chat.says(f"ok{END}")
     [(_, _, mask)] = chat.shown
     assert mask[:2] == "xx" and mask[-3:] == "xxx" and mask.count("x") == 5
+
+
+def test_messages_that_leave_no_room_for_another_turn_end_the_completion_by_its_length():
+    chat = Chat(CHATML)
+    chat.says(f"c{END}")
+    before, shown = chat.conversation.num_tokens, chat.shown
+    assert chat.conversation.add_messages([{"role": "tool", "content": "a long answer"}], before + 5) is False
+    assert chat.conversation.num_tokens == before and chat.shown == shown
+    assert chat.conversation.completion().stop_reason is StopReason.LENGTH
+    assert all(message["role"] != "tool" for message in chat.conversation.messages)
+    assert chat.conversation.add_messages([{"role": "tool", "content": "a"}], before + 500) is True
+    assert chat.conversation.num_tokens > before

@@ -77,9 +77,9 @@ def test_the_log_file_holds_what_was_said_of_every_start_and_how_it_ended(config
 
 def test_a_start_that_the_check_refuses_leaves_no_folder(configure: Configure, tmp_path: Path):
     cfg = configure("run.preflight=true", "reward.verifiers={always_zero:1}")
-    cfg.run.root = str(tmp_path)
+    cfg.run.root = str(tmp_path / "outputs")
     with pytest.raises(StartRefused):
-        train(cfg, tmp_path / "one")
+        train(cfg, tmp_path / "outputs" / "one")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -89,3 +89,16 @@ def test_a_run_without_checkpoints_is_not_told_to_be_resumed(
     train(configure("run.steps=1", "checkpoint.every=0"), tmp_path)
     assert rows(tmp_path)
     assert "resume=" not in capsys.readouterr().err
+
+
+def test_a_smoke_test_takes_away_what_it_wrote_of_a_large_model(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    smoke = configure("run.steps=2", "run.made_up_advantages=true")
+    train(smoke, tmp_path / "small")
+    assert (tmp_path / "small" / "model").exists() and (tmp_path / "small" / "checkpoints").exists()
+    monkeypatch.setattr("shoal.api.LITTLE", 1000)
+    train(smoke, tmp_path / "large")
+    assert not {"model", "best", "checkpoints"} & {path.name for path in (tmp_path / "large").iterdir()}
+    said = capsys.readouterr().err.partition("taken away again")[2]
+    assert "resume=" not in said and "shoal eval" not in said

@@ -183,3 +183,19 @@ def test_the_check_changes_nothing_in_the_run_that_follows(configure: Configure,
     train(configure("run.preflight=true", *lora), tmp_path / "checked")
     train(configure("run.preflight=false", *lora), tmp_path / "unchecked")
     assert rows(tmp_path / "checked") == rows(tmp_path / "unchecked")
+
+
+def test_the_disk_plan_of_an_adapter_leaves_the_base_out(configure: Configure, build: Build, tmp_path: Path):
+    def planned(*overrides: str) -> float:
+        cfg = configure(*overrides)
+        disk = run_checks(cfg, build(cfg), tmp_path)[0]
+        return float(disk.detail.split()[0])
+
+    def sizes(cfg: ShoalConfig) -> dict[str, int]:
+        return {"weights": 2**34, "optimizer": 2**20, "master": 0}
+
+    assert isinstance(planned(), float)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("shoal.training.preflight.estimate", lambda cfg, *_: sizes(cfg))
+        assert planned() > 64
+        assert planned("model.train=lora", "model.lora.r=2") < 0.1

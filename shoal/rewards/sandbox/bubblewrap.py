@@ -45,6 +45,7 @@ class Bubblewrap:
             # Before the folders, some of which may stand in the /tmp of outside.
             *("--size", str(limits.files_mib * MIB), "--tmpfs", "/tmp"),
             *_mounts(interpreter.folders, sources),
+            *_closed(interpreter.folders),
             *("--chdir", "/tmp", "--remount-ro", "/"),
             *("--clearenv", "--setenv", "HOME", "/tmp", "--setenv", "LC_ALL", "C.UTF-8"),
             *("--", *interpreter.guest(order)),
@@ -88,7 +89,10 @@ class Bubblewrap:
 
 
 def _mounts(folders: Sequence[Path], sources: Sequence[Path]) -> list[str]:
-    words = ["--proc", "/proc", "--dir", "/dev"]
+    # The kernel's knobs read-only also where the namespace owns them, and nothing of the first process, which is
+    # bubblewrap's own: it runs as the same user, so that its memory and descriptors could be opened.
+    words = ["--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys"]
+    words += ["--perms", "0000", "--tmpfs", "/proc/1", "--remount-ro", "/proc/1", "--dir", "/dev"]
     for name in DEVICES:
         words += ["--dev-bind", f"/dev/{name}", f"/dev/{name}"]
     words += ["--symlink", "/proc/self/fd", "/dev/fd", "--symlink", "/tmp", "/dev/shm"]
@@ -98,3 +102,16 @@ def _mounts(folders: Sequence[Path], sources: Sequence[Path]) -> list[str]:
         else:
             words += ["--ro-bind", str(source), str(folder)]
     return words
+
+
+def _closed(folders: Sequence[Path]) -> list[str]:
+    """The folders on the way to what is mounted cannot be listed: their names tell of the machine."""
+    on_the_way = {parent for folder in folders for parent in folder.parents} - {*folders, Path("/tmp")}
+    words = []
+    for folder in sorted(folder for folder in on_the_way if not _inside(folder, folders)):
+        words += ["--chmod", "0111", str(folder)]
+    return words
+
+
+def _inside(folder: Path, folders: Sequence[Path]) -> bool:
+    return any(parent in folders for parent in folder.parents)

@@ -138,9 +138,13 @@ def _verdicts(text: bytes, tests: int, watched: Watched, status: int) -> list[Te
         SandboxError: the judge failed, or a test cannot be judged.
     """
     results: list[TestResult] = []
+    begun = False
     for line in text.splitlines():
         said = json.loads(line)
         word, seconds, detail = said["status"], said["seconds"], said["detail"]
+        if word == "begun":
+            begun = True
+            continue
         if word == "unsupported":
             raise SandboxError(f"a test cannot be evaluated: {detail}")
         if word == "load":
@@ -153,6 +157,9 @@ def _verdicts(text: bytes, tests: int, watched: Watched, status: int) -> list[Te
         return [*results, TestResult(watched.stopped, watched.seconds, watched.detail)]
     if status in BY_LIMIT:
         return [*results, TestResult(Status.LIMIT, watched.seconds, "the values for the test are too large to compare")]
-    if status != 0 or not results:
+    if not begun:
         raise SandboxError(f"the judge of the tests ended with status {status}")
+    if status != 0 or not results:
+        # It ran before, and what it works on is the program's: a test whose judge ends has failed.
+        return [*results, TestResult(Status.ERROR, watched.seconds, f"the test ended with status {status}")]
     return results

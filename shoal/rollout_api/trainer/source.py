@@ -204,6 +204,7 @@ class RolloutApiSource(GroupSource):
                 dropped = overlong and self.cfg.source.overlong == "drop"
                 if not dropped:
                     self._refuse_unusable(group)
+                    self._fill_in_texts(group)
             except DataError as error:
                 self._leave_out(f"batch_{entry.number}_{place}", data, str(error))
                 continue
@@ -263,6 +264,17 @@ class RolloutApiSource(GroupSource):
             self._leave_out(f"trained_{group.id}_{group.epoch}", group.to_dict(), reason)
         self._check_share()
         return True
+
+    def _fill_in_texts(self, group: Group) -> None:
+        """The text of completions that came without one, for the samples: Atropos's environments send tokens alone."""
+        for completion in group.completions:
+            if not completion.text:
+                completion.text = "\n".join(
+                    self.parts.decode(
+                        [token for token, used in zip(segment.sampled_ids, segment.mask, strict=True) if used]
+                    )
+                    for segment in completion.segments
+                )
 
     def _fill_in_logprobs(self, groups: list[Group]) -> None:
         """The learner's log-probs, at the temperature of sampling, where the environment sent none."""

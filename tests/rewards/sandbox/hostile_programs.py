@@ -126,7 +126,28 @@ HOSTILE: dict[str, tuple[tuple[str, ...], str]] = {
         PASSED,
         "for path in ('/proc/1/root{secret}', '/proc/1/cwd{secret}', '/proc/1/root' '/etc/passwd'):\n"
         "    refused(open, path)\n"
-        "refused(lambda: open('/proc/1/mem', 'r+b', 0).write(b'x'))\ncontained()",
+        "for name in ('mem', 'environ', 'cmdline', 'maps', 'fd', 'stat', 'status', 'task', 'ns', 'oom_score_adj'):\n"
+        "    refused(open, f'/proc/1/{name}'); refused(os.listdir, f'/proc/1/{name}')\n"
+        "    refused(os.readlink, f'/proc/1/{name}')\n"
+        "    refused(lambda: open(f'/proc/1/{name}', 'r+b', 0).write(b'x'))\n"
+        "    refused(lambda: open(f'/proc/1/task/1/{name}', 'r+b', 0).write(b'x'))\n"
+        "refused(os.listdir, '/proc/1'); refused(os.listdir, '/proc/1/task/1'); refused(open, '/proc/1/x', 'w')\n"
+        "refused(os.chmod, '/proc/1', 0o777)\ncontained()",
+    ),
+    "lists what is on the way to Python": (
+        PASSED,
+        "folder = sys.prefix\nwhile folder != '/':\n    folder = os.path.dirname(folder)\n"
+        "    if folder != '/usr': refused(os.listdir, folder); refused(os.chmod, folder, 0o777)\n"
+        "refused(os.listdir, '/root'); refused(os.listdir, '/'); refused(os.listdir, '/home')\n"
+        "refused(open, '/root/x', 'w')\ncontained()",
+    ),
+    "finds a writable knob of the kernel": (
+        PASSED,
+        "writable = 0\nfor folder, _, names in os.walk('/proc/sys'):\n    for name in names:\n"
+        "        path = f'{folder}/{name}'\n"
+        "        try: descriptor = os.open(path, os.O_WRONLY)\n        except OSError: continue\n"
+        "        print('escaped', path); os._exit(0)\n"
+        "assert os.statvfs('/proc/sys').f_flag & os.ST_RDONLY\ncontained()",
     ),
     "reads secrets from environments": (
         PASSED,

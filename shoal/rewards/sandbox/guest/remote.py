@@ -1,19 +1,20 @@
-"""The judge's side of the questions: objects of the program's, and the one that asks about them."""
+"""The judge's side of the questions: handles of the program's objects, and the one that asks about them."""
 
 from __future__ import annotations
 
 import builtins
 import sys
 
-from wire import Broken, decode, encode, get, import_module, put
+from wire import Broken, decode, encode, get, put
 
 TYPE_CHECKING = False  # importing `typing` would take longer than most programs
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from typing import Any
 
 LONGEST_ITERATOR = 100_000
-STANDARD_MODULES = sys.stdlib_module_names
+PLAIN: dict[type, Any] = {int: int.__pos__, float: float.__pos__, str: str.__str__}
+ASKED_DUNDERS = ("__name__", "__doc__", "__dict__")
 
 
 class ProgramError(Exception):
@@ -24,20 +25,31 @@ class Unsupported(Exception):
     """The test hands the program an object that cannot be sent."""
 
 
+class Opaque(TypeError):
+    """The test uses an operator on an object of the program's own."""
+
+
 class Asker:
-    """Sends questions over `write` and reads answers with `read`."""
+    """Sends questions over `write` and reads answers with `read`.
+
+    `spoiled` says why the test can no longer pass, whatever it catches: the program's process ended or sent no message,
+    or an object of the program's was used as if it were a value.
+    """
 
     def __init__(self, read: Callable[[int], bytes], write: int) -> None:
         self.read, self.write = read, write
         self.functions: list[Callable[..., Any]] = []
         self.exceptions: dict[int, type] = {}
+        self.broken = False
+        self.spoiled = ""
+        self.last_raised: BaseException | None = None
 
-    def loaded(self) -> dict[str, Any]:
-        """What the program defines: name to encoded value."""
+    def loaded(self) -> dict[str, tuple[Any, Any]]:
+        """What the program defines: name to encoded value, and to the standard module that it says to have it from."""
         try:
             word, content = get(self.read)
             if word == "loaded":
-                return {str(name): value for name, value in content}
+                return {str(name): (value, origin) for name, value, origin in content}
             kind, text = content
         except (ValueError, TypeError) as error:
             raise Broken("no message") from error
@@ -47,6 +59,13 @@ class Asker:
         """What the program's process gives, or raises what it raised."""
         put_args = self.encode(list(args))
         try:
+            return self._answer(word, put_args, args)
+        except Broken as error:
+            self.broken, self.spoiled = True, f"the program's process: {error}"
+            raise
+
+    def _answer(self, word: str, put_args: Any, args: tuple[Any, ...]) -> Any:
+        try:
             put(self.write, [word, put_args])
         except BrokenPipeError as error:
             raise Broken("the other side ended") from error
@@ -54,36 +73,35 @@ class Asker:
             message = get(self.read)
             try:
                 if message[0] == "callback":
-                    self.call_back(*message[1])
+                    number, given, named = message[1]
+                    self.call_back(number, given, named)
                     continue
-                word, content, changed, text = message
+                said, content, changed, text = message
+                updates = [(local, change[0]) for local, change in zip(args[2:], changed[2:], strict=False) if change]
+                sys.stdout.write(text)
             except (ValueError, TypeError, IndexError, KeyError) as error:
                 raise Broken("no message") from error
-            sys.stdout.write(text)
-            for local, change in zip(args[2:], changed[2:], strict=False):
-                if change is not None:
-                    self.update(local, self.decode(change[0]))
-            if word == "returned":
-                return self.decode(content)
-            raise self.raised(*content)
+            for local, change in updates:
+                update(local, self.decode(change))
+            if said == "returned":
+                return self.defined(content) if word == "getattr" else self.decode(content)
+            self.last_raised = self.raised(content)
+            raise self.last_raised
 
-    def raised(self, kind: Any, text: str) -> Exception:
+    def raised(self, content: Any) -> Exception:
         """The exception here that stands for one there."""
-        kind = self.decode(kind)
+        try:
+            kind, text = content
+            name, text = str(kind[1][1]), str(text)
+        except (ValueError, TypeError, IndexError) as error:
+            raise Broken("no message") from error
+        kind = self.defined(kind)
         if isinstance(kind, type) and issubclass(kind, Exception):
             try:
                 return kind(text)
             except TypeError:  # some take more than a text
-                return ProgramError(f"{kind.__name__}: {text}")
-        return ProgramError(f"{getattr(kind, '__name__', kind)}: {text}")
-
-    def update(self, local: Any, new: Any) -> None:
-        """The program changed what it was given; so does this."""
-        if isinstance(local, (list, bytearray)):
-            local[:] = new
-        elif isinstance(local, (dict, set)):
-            local.clear()
-            local.update(new)
+                return ProgramError(f"{name}: {text}")
+        return ProgramError(f"{name}: {text}")
 
     def call_back(self, number: int, args: Any, kwargs: Any) -> None:
         """The program calls a function that the test gave it."""
@@ -97,17 +115,22 @@ class Asker:
     def encode(self, value: Any) -> Any:
         return encode(value, self.by_number)
 
-    def by_number(self, value: Any) -> list[Any]:
-        if type(value) is Remote:
+    def by_number(self, value: Any) -> Any:
+        if type(value) is Handle or type(value) is Iterator:
             return ["yours", object.__getattribute__(value, "number")]
-        if isinstance(value, type) and value in self.exceptions.values():
-            return ["yours", next(number for number, kind in self.exceptions.items() if kind is value)]
+        for plain, convert in PLAIN.items():
+            if isinstance(value, plain):
+                return convert(value)  # of a subclass: the value without it
+        if isinstance(value, type):
+            for number, kind in self.exceptions.items():
+                if kind is value:
+                    return ["yours", number]
         if hasattr(type(value), "__next__") and hasattr(type(value), "__iter__"):
             items = []
             for item in value:
                 items.append(item)
                 if len(items) > LONGEST_ITERATOR:
-                    raise Unsupported("the test gives the program a very long iterator")
+                    raise ProgramError("the test gives the program a very long iterator")
             return ["iterator", self.encode(items)]
         if callable(value):
             self.functions.append(value)
@@ -119,130 +142,151 @@ class Asker:
 
     def from_number(self, tag: Any, content: Any) -> Any:
         try:
-            number, name, *rest = content
-            if tag == "module" and name in STANDARD_MODULES:
-                return import_module(name)
-            if tag == "exception":
-                return self.exception(number, name, rest[0])
-            if tag in ("module", "object"):
-                return Remote(self, int(number))
-        except (ValueError, TypeError, IndexError) as error:
+            number, name, *_ = content
+            if tag in ("object", "exception", "iterator") and type(number) is int and type(name) is str:
+                return (Iterator if tag == "iterator" else Handle)(self, number, name)
+        except (ValueError, TypeError) as error:
             raise Broken("no value") from error
         raise Broken("no value")
 
-    def exception(self, number: int, name: str, base: str) -> type:
-        """A class of this process's that stands for an exception of the program's, so that a test can catch it."""
-        if number not in self.exceptions:
-            parent = getattr(builtins, base, None)
-            if not (isinstance(parent, type) and issubclass(parent, BaseException)):
-                raise Broken("no value")
-            parent = parent if issubclass(parent, Exception) else Exception
-            self.exceptions[number] = type(name, (parent,), {})
-        return self.exceptions[number]
+    def defined(self, content: Any) -> Any:
+        """A value that has a name in the program. An exception is a class of this process's that stands for the
+        program's, so that a test can catch it."""
+        if type(content) is not list or len(content) != 2 or content[0] != "exception":
+            return self.decode(content)
+        try:
+            number, name, base = content[1]
+            if number not in self.exceptions:
+                parent = getattr(builtins, base)
+                parent = parent if issubclass(parent, Exception) else Exception
+                # A built-in exception is itself: a test may raise and catch it.
+                self.exceptions[number] = parent if parent.__name__ == name else type(name, (parent,), {})
+            return self.exceptions[number]
+        except (ValueError, TypeError, AttributeError) as error:
+            raise Broken("no value") from error
+
+
+def update(local: Any, new: Any) -> None:
+    """The program changed what it was given; so does this."""
+    if type(local) is not type(new):
+        return
+    if isinstance(local, (list, bytearray)):
+        local[:] = new
+    elif isinstance(local, (dict, set)):
+        local.clear()
+        local.update(new)
 
 
 class Remote:
-    """An object of the program's. It is never equal to plain data, and no number can be made of it."""
+    """An object of the program's own. It can be given back to the program, called, and asked for its attributes, which
+    are plain values or handles. It is no value: every operator on it is an error here, and the test has failed even
+    where it catches that, for an operator of the program's own would learn what it is compared with."""
 
-    def __init__(self, asker: Asker, number: int) -> None:
+    __slots__ = ("asker", "kind", "number")
+
+    def __init__(self, asker: Asker, number: int, kind: str) -> None:
         object.__setattr__(self, "asker", asker)
         object.__setattr__(self, "number", number)
+        object.__setattr__(self, "kind", kind)
 
     def __getattribute__(self, name: str) -> Any:
-        if name.startswith("__") and name.endswith("__") and name not in ("__name__", "__doc__", "__dict__"):
+        if name.startswith("__") and name.endswith("__") and name not in ASKED_DUNDERS:
             return object.__getattribute__(self, name)
-        return ask("getattr", self, name)
+        return object.__getattribute__(self, "asker").ask("getattr", self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        ask("setattr", self, name, value)
+        object.__getattribute__(self, "asker").ask("setattr", self, name, value)
 
     def __delattr__(self, name: str) -> None:
-        ask("delattr", self, name)
+        object.__getattribute__(self, "asker").ask("delattr", self, name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return ask("call", self, kwargs, *args)
+        return object.__getattribute__(self, "asker").ask("call", self, kwargs, *args)
 
-    def __instancecheck__(self, value: Any) -> bool:
-        return type_checked(bool, ask("isinstance", value, self))
+    def __eq__(self, other: object) -> bool:
+        return False if other is None else _refuse(self, "==")
 
-    def __iter__(self) -> Iterator[Any]:
-        iterator = ask("iter", self)
-        if type(iterator) is not Remote:
-            raise TypeError("what iter gave is no iterator")
-        while True:
-            try:
-                item = ask("next", iterator)
-            except StopIteration:
-                return
-            yield item
-
-    def __next__(self) -> Any:
-        return ask("next", self)
-
-    def __contains__(self, wanted: Any) -> bool:
-        return any(item == wanted for item in self)
-
-    def __len__(self) -> int:
-        return type_checked(int, ask("len", self))
-
-    def __bool__(self) -> bool:
-        return type_checked(bool, ask("bool", self))
-
-    def __hash__(self) -> int:
-        return type_checked(int, ask("hash", self))
-
-    def __str__(self) -> str:
-        return type_checked(str, ask("str", self))
+    def __ne__(self, other: object) -> bool:
+        return True if other is None else _refuse(self, "!=")
 
     def __repr__(self) -> str:
-        return type_checked(str, ask("repr", self))
-
-    def __getitem__(self, key: Any) -> Any:
-        return ask("getitem", self, key)
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        ask("setitem", self, key, value)
-
-    def __delitem__(self, key: Any) -> None:
-        ask("delitem", self, key)
+        return f"<{object.__getattribute__(self, 'kind')} of the program>"
 
 
-def ask(word: str, *args: Any) -> Any:
-    """Asks the process that holds the first remote object among the arguments."""
-    remote = next(value for value in args if type(value) is Remote)
-    return object.__getattribute__(remote, "asker").ask(word, *args)
+class Handle(Remote):
+    """One that is no iterator."""
+
+    __slots__ = ()
 
 
-def type_checked(kind: type, value: Any) -> Any:
-    """Python itself asks for the type where it calls one of the methods above."""
-    if type(value) is not kind:
-        raise TypeError(f"not {kind.__name__}")
-    return value
+class Iterator(Remote):
+    """An iterator of a built-in kind, such as a generator. Its items are fetched many at a time, so that the program
+    does not see at which one the test stops."""
+
+    __slots__ = ("ended", "fetched", "items")
+
+    def __init__(self, asker: Asker, number: int, kind: str) -> None:
+        super().__init__(asker, number, kind)
+        for name, value in (("items", iter(())), ("fetched", 0), ("ended", False)):
+            object.__setattr__(self, name, value)
+
+    def __iter__(self) -> Iterator:
+        return self
+
+    def __next__(self) -> Any:
+        get = object.__getattribute__
+        for item in get(self, "items"):
+            return item
+        if get(self, "ended"):
+            raise StopIteration
+        asked = get(self, "asker").ask("items", self)
+        if type(asked) is not tuple or len(asked) != 2 or type(asked[0]) is not list or type(asked[1]) is not bool:
+            _refuse(self, "iter")
+        items, ended = asked
+        fetched = get(self, "fetched") + len(items)
+        if not ended and (not items or fetched > LONGEST_ITERATOR):
+            _refuse(self, f"more than {LONGEST_ITERATOR} items")
+        for name, value in (("items", iter(items)), ("fetched", fetched), ("ended", ended)):
+            object.__setattr__(self, name, value)
+        return next(self)
 
 
-def _comparison(name: str) -> Callable[[Any, Any], Any]:
-    def compare(self: Any, other: Any) -> Any:
-        if type(other) is not Remote:
-            return NotImplemented  # for == that means: not equal
-        return type_checked(bool, ask(name, self, other))
+OPERATORS = (
+    *(
+        "lt",
+        "le",
+        "gt",
+        "ge",
+        "hash",
+        "bool",
+        "len",
+        "contains",
+        "getitem",
+        "setitem",
+        "delitem",
+        "reversed",
+        "dir",
+        "iter",
+    ),
+    *("neg", "pos", "abs", "invert", "int", "float", "complex", "index", "round", "trunc", "floor", "ceil", "bytes"),
+    *("instancecheck", "subclasscheck", "enter", "exit", "await", "aiter", "fspath", "reduce_ex", "mro_entries"),
+)
+ARITHMETIC = ("add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "divmod", "pow", "lshift", "rshift")
 
-    return compare
+
+def _refuse(handle: Remote, operator: str) -> Any:
+    reason = f"{operator} of a {object.__getattribute__(handle, 'kind')}, an object of the program's own, is no value"
+    object.__getattribute__(handle, "asker").spoiled = reason
+    raise Opaque(reason)
 
 
-def _arithmetic(name: str, swapped: bool) -> Callable[[Any, Any], Any]:
-    def compute(self: Any, other: Any) -> Any:
-        result = ask(name, other, self) if swapped else ask(name, self, other)
-        # Else an object whose difference from anything is 0 would be close to every expected number.
-        if type(other) is not Remote and type(result) is not Remote:
-            raise TypeError(f"{name} of an object and {type(other).__name__} must be an object")
-        return result
-
-    return compute
+def _refused(name: str) -> Callable[..., Any]:
+    return lambda self, *args: _refuse(self, name)
 
 
-for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
-    setattr(Remote, f"__{_name}__", _comparison(_name))
-for _name in ("add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor"):
-    _function = {"and": "and_", "or": "or_"}.get(_name, _name)
-    setattr(Remote, f"__{_name}__", _arithmetic(_function, swapped=False))
-    setattr(Remote, f"__r{_name}__", _arithmetic(_function, swapped=True))
+for _name in OPERATORS:
+    # Python asks an iterator for its length by itself, to know how much room to make.
+    setattr(Handle if _name in ("iter", "len", "contains") else Remote, f"__{_name}__", _refused(_name))
+for _name in (*ARITHMETIC, "and", "or", "xor"):
+    for _kind in ("", "r", "i"):
+        setattr(Remote, f"__{_kind}{_name}__", _refused(_name))

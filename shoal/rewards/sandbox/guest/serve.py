@@ -5,12 +5,13 @@ Everything here is in the program's reach, and nothing here decides anything.
 
 from __future__ import annotations
 
-import _operator as operator  # all of `operator` that is asked for
 import builtins
 import io
 import posix
 import sys
+import time
 
+from names import OWN_MODULES
 from wire import decode, encode, get, put
 
 TYPE_CHECKING = False  # importing `typing` would take longer than most programs
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 ModuleType = type(sys)
 CHANGEABLE = (list, dict, set, bytearray)
 LONGEST_OUTPUT = 2**20
+MOST_ITEMS, ITEM_SECONDS = 10_000, 1.0  # of one answer about an iterator
 
 
 class Server:
@@ -35,18 +37,23 @@ class Server:
         number = self.numbers.setdefault(id(value), len(self.objects))
         if number == len(self.objects):
             self.objects.append(value)  # kept, so that no other object gets its id
-        if isinstance(value, ModuleType):
-            return ["module", [number, value.__name__]]
+        kind = type(value)
         if isinstance(value, type) and issubclass(value, BaseException):
             base = next(base for base in value.__mro__ if getattr(builtins, base.__name__, None) is base)
             return ["exception", [number, value.__name__, base.__name__]]
-        return ["object", [number, type(value).__name__]]
+        if kind.__module__ in ("builtins", "itertools") and hasattr(kind, "__next__"):
+            return ["iterator", [number, kind.__name__]]
+        return ["object", [number, kind.__name__]]
 
     def encode(self, value: Any) -> Any:
         try:
             return encode(value, self.by_number)
         except RecursionError:
             return self.by_number(value)
+
+    def define(self, name: str, value: Any) -> tuple[Any, str | None]:
+        """What the judge is told of a name of the program's."""
+        return self.encode(value), origin_of(name, value)
 
     def from_number(self, tag: str, content: Any) -> Any:
         if tag == "yours":
@@ -78,7 +85,7 @@ class Server:
         try:
             value = self.encode(self.do(word, args))
         except BaseException as error:  # noqa: BLE001 - the program may raise anything, SystemExit too
-            reply = ["raised", [self.encode(type(error)), str(error)[:500]]]
+            reply = ["raised", [self.by_number(type(error)), text_of(error)]]
         else:
             reply = ["returned", value]
         if word == "call":  # a function may change what it is given
@@ -101,11 +108,34 @@ class Server:
             return setattr(*args)
         if word == "delattr":
             return delattr(*args)
-        if word == "isinstance":
-            return isinstance(*args)
-        if word in ("iter", "next", "len", "bool", "str", "repr", "hash"):
-            return getattr(builtins, word)(*args)
-        return getattr(operator, word)(*args)
+        return first_items(args[0])  # word "items"
+
+
+def first_items(iterator: Any) -> tuple[list[Any], bool]:
+    """The next of its items, and whether there are no more."""
+    items: list[Any] = []
+    ends = time.monotonic() + ITEM_SECONDS
+    for item in iterator:
+        items.append(item)
+        if len(items) >= MOST_ITEMS or time.monotonic() > ends:
+            return items, False
+    return items, True
+
+
+def text_of(error: BaseException) -> str:
+    """Its text, which may be the program's own to make."""
+    try:
+        return str(error)[:500]
+    except BaseException as worse:  # noqa: BLE001 - as the error itself
+        return f"its text raises a {type(worse).__name__}"
+
+
+def origin_of(name: str, value: Any) -> str | None:
+    """The standard module that has this value under this name, or the name of the module that this is."""
+    if isinstance(value, ModuleType):
+        return value.__name__
+    modules = ((module, sys.modules.get(module)) for module in OWN_MODULES)
+    return next((module for module, there in modules if there and getattr(there, name, None) is value), None)
 
 
 def serve(source: str, read: int, write: int) -> None:
@@ -114,12 +144,13 @@ def serve(source: str, read: int, write: int) -> None:
     sys.stdout = server.output
     program = ModuleType("program")
     sys.modules["program"] = program
+    builtins.exit = builtins.quit = sys.exit  # type: ignore[assignment]  # as without -S
     try:
         exec(compile(source, "program.py", "exec", dont_inherit=True), vars(program))
     except BaseException as error:  # noqa: BLE001 - as above
-        put(write, ["raised", [type(error).__name__, str(error)[:500]]])
+        put(write, ["raised", [type(error).__name__, text_of(error)]])
         return
     names = [name for name in vars(program) if not name.startswith("__")]
-    put(write, ["loaded", [[name, server.encode(vars(program)[name])] for name in names]])
+    put(write, ["loaded", [[name, *server.define(name, vars(program)[name])] for name in names]])
     while True:
         server.answer(*server.next())

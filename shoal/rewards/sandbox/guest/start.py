@@ -8,6 +8,7 @@ Every program waits for what is imported here and is not compiled beforehand, wh
 line that imports it, and why it uses `posix` where `os` would be usual.
 """
 
+import builtins
 import posix
 import resource
 import sys
@@ -79,5 +80,6 @@ def run_script(source: str) -> None:
     """As `python program.py` does."""
     program = type(sys)("__main__")
     sys.modules["__main__"] = program
+    builtins.exit = builtins.quit = sys.exit  # type: ignore[assignment]  # as without -S
     sys.argv[0] = program.__file__ = "program.py"
     exec(compile(source, "program.py", "exec", dont_inherit=True), vars(program))
