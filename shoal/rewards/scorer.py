@@ -298,11 +298,11 @@ class Scorer:
     def close(self) -> None:
         """Ends the worker processes, and closes the judge's cache."""
         self.forget()
-        self.threads.shutdown(cancel_futures=True)
         if self.pool is not None:
             self.pool.close()
         if self.client is not None:
-            self.client.close()
+            self.client.close()  # ends the questions that threads wait for
+        self.threads.shutdown(cancel_futures=True)
 
     def _judged(self, name: str) -> JudgedVerifier:
         if self.client is None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from logging import getLogger
 from pathlib import Path
+from threading import Lock
 from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
@@ -99,6 +100,7 @@ class JudgeClient:
         self.spent = Spending()
         self.step = _Step()
         self.thread: LoopThread | None = None
+        self.starting = Lock()
         self.http: httpx.AsyncClient | None = None
         self.places = asyncio.Semaphore(options.concurrency)
         self.asking = 0  # calls of `ask` that wait now
@@ -116,8 +118,8 @@ class JudgeClient:
         if self.options.made_up:
             answers = {key: _make_up(key, question) for key, question in distinct.items()}
         else:
-            if self.thread is None:
-                self.thread = LoopThread("judge")
+            with self.starting:
+                self.thread = self.thread or LoopThread("judge")
             answers = self.thread.run(self._ask_all(distinct, ahead))
         return [answers[key] for key in keys]
 
