@@ -114,6 +114,10 @@ class VllmServer(VllmClient, VllmControl):
         (result,) = self.ask_all([self.owner.form.token(prompt_ids)])
         return result["tokens"][0], result["logprobs"][0]
 
+    def cached_tokens(self, prompt_ids: Sequence[int]) -> int:
+        (result,) = self.ask_all([self.owner.form.token(prompt_ids)])
+        return int(result.get("cached", 0))
+
     def restart(self, model: Path | None = None) -> None:
         """Ends the server and starts it again, on `model` where one is given, on the same port."""
         if self.process is None or self.arguments is None:

@@ -267,5 +267,9 @@ class InProcessControl(VllmControl):
         (result,) = self.engine.aside([self.engine.form.token(prompt_ids)])
         return result["tokens"][0], result["logprobs"][0]
 
+    def cached_tokens(self, prompt_ids: Sequence[int]) -> int:
+        (result,) = self.engine.aside([self.engine.form.token(prompt_ids)])
+        return int(result.get("cached", 0))
+
     def restart(self, model: Path) -> None:
         raise EngineError("vLLM in this process cannot be restarted: use engine=vllm_server with weight_sync=restart")

@@ -26,6 +26,7 @@ from shoal.environments.single_turn import Decode
 from shoal.learners.base import Learner
 from shoal.learners.local import LocalLearner
 from shoal.learners.model import Policy, load_policy
+from shoal.learners.own_tokens import own_samples, rounding
 from shoal.learners.reference import Reference
 from shoal.learners.reference_model import ModelReference
 from shoal.learners.reference_vllm import endpoint_reference, launched_reference
@@ -46,7 +47,7 @@ from shoal.training.sources import GroupSource, ReplaySource, SyncSource
 from shoal.training.state import Run
 from shoal.weight_sync.base import WeightSync
 from shoal.weight_sync.build import build_vllm_sync, servers_of
-from shoal.weight_sync.check import SelfCheck, logprob_tolerance, make_probe
+from shoal.weight_sync.check import PROBE_TOKENS, SelfCheck, logprob_tolerance, probe_contexts
 from shoal.weight_sync.in_place import InPlaceSync
 
 logger = getLogger(__name__)
@@ -135,12 +136,12 @@ def build_weight_sync(
 def self_check(
     cfg: ShoalConfig, runtime: Runtime, policy: Policy, task: Task, engine: Engine, learner: Learner
 ) -> SelfCheck:
-    """The check of `weight_sync`, on probes made from the task's own prompts."""
+    """The check of `weight_sync`, on probes made from the task's own prompts and the model's own samples."""
     room = min(policy.max_positions, engine.max_length) - 1  # vLLM samples a token where it scores
-    probe = make_probe(task.train or task.evaluation, policy.vocabulary, room)
-    return SelfCheck(
-        engine, learner, probe, cfg.weight_sync.self_check_every, logprob_tolerance(cfg.weight_sync, runtime)
-    )
+    contexts = probe_contexts(task.train or task.evaluation, room)
+    probe = own_samples(policy, runtime, contexts, PROBE_TOKENS)
+    tolerance = logprob_tolerance(cfg.weight_sync, runtime, rounding(policy, runtime, probe))
+    return SelfCheck(engine, learner, probe, cfg.weight_sync.self_check_every, tolerance)
 
 
 def decoder(policy: Policy) -> Decode:

@@ -20,7 +20,7 @@ from shoal.tasks.base import Task
 from shoal.training.parts import Parts
 from shoal.training.sources import sampling_params
 from shoal.types import Completion, Group, Prompt, Segment, StopReason
-from shoal.weight_sync.check import logprob_tolerance
+from shoal.weight_sync.check import distances
 
 WRONG_ANSWER = "I do not know."
 GIB = 2**30
@@ -109,11 +109,7 @@ def check_logprobs(cfg: ShoalConfig, parts: Parts, tolerance: float) -> CheckRes
     parts.engine.statistics()  # these tokens are not the first step's
     segments = [completion.segments[0] for group in groups for completion in group.completions]
     theirs = parts.learner.logprobs(segments, sampling.temperature)
-    differences = [
-        abs(sampled - scored)
-        for segment, row in zip(segments, theirs, strict=True)
-        for sampled, scored in zip(segment.logprobs, row, strict=True)
-    ]
+    differences = distances([segment.logprobs for segment in segments], theirs)
     largest, mean = max(differences), sum(differences) / len(differences)
     detail = (
         f"sampler and learner differ by {mean:.1e} on average, {largest:.1e} at most, over {len(differences)} tokens"
@@ -167,5 +163,5 @@ def run_checks(cfg: ShoalConfig, parts: Parts, folder: Path) -> list[CheckResult
         CheckResult("rewards", None, "the environments give them")
         if cfg.source.kind == "rollout_api"
         else check_rewards(parts.task, parts.scorer),
-        check_logprobs(cfg, parts, logprob_tolerance(cfg.weight_sync, parts.runtime)),
+        check_logprobs(cfg, parts, parts.sync.check.tolerance),
     ]

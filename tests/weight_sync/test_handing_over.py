@@ -228,3 +228,13 @@ def test_a_folder_says_its_version(tmp_path: Path):
     assert version_in(tmp_path) == -1
     write_version(tmp_path, 7)
     assert version_in(tmp_path) == 7
+
+
+def test_a_prefix_cache_that_was_not_reset_is_caught_whatever_the_weights_did(
+    make_learner: Callable[..., LocalLearner], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    sync = sync_of(make_learner(), "restart", tmp_path)
+    sync.publish(0).wait()
+    monkeypatch.setattr(sync.engine.controls[0], "reset_prefix_cache", lambda: None)
+    with pytest.raises(TrainingError, match=r"at version 1 a recorded vLLM still has 3 tokens .* was not reset"):
+        sync.publish(1)
