@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from shoal.types import Segment, StopReason
@@ -82,10 +82,17 @@ class Engine(ABC):
     def logprobs(self, segments: Sequence[Segment], temperature: float = 1.0) -> list[list[float]]:
         """Log-probs of each segment's sampled ids after its context, by the weights held now."""
 
-    def generate(self, requests: Sequence[Request]) -> list[EngineOutput]:
-        """Submits and waits: outputs in the order of the requests. The engine must be idle before."""
+    def generate(
+        self, requests: Sequence[Request], finished: Callable[[EngineOutput], None] | None = None
+    ) -> list[EngineOutput]:
+        """Submits and waits: outputs in the order of the requests; `finished` is called with each as it comes. The
+        engine must be idle before."""
         self.submit(requests)
-        outputs = {output.request_id: output for output in self.completed()}
+        outputs = {}
+        for output in self.completed():
+            outputs[output.request_id] = output
+            if finished is not None:
+                finished(output)
         return [outputs[request.id] for request in requests]
 
     def statistics(self) -> dict[str, float]:

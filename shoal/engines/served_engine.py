@@ -73,7 +73,9 @@ class ServedEngine(TorchEngine):
             with self.lock:  # the slice under way ends first
                 pass
 
-    def generate(self, requests: Sequence[Request]) -> list[EngineOutput]:
+    def generate(
+        self, requests: Sequence[Request], finished: Callable[[EngineOutput], None] | None = None
+    ) -> list[EngineOutput]:
         """The trainer's own requests; others' that are under way get on with them."""
         own = {request.id: EngineOutput(request.id, [], [], StopReason.ERROR) for request in requests}
         self.submit(requests)
@@ -83,6 +85,8 @@ class ServedEngine(TorchEngine):
                 if output.request_id in missing:
                     missing.remove(output.request_id)
                     own[output.request_id] = output
+                    if finished is not None:
+                        finished(output)
                 else:
                     self._give(output)
         return list(own.values())

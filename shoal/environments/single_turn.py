@@ -19,8 +19,12 @@ def roll_out(
     sampling: SamplingParams,
     seed: int,
     decode: Decode,
+    finished: Callable[[EngineOutput], None] | None = None,
 ) -> list[Group]:
-    """Samples `group_size` completions of every (prompt, epoch); groups come back whole, in the prompts' order."""
+    """Samples `group_size` completions of every (prompt, epoch); groups come back whole, in the prompts' order.
+
+    `finished` is called with each output as it comes.
+    """
     requests = [
         Request(
             id=f"{prompt.id}/{epoch}/{index}",
@@ -32,7 +36,7 @@ def roll_out(
         for prompt, epoch in prompts
         for index in range(group_size)
     ]
-    outputs = engine.generate(requests)
+    outputs = engine.generate(requests, finished)
     groups = []
     for position, (prompt, epoch) in enumerate(prompts):
         members = outputs[position * group_size : (position + 1) * group_size]

@@ -22,8 +22,7 @@ class SampleFiles:
     def write(self, step: int, groups: Sequence[Group], decode: Decode | None) -> Path:
         """One line a completion, in the groups' order; the whole file appears at once."""
         path = self.folder / f"step_{step}.jsonl"
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in sample_rows(groups, decode)]
-        write_atomically(path, "".join(lines), durable=False)
+        write_samples(path, groups, decode)
         return path
 
     def drop_after(self, step: int) -> None:
@@ -31,6 +30,12 @@ class SampleFiles:
         for path in self.folder.glob("step_*.jsonl"):
             if int(path.stem.removeprefix("step_")) > step:
                 path.unlink()
+
+
+def write_samples(path: Path, groups: Sequence[Group], decode: Decode | None) -> None:
+    """One line a completion, in the groups' order; the whole file appears at once."""
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in sample_rows(groups, decode)]
+    write_atomically(path, "".join(lines), durable=False)
 
 
 def sample_rows(groups: Sequence[Group], decode: Decode | None) -> Iterator[dict[str, Any]]:

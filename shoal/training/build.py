@@ -201,7 +201,7 @@ def build_run(cfg: ShoalConfig, folder: Path, stopping: Callable[[], bool], rewa
         parts=parts,
         reference=reference,
         source=build_source(cfg, parts, monitor, folder, stopping),
-        evaluator=Evaluator(cfg, parts),
+        evaluator=Evaluator(cfg, parts, monitor.progress),
         monitor=monitor,
         checkpoints=CheckpointStore(folder, cfg.checkpoint.keep_last),
         stopping=stopping,

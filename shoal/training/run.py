@@ -17,10 +17,12 @@ from shoal.config.run_folder import SAVED, find_resume, gone_if_refused, has_che
 from shoal.errors import BudgetError, ConfigError, StartRefused, TrainingError
 from shoal.files import file_trouble, only_trainer, replace_folder
 from shoal.monitor.log_file import run_log
+from shoal.monitor.progress import ProgressDisplay
+from shoal.monitor.samples import write_samples
 from shoal.monitor.summary import closing_text, write_summary
 from shoal.rewards.base import Verifier
 from shoal.training.build import build_parts, build_run
-from shoal.training.evaluate import Evaluator
+from shoal.training.evaluate import Evaluator, sampling_error
 from shoal.training.interrupt import graceful_stop
 from shoal.training.loop import train_loop
 from shoal.training.preflight import CheckResult, run_checks
@@ -160,15 +162,27 @@ def what_next(run: Run) -> list[str]:
 
 
 def evaluate(
-    cfg: ShoalConfig, run_dir: Path | str | None = None, *, rewards: Mapping[str, Verifier] | None = None
+    cfg: ShoalConfig,
+    run_dir: Path | str | None = None,
+    *,
+    rewards: Mapping[str, Verifier] | None = None,
+    save: Path | str | None = None,
 ) -> dict[str, float]:
-    """Accuracy, pass@k, mean length of `cfg.model` on the held-out prompts, by name. Writes nothing."""
+    """Accuracy, pass@k, mean length of `cfg.model` on the held-out prompts, by name, with their `sampling_error`.
+
+    Writes nothing but the completions, to the file `save` where it is given, in the form of a run's samples.
+    """
     parts = build_parts(cfg, rewards or {})
+    display = ProgressDisplay(cfg.monitor.progress, 0)
     try:
         parts.sync.publish(0).wait()
-        return Evaluator(cfg, parts).run()[0]
+        metrics, groups = Evaluator(cfg, parts, display).run()
     finally:
+        display.close()
         parts.close()
+    if save is not None:
+        write_samples(Path(save), groups, parts.decode)
+    return {**metrics, **sampling_error(groups)}
 
 
 def check(cfg: ShoalConfig) -> list[CheckResult]:

@@ -116,6 +116,7 @@ class SyncSource(GroupSource):
                 sampling=sampling_params(self.cfg),
                 seed=run.seed,
                 decode=self.parts.decode,
+                finished=self.monitor.progress.sampling(f"step {step}, rollout", count * run.group_size),
             )
         with self.monitor.phase("reward"):
             scored.add(self.parts.scorer.score(groups, step).check())
