@@ -142,7 +142,7 @@ def token_weights(
         if trained[sequence.completion] != sequence.completion_tokens:
             raise ValueError(f"completion {sequence.completion} is split over optimizer steps")
     if aggregation == "token":
-        scale = {completion: 1 / sum(trained.values()) for completion in trained}
+        scale = dict.fromkeys(trained, 1 / max(sum(trained.values()), 1))
     elif aggregation == "sequence":
         scale = {completion: 1 / (tokens * len(trained)) for completion, tokens in trained.items()}
     elif aggregation == "constant":

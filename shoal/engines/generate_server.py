@@ -51,6 +51,8 @@ def make_app(engine: ServedEngine, tokenizer: Any, token: str | None) -> FastAPI
         if body.stream:
             raise HTTPException(422, "stream: completions come whole only; leave it out")
         prompt = tokenizer(body.prompt)["input_ids"] if isinstance(body.prompt, str) else body.prompt.prompt_token_ids
+        if not prompt:
+            raise HTTPException(422, "prompt: it has no token")
         if max(prompt) >= engine.vocabulary:
             raise HTTPException(422, f"prompt: {max(prompt)} is no id of a vocabulary of {engine.vocabulary}")
         outputs = await asyncio.gather(*_asked(engine, body, prompt, request))

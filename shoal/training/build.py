@@ -86,9 +86,10 @@ def build_parts(cfg: ShoalConfig, rewards: Mapping[str, Verifier], folder: Path 
             logger.warning("%s", note)
     logger.info("reading the data")
     task = build_task(cfg, policy.tokenizer, own_verifiers=rewards)
-    learner = LocalLearner(policy, cfg, runtime, total_steps(cfg))
-    engine = build_engine(cfg, policy, runtime, folder)
     with ExitStack() as undo:
+        learner = LocalLearner(policy, cfg, runtime, total_steps(cfg))
+        undo.callback(learner.close)
+        engine = build_engine(cfg, policy, runtime, folder)
         undo.callback(engine.close)
         sync = build_weight_sync(cfg, learner, engine, self_check(cfg, runtime, policy, task, engine, learner), folder)
         undo.callback(sync.close)
@@ -186,23 +187,29 @@ def build_reference(cfg: ShoalConfig, parts: Parts, folder: Path) -> Reference:
 def build_run(cfg: ShoalConfig, folder: Path, stopping: Callable[[], bool], rewards: Mapping[str, Verifier]) -> Run:
     """A run that is ready for the loop, at step 0."""
     started = monotonic()
-    parts = build_parts(cfg, rewards, folder)
-    monitor = Monitor(cfg, folder, total_steps=total_steps(cfg), decode=parts.decode, started=started)
-    for note in parts.runtime.notes:
-        monitor.message(note)
     with ExitStack() as undo:
+        parts = build_parts(cfg, rewards, folder)
         undo.callback(parts.close)
+        monitor = Monitor(cfg, folder, total_steps=total_steps(cfg), decode=parts.decode, started=started)
+        undo.callback(monitor.close, "failed")
+        for note in parts.runtime.notes:
+            monitor.message(note)
         reference = build_reference(cfg, parts, folder) if cfg.algorithm.kl_coef else None
+        if reference:
+            undo.callback(reference.close)
+        source = build_source(cfg, parts, monitor, folder, stopping)
+        undo.callback(source.close)
+        run = Run(
+            cfg=cfg,
+            folder=folder,
+            total_steps=total_steps(cfg),
+            parts=parts,
+            reference=reference,
+            source=source,
+            evaluator=Evaluator(cfg, parts, monitor.progress),
+            monitor=monitor,
+            checkpoints=CheckpointStore(folder, cfg.checkpoint.keep_last),
+            stopping=stopping,
+        )
         undo.pop_all()
-    return Run(
-        cfg=cfg,
-        folder=folder,
-        total_steps=total_steps(cfg),
-        parts=parts,
-        reference=reference,
-        source=build_source(cfg, parts, monitor, folder, stopping),
-        evaluator=Evaluator(cfg, parts, monitor.progress),
-        monitor=monitor,
-        checkpoints=CheckpointStore(folder, cfg.checkpoint.keep_last),
-        stopping=stopping,
-    )
+    return run

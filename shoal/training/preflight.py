@@ -110,6 +110,11 @@ def check_logprobs(cfg: ShoalConfig, parts: Parts, tolerance: float) -> CheckRes
     segments = [completion.segments[0] for group in groups for completion in group.completions]
     theirs = parts.learner.logprobs(segments, sampling.temperature)
     differences = distances([segment.logprobs for segment in segments], theirs)
+    if not differences:
+        reasons = sorted({completion.stop_reason.value for group in groups for completion in group.completions})
+        return CheckResult(
+            "log-probs", False, f"the engine sampled no token: its completions ended with {' and '.join(reasons)}"
+        )
     largest, mean = max(differences), sum(differences) / len(differences)
     detail = (
         f"sampler and learner differ by {mean:.1e} on average, {largest:.1e} at most, over {len(differences)} tokens"

@@ -103,6 +103,7 @@ def test_samples_are_those_of_the_same_engine_in_this_process(model: Any, engine
     ("body", "says"),
     [
         ({"prompt": {"prompt_token_ids": []}}, "prompt"),
+        ({"prompt": ""}, "it has no token"),
         ({"prompt": {"prompt_token_ids": [10**6]}}, "no id of a vocabulary"),
         ({"prompt": {"prompt_token_ids": [1] * 600}}, "positions"),
         ({"prompt": {"prompt_token_ids": [1]}, "max_tokens": 0}, "max_tokens"),

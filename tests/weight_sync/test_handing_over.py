@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from shoal.config import ShoalConfig
 from shoal.engines.shared_weights import Bridge, adopt_on_cpu, memory_file, share_on_cpu
 from shoal.engines.versions import version_in, write_version
+from shoal.engines.weight_stream import WeightSpec
 from shoal.errors import ConfigError, EngineError, TrainingError
 from shoal.learners.local import LocalLearner
 from shoal.learners.model import load_policy
@@ -108,6 +109,17 @@ def test_a_learner_whose_weights_moved_to_shared_memory_trains_there(
         fresh = {name: torch.zeros_like(one) for name, one in fused.items()}
         adopt_on_cpu(fresh, tmp_path, "")
         assert all(torch.equal(fresh[name], one) for name, one in moved.items())
+    finally:
+        memory_file(tmp_path).unlink()
+
+
+def test_a_single_number_has_a_place_too(tmp_path: Path):
+    bridge = share_on_cpu({"scale": torch.tensor(2.0), "norm.weight": torch.ones(3)}, tmp_path, "a model", PACKED, "")
+    specs = [WeightSpec("scale", (), "float32"), WeightSpec("norm.weight", (3,), "float32")]
+    try:
+        assert [tuple(found.shape) for found in views(specs, bridge).values()] == [(), (3,)]
+        with pytest.raises(ConfigError, match=r"cannot be mapped: norm\.weight \[\]"):
+            views([specs[0], WeightSpec("norm.weight", (), "float32")], bridge)
     finally:
         memory_file(tmp_path).unlink()
 
