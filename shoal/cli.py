@@ -18,6 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from shoal.cli_serve import add_serve
+from shoal.cli_view import add_view
 from shoal.config import ShoalConfig, load_config
 from shoal.config.compose import preset_names, search_folder, to_config
 from shoal.config.overrides import GROUPS, check_overrides, overridden, parse_overrides, split_resume
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unknown option {flags[0]}; `shoal {options.verb} --help` lists them")
     options.overrides = [*options.overrides, *rest]
     set_up_logging(options.log_level)
-    if options.verb in ("serve", "env"):
+    if options.verb in ("serve", "env", "view"):
         end_with_owner()  # where a run has started it: then it ends with the run, however that ends
     try:
         return int(options.run(options))
@@ -131,6 +132,7 @@ def _parser() -> ArgumentParser:
     score = _verb(verbs, "score", run_score, "Score the rows of a JSONL file (completion, ground_truth).", "file")
     score.add_argument("--verifier", metavar="NAME", required=True, help="registered name, or package.module:function")
     _data(verbs)
+    add_view(verbs)
     return parser
 
 

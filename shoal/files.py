@@ -72,6 +72,18 @@ def only_trainer(folder: Path) -> Iterator[None]:
         yield
 
 
+def cache_folder() -> Path:
+    """$SHOAL_CACHE, or ~/.cache/shoal.
+
+    Raises:
+        ConfigError: neither is there.
+    """
+    try:
+        return Path(os.environ.get("SHOAL_CACHE") or Path.home() / ".cache" / "shoal")
+    except RuntimeError as error:
+        raise ConfigError("there is no home folder: set SHOAL_CACHE to a folder that can be written") from error
+
+
 def write_atomically(path: Path, content: bytes | str, *, durable: bool = True) -> None:
     """Writes beside `path`, syncs to disk and renames: after a crash the old or the new content is there, never a half.
 

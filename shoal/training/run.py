@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from logging import INFO, WARNING, getLogger
 from pathlib import Path
@@ -14,13 +14,14 @@ from safetensors import SafetensorError
 
 from shoal.config import ShoalConfig
 from shoal.config.run_folder import SAVED, find_resume, gone_if_refused, has_checkpoint, new_run_folder, save_config
-from shoal.errors import BudgetError, ConfigError, StartRefused, TrainingError
+from shoal.errors import BudgetError, ConfigError, ShoalError, StartRefused, TrainingError
 from shoal.files import file_trouble, only_trainer, replace_folder
 from shoal.monitor.log_file import run_log
 from shoal.monitor.progress import ProgressDisplay
 from shoal.monitor.samples import write_samples
 from shoal.monitor.summary import closing_text, write_summary
 from shoal.rewards.base import Verifier
+from shoal.training.beside import view_beside
 from shoal.training.build import build_parts, build_run
 from shoal.training.evaluate import Evaluator, sampling_error
 from shoal.training.interrupt import graceful_stop
@@ -55,12 +56,15 @@ def train(
         only_trainer(folder),
         run_log(folder),
         graceful_stop() as stop,
+        ExitStack() as opened,
     ):
         run = build_run(cfg, folder, lambda: bool(stop), rewards or {})
         status = "failed"
         try:
             if not (folder / SAVED).exists():
                 save_config(cfg, [], folder)
+            if cfg.view:
+                opened.enter_context(view_beside(folder, run.monitor.message))
             if cfg.resume:
                 run.restore()
             if cfg.run.preflight and run.step == 0:
@@ -74,6 +78,9 @@ def train(
                 replace_folder(folder / "model", run.parts.learner.save_pretrained)
             if status == "finished" and cfg.run.made_up_advantages:
                 leave_little(run)
+        except ShoalError as error:
+            run.monitor.failure(str(error))
+            raise
         finally:
             run.close(status)
         return conclude(run, status)
@@ -152,7 +159,8 @@ def conclude(run: Run, status: str) -> dict[str, Any]:
 
 def what_next(run: Run) -> list[str]:
     """Commands that make sense after this run."""
-    steps = [f"shoal eval model={run.folder / 'model'}"] if (run.folder / "model").exists() else []
+    steps = [f"shoal view {run.folder}"]
+    steps += [f"shoal eval model={run.folder / 'model'}"] if (run.folder / "model").exists() else []
     if run.checkpoints.steps():
         steps.append(f"shoal train resume={run.folder} run.steps={2 * run.total_steps}")
     if run.cfg.data.task == "story":
