@@ -60,7 +60,7 @@ class MonitorConfig:
     tokens: bool = option(
         False,
         "Write each token with its log-probs by sampler and learner, advantage and mask into samples/, for shoal view. "
-        "Costs one more forward pass over the step's completions, and about 45 bytes a token on disk",
+        "Costs one more forward pass over the step's completions, and about 40 bytes a token on disk",
     )
     wandb: WandbConfig = option(WandbConfig, "Weights & Biases")
 

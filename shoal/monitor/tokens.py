@@ -18,11 +18,12 @@ def token_columns(
     `advantage`, `mask`. `segments` are pairs of a later segment's first token and what it was sampled after.
 
     `learner` are its log-probs per segment when the step began, [sampled] each. Numbers are rounded to 5 digits after
-    the point; one that is not finite is None.
+    the point; one that is not finite is None. Where all tokens have the completion's advantage, that stands alone.
     """
     texts: list[str] = []
     segments: list[list[Any]] = []
     advantages: list[float | None] = []
+    own_advantages = any(segment.advantages is not None for segment in completion.segments)
     for segment in completion.segments:
         if texts and decode is not None:
             segments.append([len(texts), decode(segment.context_ids)])
@@ -33,8 +34,8 @@ def token_columns(
         "text": texts,
         "sampler": [_short(value) for segment in completion.segments for value in segment.logprobs],
         "learner": [_short(value) for row in learner for value in row],
-        "advantage": [_short(value) for value in advantages],
-        "mask": [bool(value) for segment in completion.segments for value in segment.mask],
+        "advantage": [_short(value) for value in advantages] if own_advantages else _short(completion.advantage),
+        "mask": [int(value) for segment in completion.segments for value in segment.mask],
         "segments": segments,
     }
 

@@ -64,7 +64,7 @@ def train(
             if not (folder / SAVED).exists():
                 save_config(cfg, [], folder)
             if cfg.view:
-                opened.enter_context(view_beside(folder, run.monitor.message))
+                opened.enter_context(view_beside(folder, run.monitor.progress.message))
             if cfg.resume:
                 run.restore()
             if cfg.run.preflight and run.step == 0:
@@ -153,7 +153,7 @@ def conclude(run: Run, status: str) -> dict[str, Any]:
         run.monitor.message(f"stopped after step {run.step}; go on with: shoal train resume={run.folder}")
     else:
         text = closing_text(summary, run.folder, run.samples or [], run.parts.decode, next_steps=what_next(run))
-        run.monitor.message(text)
+        run.monitor.progress.message(text)
     return summary
 
 

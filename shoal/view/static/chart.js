@@ -19,6 +19,13 @@ export function redraw() {
   for (const one of drawn) one.build();
 }
 
+/** The ends of the axis of values: a flat line gets room above and below that is like its height. */
+function heights(low, high) {
+  if (low === null || high === null) return [0, 1];
+  if (low === high) return low === 0 ? [-0.05, 1] : [low - Math.abs(low) * 0.1, high + Math.abs(high) * 0.1];
+  return uPlot.rangeNum(low, high, 0.1, true);
+}
+
 function colour(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 }
@@ -56,7 +63,10 @@ export function chart({ title, about, lines, unit, height = 150, marks = [], ons
         height,
         legend: { show: false },
         cursor: { sync: { key: "steps" }, drag: { x: true, y: false }, points: { size: 6 } },
-        scales: { x: { time: false, range: (plot, low, high) => (low === high ? [low - 1, high + 1] : [low, high]) } },
+        scales: {
+          x: { time: false, range: (plot, low, high) => (low === high ? [low - 1, high + 1] : [low, high]) },
+          y: { range: (plot, low, high) => heights(low, high) },
+        },
         axes: [{ ...axis, size: 24, values: (plot, at) => at.map((one) => (Number.isInteger(one) ? num(one) : "")) }, { ...axis, size: 52, values: (plot, at) => at.map(num) }],
         series: [
           {},

@@ -65,5 +65,5 @@ function rewards(one, group) {
 
 function tokens(one, given) {
   if (one.tokens && typeof one.tokens === "object" && Array.isArray(one.tokens.text)) return strip(one.tokens, given.colour || "difference", (colour) => note({ colour }));
-  return h("p.dim", "Tokens are recorded with ", h("code", "monitor.tokens=true"), ": one more forward pass a step, and about 45 bytes a token in samples/.");
+  return h("p.dim", "Tokens are recorded with ", h("code", "monitor.tokens=true"), ": one more forward pass a step, and about 40 bytes a token in samples/.");
 }

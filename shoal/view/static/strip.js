@@ -11,10 +11,15 @@ const KINDS = {
   difference: { title: "learner − sampler log-prob", both: true, of: (tokens, at) => minus(tokens.learner, tokens.sampler, at) },
   sampler: { title: "sampler log-prob", both: false, of: (tokens, at) => value(tokens.sampler, at) },
   advantage: { title: "advantage", both: true, of: (tokens, at) => value(tokens.advantage, at) },
-  mask: { title: "trained or not", both: false, of: (tokens, at) => (tokens.mask && tokens.mask[at] === false ? null : 0) },
+  mask: { title: "trained or not", both: false, of: (tokens, at) => (untrained(tokens, at) ? null : 0) },
 };
 
+function untrained(tokens, at) {
+  return Array.isArray(tokens.mask) && !tokens.mask[at];
+}
+
 function value(list, at) {
+  if (typeof list === "number") return list; // one for all tokens
   return Array.isArray(list) && typeof list[at] === "number" ? list[at] : null;
 }
 
@@ -29,7 +34,7 @@ export function disagreements(tokens, count = WORST) {
   const length = Array.isArray(tokens && tokens.text) ? tokens.text.length : 0;
   for (let at = 0; at < length; at += 1) {
     const difference = minus(tokens.learner, tokens.sampler, at);
-    if (difference !== null && (!tokens.mask || tokens.mask[at] !== false)) found.push([at, difference]);
+    if (difference !== null && !untrained(tokens, at)) found.push([at, difference]);
   }
   return found.sort((a, b) => Math.abs(b[1]) - Math.abs(a[1])).slice(0, count);
 }
@@ -69,7 +74,7 @@ export function strip(tokens, chosen, changed) {
     for (let at = 0; at < shown; at += 1) {
       if (breaks.has(at) && breaks.get(at)) words.append(h("span.context", letters(String(breaks.get(at)))));
       const text = String(tokens.text[at] ?? "");
-      const masked = tokens.mask && tokens.mask[at] === false;
+      const masked = untrained(tokens, at);
       words.append(h("span.token", { class: `${shade(KINDS[kind].of(tokens, at))}${masked ? " masked" : ""}`, data: { at: String(at) } }, text ? letters(text) : h("span.sign", "end")));
     }
     if (shown < length) {
@@ -83,8 +88,8 @@ export function strip(tokens, chosen, changed) {
     for (const [name, list] of [["sampler", tokens.sampler], ["learner", tokens.learner]]) if (value(list, at) !== null) parts.push(`${name} ${num(list[at])}`);
     const difference = minus(tokens.learner, tokens.sampler, at);
     if (difference !== null) parts.push(`difference ${signed(difference)}`);
-    if (value(tokens.advantage, at) !== null) parts.push(`advantage ${signed(tokens.advantage[at])}`);
-    if (tokens.mask && tokens.mask[at] === false) parts.push("not trained");
+    if (value(tokens.advantage, at) !== null) parts.push(`advantage ${signed(value(tokens.advantage, at))}`);
+    if (untrained(tokens, at)) parts.push("not trained");
     fill(tip, letters(parts.join(" · ")));
     return tip.textContent;
   }

@@ -5,7 +5,8 @@ import { block, letters } from "./plain.js";
 
 /** What was asked: as messages where they are known, else as the text that the model saw. */
 export function promptPart(one, group) {
-  const messages = Array.isArray(one.messages) && one.messages.length ? one.messages : null;
+  // The first row of a group has its messages, for all of them.
+  const messages = [one, ...((group && group.completions) || [])].map((other) => other.messages).find((some) => Array.isArray(some) && some.length);
   const truth = one.ground_truth;
   return h(
     "section.prompt",
