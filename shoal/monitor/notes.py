@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from time import time
 
@@ -26,10 +27,10 @@ class Notes(logging.Handler):
         logging.getLogger("shoal").addHandler(self)
 
     def write(self, text: str, level: str = NOTE) -> None:
-        """Adds a row."""
+        """Adds a row; in silence where the disk is full, of which the run itself tells."""
         row = {"time": time(), "step": self.step(), "level": level, "text": text}
         line = json.dumps(row, ensure_ascii=False).encode("utf-8", "replace")
-        with self.path.open("ab") as file:
+        with suppress(OSError), self.path.open("ab") as file:
             file.write(line + b"\n")
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, get_cosine_schedule_with_warmup
 from transformers.utils.logging import disable_progress_bar
 
+from shoal.errors import ConfigError
 from shoal.files import cache_folder, file_trouble
 from shoal.tasks.story import make_demonstration, story_tokenizer
 

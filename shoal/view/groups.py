@@ -135,7 +135,7 @@ def _add_rubrics(run_dir: Path, group: dict[str, Any]) -> None:
     if group["kind"] != SAMPLES or not run_dir.is_dir():
         return
     count = len(group["completions"])
-    for row in read_all(run_dir / RUBRIC_FILE):
+    for row in read_all(run_dir, RUBRIC_FILE):
         if row.get("step") != group["step"] or row.get("prompt") != group["name"]:
             continue
         criteria = row.get("criteria") if isinstance(row.get("criteria"), list) else []

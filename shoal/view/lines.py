@@ -54,12 +54,19 @@ def inside(path: Path, folder: Path) -> bool:
     return path.resolve().is_relative_to(folder.resolve())
 
 
+def part_of(folder: Path, name: str | Path) -> Path:
+    """A file of a run folder; where a link of that name leads out of it, a name that nothing has."""
+    path = folder / name
+    return path if inside(path, folder) else folder / ".outside"
+
+
 @dataclass
 class Follower:
-    """The complete lines of a growing file. `generation` rises where the file was replaced or cut, so that what was
-    read before no longer counts; `broken` counts lines that are no objects."""
+    """The complete lines of a growing file of a folder. `generation` rises where the file was replaced or cut: what was
+    read before no longer counts. `broken` counts lines that are no objects."""
 
-    path: Path
+    folder: Path
+    name: str
     generation: int = 0
     broken: int = 0
     _offset: int = 0
@@ -70,7 +77,7 @@ class Follower:
         """What has been added since the last call; everything where `generation` rose. A half line at the end waits for
         its other half."""
         try:
-            file = self.path.open("rb")
+            file = part_of(self.folder, self.name).open("rb")
         except OSError:
             self._restart(())
             return
@@ -99,10 +106,10 @@ class Follower:
         self._identity, self._offset, self.broken, self._head = identity, 0, 0, b""
 
 
-def read_all(path: Path) -> list[dict[str, Any]]:
-    """Every object of a file that is written whole; none where it is missing."""
+def read_all(folder: Path, name: str) -> list[dict[str, Any]]:
+    """Every object of a folder's file; none where it is missing."""
     try:
-        with path.open("rb") as file:
+        with part_of(folder, name).open("rb") as file:
             return [row for line in file if (row := read_line(line)) is not None]
     except OSError:
         return []

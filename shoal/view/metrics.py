@@ -25,7 +25,7 @@ class Metrics:
     """All columns of one run. A key that a row lacks takes no room in its column."""
 
     def __init__(self, run_dir: Path) -> None:
-        self.follower = Follower(run_dir / METRICS_FILE)
+        self.follower = Follower(run_dir, METRICS_FILE)
         self.generation = 0
         self.steps = array("l")
         self.columns: dict[str, Column] = {}

@@ -12,7 +12,7 @@ from shoal.view.lines import number, read_all
 def rubrics(run_dir: Path) -> dict[str, Any]:
     """Each prompt's criteria over the steps, from adaptive_rubrics.jsonl."""
     prompts: dict[str, dict[str, Any]] = {}
-    for row in read_all(run_dir / RUBRIC_FILE):
+    for row in read_all(run_dir, RUBRIC_FILE):
         step, name = row.get("step"), row.get("prompt")
         if not isinstance(step, int):
             continue

@@ -18,7 +18,7 @@ from shoal.monitor.summary import SUMMARY_FILE
 from shoal.view.find import Finder
 from shoal.view.groups import RUBRIC_FILE
 from shoal.view.index import SampleIndex
-from shoal.view.lines import Follower, inside, read_object
+from shoal.view.lines import Follower, part_of, read_object
 from shoal.view.metrics import Metrics
 
 MARKS = (METRICS_FILE, SAMPLES, EVALUATIONS, str(SAVED))
@@ -48,7 +48,7 @@ class Run:
         self.path = path
         self.metrics = Metrics(path)
         self.notes: list[dict[str, Any]] = []
-        self._notes_file = Follower(path / NOTES_FILE)
+        self._notes_file = Follower(path, NOTES_FILE)
         self._notes_generation = 0
         self._index: SampleIndex | None = None
         self._finder: Finder | None = None
@@ -72,9 +72,8 @@ class Run:
             return self._finder
 
     def file(self, name: str) -> Path:
-        """A file of the run folder; one that does not exist where a link of that name leads out of it."""
-        path = self.path / name
-        return path if inside(path, self.path) else self.path / ".outside"
+        """A file of the run folder."""
+        return part_of(self.path, name)
 
     def read_notes(self) -> list[dict[str, Any]]:
         """Notes and warnings in words, oldest first."""

@@ -10,7 +10,7 @@ import yaml
 
 from shoal.config.run_folder import SAVED, SAVED_HYDRA, SAVED_OVERRIDES
 from shoal.errors import ConfigError
-from shoal.view.lines import inside
+from shoal.view.lines import part_of
 
 LARGEST = 2**20
 
@@ -78,9 +78,9 @@ def _preset(name: str) -> tuple[tuple[str, Any], ...]:
 
 
 def _read(run_dir: Path, name: Path) -> Any:
-    path = run_dir / name
+    path = part_of(run_dir, name)
     try:
-        if not inside(path, run_dir) or path.stat().st_size > LARGEST:
+        if path.stat().st_size > LARGEST:
             return {}
         return yaml.safe_load(path.read_text(encoding="utf-8", errors="replace"))
     except (OSError, yaml.YAMLError, ValueError, RecursionError):

@@ -290,3 +290,21 @@ def test_a_completion_split_over_optimizer_steps_is_refused():
 def test_an_unknown_aggregation_is_refused():
     with pytest.raises(ValueError, match="median"):
         token_weights([], "median", LIMIT)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "stop", "changes", "reason"),
+    [
+        ([1.0, None, 0.0], StopReason.STOP, {}, "its reward is missing"),
+        ([1.0, 0.0, 0.5], StopReason.ERROR, {}, "stop reason error"),
+        ([1.0, 0.0, 0.5], StopReason.LENGTH, {"mask_truncated": True}, "truncated"),
+        ([None, 1.0, None], StopReason.STOP, {}, "fewer than two known rewards"),
+        ([1.0, 1.0, 1.0], StopReason.STOP, {"zero_variance": "drop"}, "all rewards of its group are equal"),
+    ],
+)
+def test_the_report_says_of_each_completion_that_is_left_out_why(rewards, stop, changes, reason):
+    one = group(*(completion(reward) for reward in rewards))
+    one.completions[1].stop_reason = stop
+    _, report = batch_of(group(completion(0.0), completion(1.0)), one, **changes)
+    assert sorted([*report.positions, *report.left_out]) == list(range(5)), "each is either in it or told of"
+    assert reason in report.left_out[3]
