@@ -69,6 +69,16 @@ def read_rows(
     return rows
 
 
+def line_of(path: str, index: int) -> str:
+    """Where a row stands in a file of JSON lines, in words: ", line 3"; nothing for other files."""
+    local = Path(path).expanduser()
+    if local.suffix not in JSON_FILES:
+        return ""
+    lines = local.read_text(encoding="utf-8").split("\n")
+    filled = [number for number, line in enumerate(lines, 1) if line.strip()]
+    return f", line {filled[index]}" if index < len(filled) and not lines[0].lstrip().startswith("[") else ""
+
+
 def _check_columns(path: str, columns: Sequence[Sequence[str]], there: Sequence[str], names: Mapping[str, str]) -> None:
     if missing := [alternatives for alternatives in columns if not set(alternatives) & set(there)]:
         hint = "" if names else f" (data.columns={{{missing[0][0]}: NAME}} says which column it is)"
