@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shoal.errors import DataError
+from shoal.hub import look_for_hub
 
 JSON_FILES, FORMATS = (".jsonl", ".json"), (".jsonl", ".json", ".parquet")
 MEDIA = re.compile(r"\b(Image|Audio|Video|Pdf)\b")  # features of columns that no verifier reads
@@ -143,6 +144,7 @@ def _open(path: str, local: Path, subset: str | None, revision: str | None, spli
             return saved[split]
         if local.is_file():
             raise DataError(f"{path}: the file's name must end in {', '.join(FORMATS)}")
+        look_for_hub(path)
         return load_dataset(path, subset, split=split, revision=revision)
     except DatasetGenerationError as error:
         raise DataError(f"{path}: cannot be read ({_first_line(error.__cause__ or error)})") from error
