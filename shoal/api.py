@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from logging import INFO, WARNING, getLogger
 from pathlib import Path
@@ -14,13 +14,16 @@ from safetensors import SafetensorError
 
 from shoal.build import build_parts, build_run
 from shoal.config import ShoalConfig
-from shoal.errors import BudgetError, ConfigError, StartRefused, TrainingError
+from shoal.errors import BudgetError, ConfigError, ShoalError, StartRefused, TrainingError
 from shoal.files import file_trouble, only_trainer, replace_folder
 from shoal.monitor.log_file import run_log
+from shoal.monitor.progress import ProgressDisplay
+from shoal.monitor.samples import write_samples
 from shoal.monitor.summary import closing_text, write_summary
 from shoal.rewards.base import Verifier
 from shoal.run_folder import SAVED, find_resume, gone_if_refused, has_checkpoint, new_run_folder, save_config
-from shoal.training.evaluate import Evaluator
+from shoal.training.beside import view_beside
+from shoal.training.evaluate import Evaluator, sampling_error
 from shoal.training.interrupt import graceful_stop
 from shoal.training.loop import train_loop
 from shoal.training.preflight import CheckResult, run_checks
@@ -53,12 +56,15 @@ def train(
         only_trainer(folder),
         run_log(folder),
         graceful_stop() as stop,
+        ExitStack() as opened,
     ):
         run = build_run(cfg, folder, lambda: bool(stop), rewards or {})
         status = "failed"
         try:
             if not (folder / SAVED).exists():
                 save_config(cfg, [], folder)
+            if cfg.view:
+                opened.enter_context(view_beside(folder, run.monitor.progress.message))
             if cfg.resume:
                 run.restore()
             if cfg.run.preflight and run.step == 0:
@@ -72,6 +78,9 @@ def train(
                 replace_folder(folder / "model", run.parts.learner.save_pretrained)
             if status == "finished" and cfg.run.made_up_advantages:
                 leave_little(run)
+        except ShoalError as error:
+            run.monitor.failure(str(error))
+            raise
         finally:
             run.close(status)
         return conclude(run, status)
@@ -144,13 +153,14 @@ def conclude(run: Run, status: str) -> dict[str, Any]:
         run.monitor.message(f"stopped after step {run.step}; go on with: shoal train resume={run.folder}")
     else:
         text = closing_text(summary, run.folder, run.samples or [], run.parts.decode, next_steps=what_next(run))
-        run.monitor.message(text)
+        run.monitor.progress.message(text)
     return summary
 
 
 def what_next(run: Run) -> list[str]:
     """Commands that make sense after this run."""
-    steps = [f"shoal eval model={run.folder / 'model'}"] if (run.folder / "model").exists() else []
+    steps = [f"shoal view {run.folder}"]
+    steps += [f"shoal eval model={run.folder / 'model'}"] if (run.folder / "model").exists() else []
     if run.checkpoints.steps():
         steps.append(f"shoal train resume={run.folder} run.steps={2 * run.total_steps}")
     if run.cfg.data.task == "story":
@@ -160,15 +170,27 @@ def what_next(run: Run) -> list[str]:
 
 
 def evaluate(
-    cfg: ShoalConfig, run_dir: Path | str | None = None, *, rewards: Mapping[str, Verifier] | None = None
+    cfg: ShoalConfig,
+    run_dir: Path | str | None = None,
+    *,
+    rewards: Mapping[str, Verifier] | None = None,
+    save: Path | str | None = None,
 ) -> dict[str, float]:
-    """Accuracy, pass@k, mean length of `cfg.model` on the held-out prompts, by name. Writes nothing."""
+    """Accuracy, pass@k, mean length of `cfg.model` on the held-out prompts, by name, with their `sampling_error`.
+
+    Writes nothing but the completions, to the file `save` where it is given, in the form of a run's samples.
+    """
     parts = build_parts(cfg, rewards or {})
+    display = ProgressDisplay(cfg.monitor.progress, 0)
     try:
         parts.sync.publish(0).wait()
-        return Evaluator(cfg, parts).run()[0]
+        metrics, groups = Evaluator(cfg, parts, display).run()
     finally:
+        display.close()
         parts.close()
+    if save is not None:
+        write_samples(Path(save), groups, parts.decode)
+    return {**metrics, **sampling_error(groups)}
 
 
 def check(cfg: ShoalConfig) -> list[CheckResult]:

@@ -25,6 +25,7 @@ from shoal.engines.vllm.server_engine import VllmServerEngine
 from shoal.learners.base import Learner
 from shoal.learners.local import LocalLearner
 from shoal.learners.model import Policy, load_policy
+from shoal.learners.own_tokens import own_samples, rounding
 from shoal.monitor.monitor import Monitor
 from shoal.monitor.progress import ProgressDisplay
 from shoal.references.base import Reference
@@ -48,7 +49,7 @@ from shoal.training.sources import GroupSource, ReplaySource, SyncSource
 from shoal.training.state import Run
 from shoal.weight_sync.base import WeightSync
 from shoal.weight_sync.build import build_vllm_sync, servers_of
-from shoal.weight_sync.check import SelfCheck, logprob_tolerance, make_probe
+from shoal.weight_sync.check import PROBE_TOKENS, SelfCheck, logprob_tolerance, probe_contexts
 from shoal.weight_sync.in_place import InPlaceSync
 
 logger = getLogger(__name__)
@@ -90,9 +91,10 @@ def build_parts(cfg: ShoalConfig, rewards: Mapping[str, Verifier], folder: Path 
     rewards = with_own_reward(environment, rewards)
     logger.info("reading the data")
     task = environment_task(cfg, environment, rewards)
-    learner = LocalLearner(policy, cfg, runtime, total_steps(cfg))
-    engine = build_engine(cfg, policy, runtime, folder)
     with ExitStack() as undo:
+        learner = LocalLearner(policy, cfg, runtime, total_steps(cfg))
+        undo.callback(learner.close)
+        engine = build_engine(cfg, policy, runtime, folder)
         undo.callback(engine.close)
         sync = build_weight_sync(cfg, learner, engine, self_check(cfg, runtime, policy, task, engine, learner), folder)
         undo.callback(sync.close)
@@ -141,12 +143,12 @@ def build_weight_sync(
 def self_check(
     cfg: ShoalConfig, runtime: Runtime, policy: Policy, task: Task, engine: Engine, learner: Learner
 ) -> SelfCheck:
-    """The check of `weight_sync`, on probes made from the task's own prompts."""
+    """The check of `weight_sync`, on probes made from the task's own prompts and the model's own samples."""
     room = min(policy.max_positions, engine.max_length) - 1  # vLLM samples a token where it scores
-    probe = make_probe(task.train or task.evaluation, policy.vocabulary, room)
-    return SelfCheck(
-        engine, learner, probe, cfg.weight_sync.self_check_every, logprob_tolerance(cfg.weight_sync, runtime)
-    )
+    contexts = probe_contexts(task.train or task.evaluation, room)
+    probe = own_samples(policy, runtime, contexts, PROBE_TOKENS)
+    tolerance = logprob_tolerance(cfg.weight_sync, runtime, rounding(policy, runtime, probe))
+    return SelfCheck(engine, learner, probe, cfg.weight_sync.self_check_every, tolerance)
 
 
 def decoder(policy: Policy) -> Callable[[list[int]], str]:
@@ -191,23 +193,29 @@ def build_reference(cfg: ShoalConfig, parts: Parts, folder: Path) -> Reference:
 def build_run(cfg: ShoalConfig, folder: Path, stopping: Callable[[], bool], rewards: Mapping[str, Verifier]) -> Run:
     """A run that is ready for the loop, at step 0."""
     started = monotonic()
-    parts = build_parts(cfg, rewards, folder)
-    monitor = Monitor(cfg, folder, total_steps=total_steps(cfg), decode=parts.decode, started=started)
-    for note in parts.runtime.notes:
-        monitor.message(note)
     with ExitStack() as undo:
+        parts = build_parts(cfg, rewards, folder)
         undo.callback(parts.close)
+        monitor = Monitor(cfg, folder, total_steps=total_steps(cfg), decode=parts.decode, started=started)
+        undo.callback(monitor.close, "failed")
+        for note in parts.runtime.notes:
+            monitor.message(note)
         reference = build_reference(cfg, parts, folder) if cfg.algorithm.kl_coef else None
+        if reference:
+            undo.callback(reference.close)
+        source = build_source(cfg, parts, monitor, folder, stopping)
+        undo.callback(source.close)
+        run = Run(
+            cfg=cfg,
+            folder=folder,
+            total_steps=total_steps(cfg),
+            parts=parts,
+            reference=reference,
+            source=source,
+            evaluator=Evaluator(cfg, parts, monitor.progress),
+            monitor=monitor,
+            checkpoints=CheckpointStore(folder, cfg.checkpoint.keep_last),
+            stopping=stopping,
+        )
         undo.pop_all()
-    return Run(
-        cfg=cfg,
-        folder=folder,
-        total_steps=total_steps(cfg),
-        parts=parts,
-        reference=reference,
-        source=build_source(cfg, parts, monitor, folder, stopping),
-        evaluator=Evaluator(cfg, parts),
-        monitor=monitor,
-        checkpoints=CheckpointStore(folder, cfg.checkpoint.keep_last),
-        stopping=stopping,
-    )
+    return run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -24,6 +25,7 @@ FILE_ERRORS = {
 }
 
 LOCK_FILE = ".lock"
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux
 
 
 def file_trouble(error: BaseException) -> str | None:
@@ -70,6 +72,18 @@ def only_trainer(folder: Path) -> Iterator[None]:
         yield
 
 
+def cache_folder() -> Path:
+    """$SHOAL_CACHE, or ~/.cache/shoal.
+
+    Raises:
+        ConfigError: neither is there.
+    """
+    try:
+        return Path(os.environ.get("SHOAL_CACHE") or Path.home() / ".cache" / "shoal")
+    except RuntimeError as error:
+        raise ConfigError("there is no home folder: set SHOAL_CACHE to a folder that can be written") from error
+
+
 def write_atomically(path: Path, content: bytes | str, *, durable: bool = True) -> None:
     """Writes beside `path`, syncs to disk and renames: after a crash the old or the new content is there, never a half.
 
@@ -94,8 +108,14 @@ def write_atomically(path: Path, content: bytes | str, *, durable: bool = True) 
 
 
 def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
-    """Calls `write(path)` on a fresh folder beside `folder`, then puts it in `folder`'s place."""
-    partial = folder.with_name(f".writing_{folder.name}")
+    """Calls `write(path)` on a fresh folder beside `folder`, then puts it in `folder`'s place.
+
+    Whenever the process dies, `folder` is the old one or the new one, whole. (Where the file system cannot exchange two
+    folders, the old one may be left as `.old_NAME`; the next call takes it back.)
+    """
+    partial, old = folder.with_name(f".writing_{folder.name}"), folder.with_name(f".old_{folder.name}")
+    if old.exists() and not folder.exists():
+        old.rename(folder)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
@@ -104,8 +124,21 @@ def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)  # half a model takes room and is of no use
         raise
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    if folder.exists() and not _exchange(partial, folder):
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+    if folder.exists():
+        shutil.rmtree(partial, ignore_errors=True)  # the one that was there before
+    else:
+        partial.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    _sync(folder.parent)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swaps the names of two folders in one step; whether this system can."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # Linux
+    return rename is not None and rename(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0
 
 
 def sync_folder(folder: Path) -> None:

@@ -193,6 +193,34 @@ def _newest_checkpoint(folder: Path) -> float:
     return max(path.stat().st_mtime for path in folder.glob("checkpoints/step_*"))
 
 
+def checkpoint_of(where: str) -> tuple[Path, Path] | None:
+    """The run folder and the checkpoint that `RUN/checkpoints/step_N` names; None for any other path.
+
+    Raises:
+        ConfigError: the run has no such checkpoint.
+    """
+    checkpoint = Path(where)
+    run = checkpoint.parent.parent
+    if checkpoint.parent.name != "checkpoints" or not (run / SAVED).is_file():
+        return None
+    if not checkpoint.is_dir():
+        there = sorted(path.name for path in checkpoint.parent.glob("step_*"))
+        raise ConfigError(f"{where}: there is no such checkpoint; there are {', '.join(there) or 'none'}")
+    return run, checkpoint
+
+
+def newest_checkpoint(run: Path) -> Path:
+    """The newest checkpoint of a run.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    steps = [path for path in run.glob("checkpoints/step_*") if path.name.removeprefix("step_").isdecimal()]
+    if not steps:
+        raise ConfigError(f"{run} has no checkpoint")
+    return max(steps, key=lambda path: int(path.name.removeprefix("step_")))
+
+
 def run_folder_of(model: str) -> Path | None:
     """The run folder that a model folder (model/, best/) lies in; None where it lies in none."""
     folder = Path(model).parent

@@ -21,6 +21,7 @@ class RecordedVllm(VllmControl):
         self.answers = answers or {}
         self.asked: list[tuple[Any, ...]] = []
         self.held = -1
+        self.cached: set[tuple[int, ...]] = set()
 
     def call_workers(self, method: str, *arguments: Any) -> list[Any]:
         self.asked.append((method, *arguments))
@@ -38,6 +39,7 @@ class RecordedVllm(VllmControl):
 
     def reset_prefix_cache(self) -> None:
         self.asked.append(("reset_prefix_cache",))
+        self.cached.clear()
 
     def load_adapter(self, name: str, folder: Path, version: int) -> None:
         self.asked.append(("load_adapter", folder))
@@ -48,7 +50,13 @@ class RecordedVllm(VllmControl):
 
     def sample_token(self, prompt_ids: Sequence[int]) -> tuple[int, float]:
         [[logprob]] = self.learner.logprobs([Segment(list(prompt_ids), [5], [0.0], [True])])
+        self.cached.add(tuple(prompt_ids))
         return 5, logprob
+
+    def cached_tokens(self, prompt_ids: Sequence[int]) -> int:
+        found = len(prompt_ids) if tuple(prompt_ids) in self.cached else 0
+        self.cached.add(tuple(prompt_ids))
+        return found
 
     def restart(self, model: Path) -> None:
         self.asked.append(("restart", model))

@@ -22,8 +22,13 @@ class StubVllm:
         self.status = 200
         self.asked: list[dict[str, Any]] = []
         self.streams = 0
+        self.hanging = False
         self.over = Event()
         self.url = ""
+
+    def hang(self) -> None:
+        """No answer to a generation or to the workers, until somebody has asked the workers in vain."""
+        self.generate, self.hanging = "hang", True
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         if "score_from" in request:
@@ -67,6 +72,10 @@ def handler_of(stub: StubVllm) -> type[BaseHTTPRequestHandler]:
                 self.reply({"tokens": stub.tokens} if stub.tokens is not None else {}, 200 if stub.tokens else 404)
             elif self.path == "/shoal/about":
                 self.reply({"tensor_parallel": 1, "max_lora_rank": 0})
+            elif self.path == "/shoal/call" and stub.hanging:
+                stub.generate, stub.hanging = "answer", False
+                stub.over.wait(3)
+                self.close_connection = True
             elif self.path == "/shoal/generate":
                 self.stream(body["requests"])
             else:

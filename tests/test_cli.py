@@ -42,7 +42,7 @@ class Training(ModuleType):
         (folder / "summary.json").write_text(json.dumps(summary))
         return summary
 
-    def evaluate(self, config: ShoalConfig, folder: Path | None) -> dict[str, float]:
+    def evaluate(self, config: ShoalConfig, folder: Path | None, save: str | None) -> dict[str, float]:
         self.calls.append((config, folder))
         return {"accuracy": 0.5, "length": 12}
 

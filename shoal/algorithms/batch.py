@@ -30,7 +30,8 @@ FAILED = (StopReason.ERROR, StopReason.ABORT)
 class BatchReport:
     """What `make_batch` did; counts of groups or completions.
 
-    `positions` gives, for each completion number of the batch, its index among all completions of all groups.
+    `positions` gives, for each completion number of the batch, its index among all completions of all groups;
+    `left_out`, by such an index, why a completion is not in the batch.
     """
 
     groups: int = 0
@@ -45,6 +46,7 @@ class BatchReport:
     untrained: int = 0  # no token is trained
     zero_advantage: int = 0  # in the batch, with advantage 0 on every trained token
     positions: list[int] = field(default_factory=list)
+    left_out: dict[int, str] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
         """`batch/..._groups`: share of the step's groups; `batch/...`: share of its completions."""
@@ -103,6 +105,9 @@ def make_batch(
             sequences += made
             report.positions.append(offset + index)
             report.zero_advantage += not any(sequence.has_signal for sequence in made)
+        for index in range(len(group.completions)):
+            if index not in kept:
+                report.left_out[offset + index] = _why_left_out(group, index, algorithm)
         used_groups += bool(kept)
         offset += len(group.completions)
     batch = Batch(
@@ -142,7 +147,7 @@ def token_weights(
         if trained[sequence.completion] != sequence.completion_tokens:
             raise ValueError(f"completion {sequence.completion} is split over optimizer steps")
     if aggregation == "token":
-        scale = {completion: 1 / sum(trained.values()) for completion in trained}
+        scale = dict.fromkeys(trained, 1 / max(sum(trained.values()), 1))
     elif aggregation == "sequence":
         scale = {completion: 1 / (tokens * len(trained)) for completion, tokens in trained.items()}
     elif aggregation == "constant":
@@ -192,6 +197,21 @@ def _trainable(
             report.zero_variance_dropped += 1
             return {}
     return kept
+
+
+def _why_left_out(group: Group, index: int, algorithm: AlgorithmConfig) -> str:
+    completion = group.completions[index]
+    if completion.stop_reason in FAILED:
+        return f"stop reason {completion.stop_reason}"
+    if not num_trained(completion):
+        return "no token of it is trained"
+    if completion.stop_reason == StopReason.LENGTH and algorithm.mask_truncated:
+        return "truncated (algorithm.mask_truncated=true)"
+    if completion.reward is None:
+        return "its reward is missing"
+    if len(group.known_rewards) < 2:
+        return "its group has fewer than two known rewards"
+    return "all rewards of its group are equal (algorithm.zero_variance=drop)"
 
 
 def _shaped_reward(group: Group, index: int, algorithm: AlgorithmConfig, max_new_tokens: int) -> float | None:

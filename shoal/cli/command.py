@@ -11,25 +11,29 @@ from functools import partial
 from importlib.metadata import version
 from io import TextIOWrapper
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from shoal.cli.serve import add_serve
+from shoal.cli.view import add_view
 from shoal.config import ShoalConfig, load_config
 from shoal.config.compose import preset_names, search_folder, to_config
-from shoal.config.overrides import GROUPS, check_overrides, overridden, split_resume
+from shoal.config.overrides import GROUPS, check_overrides, overridden, parse_overrides, split_resume
 from shoal.config.smoke import shrink
 from shoal.config.sweep import check_sweep, collect_runs, format_table, run_sweep
 from shoal.engines.owner import end_with_owner
 from shoal.errors import ConfigError, DataError, ShoalError
 from shoal.files import file_trouble
 from shoal.run_folder import (
+    checkpoint_of,
     gone_if_refused,
     load_saved,
     new_run_folder,
     new_sweep_folder,
+    newest_checkpoint,
     open_run,
     run_folder_of,
     save_config,
@@ -54,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unknown option {flags[0]}; `shoal {options.verb} --help` lists them")
     options.overrides = [*options.overrides, *rest]
     set_up_logging(options.log_level)
-    if options.verb in ("serve", "env"):
+    if options.verb in ("serve", "env", "view"):
         end_with_owner()  # where a run has started it: then it ends with the run, however that ends
     try:
         return int(options.run(options))
@@ -115,7 +119,12 @@ def _parser() -> ArgumentParser:
         metavar="N",
         help="shrink the run to N steps (2 when left out) that do change weights",
     )
-    _verb(verbs, "eval", run_eval, "Evaluate a model: shoal eval model=DIR.")
+    text = "Evaluate a model or a checkpoint: shoal eval model=DIR."
+    evaluation = _verb(verbs, "eval", run_eval, text)
+    evaluation.add_argument("--save", metavar="FILE", help="write the completions to FILE, as a run's samples/")
+    text = "Make a model folder of a checkpoint (RUN/checkpoints/step_N, or RUN: the newest)."
+    export = _verb(verbs, "export", run_export, text, "checkpoint")
+    export.add_argument("--output", metavar="DIR", help="where it is written (default: RUN/model_step_N)")
     _verb(verbs, "check", run_check, "Run the start-up check by itself: rewards, log-probs, memory, disk.")
     text = "Run the built-in engine: shoal serve engine model.name=NAME engine.serve_port=9001."
     _verb(add_serve(verbs), "engine", run_serve_engine, text)
@@ -123,6 +132,7 @@ def _parser() -> ArgumentParser:
     score = _verb(verbs, "score", run_score, "Score the rows of a JSONL file (completion, ground_truth).", "file")
     score.add_argument("--verifier", metavar="NAME", required=True, help="registered name, or package.module:function")
     _data(verbs)
+    add_view(verbs)
     return parser
 
 
@@ -216,11 +226,43 @@ def run_train(options: Namespace) -> int:
 
 def run_eval(options: Namespace) -> int:
     """`shoal eval`: accuracy of a model on the held-out prompts; a model in a run folder brings its configuration."""
-    config = _configured(options, options.overrides, near_model=True)
-    from shoal.api import evaluate  # noqa: PLC0415 imports torch, which --help must not wait for
+    with TemporaryDirectory(prefix="shoal_model_") as folder:
+        config = _of_checkpoint(options, Path(folder)) or _configured(options, options.overrides, near_model=True)
+        from shoal.api import evaluate  # noqa: PLC0415 imports torch, which --help must not wait for
 
-    for name, value in evaluate(config, None).items():
-        print(f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}")
+        for name, value in evaluate(config, None, save=options.save).items():
+            print(f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}")
+    return 0
+
+
+def _of_checkpoint(options: Namespace, folder: Path) -> ShoalConfig | None:
+    """The configuration of the run whose checkpoint `model=` names, with the model that it makes in `folder`; None
+    where it names none."""
+    model = overridden(options.overrides).get("model.name")
+    found = checkpoint_of(str(model)) if model is not None else None
+    if found is None:
+        return None
+    run, checkpoint = found
+    parsed = zip(options.overrides, parse_overrides(options.overrides), strict=True)
+    others = [text for text, override in parsed if override.key_or_group not in ("model", "model.name")]
+    from shoal.training.export import export  # noqa: PLC0415 imports torch, which --help must not wait for
+
+    logger.info("evaluating with the configuration of the run in %s", run)
+    config = load_saved(run, others)
+    export(config, checkpoint, folder / "model")
+    config.model.name, config.model.revision = str(folder / "model"), None
+    return config
+
+
+def run_export(options: Namespace) -> int:
+    """`shoal export`: prints the folder of the model."""
+    where = Path(options.checkpoint)
+    found = checkpoint_of(str(where))
+    run, checkpoint = found or (where, newest_checkpoint(where))
+    config = load_saved(run, options.overrides)
+    from shoal.training.export import export  # noqa: PLC0415 imports torch, which --help must not wait for
+
+    print(export(config, checkpoint, Path(options.output) if options.output else run / f"model_{checkpoint.name}"))
     return 0
 
 

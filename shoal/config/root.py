@@ -36,3 +36,4 @@ class ShoalConfig:
     checkpoint: CheckpointConfig = option(CheckpointConfig, "Checkpoints")
     monitor: MonitorConfig = option(MonitorConfig, "Metrics and displays")
     memory_profile: MemoryProfileConfig = option(MemoryProfileConfig, "Memory profile")
+    view: bool = option(False, "Start `shoal view` beside the run, and print its address; it ends with the run")

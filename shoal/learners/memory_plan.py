@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from shoal.algorithms.logprobs import WORKING_COPY
 from shoal.config import ShoalConfig
 from shoal.errors import ConfigError
+from shoal.hub import look_for_hub
 from shoal.learners.lora import adapter_base
 from shoal.runtime import Runtime
 
@@ -58,6 +59,7 @@ def read_model_config(cfg: ShoalConfig) -> Any:
     try:
         base = adapter_base(cfg.model.name)
         revision = None if base else cfg.model.revision
+        look_for_hub(base or cfg.model.name)
         return AutoConfig.from_pretrained(
             base or cfg.model.name, revision=revision, trust_remote_code=cfg.model.trust_remote_code
         )

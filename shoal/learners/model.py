@@ -15,6 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 from shoal.config.nodes.model import ModelConfig
 from shoal.engines.stopping import eos_ids
 from shoal.errors import ConfigError
+from shoal.hub import hub_address, is_offline, look_for_hub
 from shoal.learners.cpu.mixed import use_mixed_linears
 from shoal.learners.cpu.norm import use_lean_norms
 from shoal.learners.cpu.rotary import use_rotary_tables
@@ -115,6 +116,7 @@ def load_tokenizer(cfg: ModelConfig) -> Any:
     """
     name = cfg.tokenizer or cfg.name
     revision = cfg.tokenizer_revision or (None if cfg.tokenizer else cfg.revision)
+    look_for_hub(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=cfg.trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError) as error:
@@ -145,6 +147,7 @@ def load_causal_lm(
         ConfigError: it cannot be loaded, or is no causal language model.
     """
     disable_progress_bar()  # it would tear the live display
+    look_for_hub(name)
     try:
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in getattr(
@@ -200,4 +203,10 @@ def _cannot_load(what: str, name: str, error: Exception, key: str) -> str:
         return f"the {what} of {name} comes with code of its own: read it, then set model.trust_remote_code=true"
     if Path(name).exists():
         return f"the {what} in {name} cannot be loaded: {first[:300]}"
+    if is_offline():
+        return (
+            f"there is no {what} {name!r} here or on the Hub, as far as can be told without a network "
+            f"({hub_address()[0]} cannot be reached, or HF_HUB_OFFLINE is set); check {key} and HF_HOME, or give a "
+            "local folder"
+        )
     return f"there is no {what} {name!r} here or on the Hub ({first[:200]}); check {key}, the network and HF_HOME"

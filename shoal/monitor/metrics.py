@@ -16,9 +16,14 @@ def is_right(completion: Completion) -> bool:
 
     A completion without such parts (a foreign environment's) is right where its reward is at least 1.
     """
-    parts = [part for name, part in completion.reward_parts.items() if name != FORMAT_PART]
+    return parts_are_right(completion.reward_parts, completion.reward)
+
+
+def parts_are_right(reward_parts: Mapping[str, float | None], reward: float | None) -> bool:
+    """`is_right`, from a completion's reward and its parts."""
+    parts = [part for name, part in reward_parts.items() if name != FORMAT_PART]
     if not parts:
-        return completion.reward is not None and completion.reward >= 1
+        return reward is not None and reward >= 1
     return all(part is not None and part >= 1 for part in parts)
 
 

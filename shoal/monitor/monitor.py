@@ -15,9 +15,10 @@ from typing import Any
 from shoal.config import ShoalConfig
 from shoal.monitor.memory import MemoryProfile, step_memory
 from shoal.monitor.metrics import describe, group_metrics
+from shoal.monitor.notes import ERROR, NOTE, WARNING, Notes
 from shoal.monitor.progress import ProgressDisplay
 from shoal.monitor.rows import read_rows
-from shoal.monitor.samples import Decode, SampleFiles
+from shoal.monitor.samples import EVALUATIONS, Decode, LearnerLogprobs, SampleFiles
 from shoal.monitor.warnings import Warnings
 from shoal.monitor.writers import Writer, WriterContext, check_packages, open_writers
 from shoal.types import Group
@@ -64,15 +65,17 @@ class Monitor:
         self.decode = decode
         self.samples = SampleFiles(run_dir)
         self.warnings = Warnings()
+        self.evaluations = SampleFiles(run_dir, EVALUATIONS)
+        self.notes = Notes(run_dir, lambda: self.step + (self._step_started is not None))
         self.profile = MemoryProfile(cfg.memory_profile, run_dir) if cfg.memory_profile.enabled else None
         self.step = 0
+        self._step_started: float | None = None
         self._rows = 0
         self._run_id = secrets.token_hex(4)
         self._seconds_before = 0.0
         self._started = monotonic() if started is None else started
         self._writers: list[Writer] | None = None
         self._phases: dict[str, float] = defaultdict(float)
-        self._step_started: float | None = None
         self._curve_drawn = monotonic()
 
     @property
@@ -104,40 +107,62 @@ class Monitor:
                     self.profile.mark(MARKS[name])
                 self.profile.phase = "between phases"
 
-    def record(self, step: int, groups: Sequence[Group], metrics: Mapping[str, float]) -> dict[str, float]:
+    def writes_samples(self, step: int) -> bool:
+        """Whether the completions of this step are written."""
+        every = self.cfg.monitor.samples_every
+        return bool(every and step % every == 0)
+
+    def record(
+        self,
+        step: int,
+        groups: Sequence[Group],
+        metrics: Mapping[str, float],
+        left_out: Mapping[int, str] | None = None,
+        learner: LearnerLogprobs | None = None,
+    ) -> dict[str, float]:
         """Writes the row of a step: `group_metrics`, then `metrics`, then times and memory. Returns the row.
 
         `seconds/step` is wall time from the first phase of the step to this call; evaluations and checkpoints since
         the row before stand in `seconds/evaluate` and `seconds/checkpoint` and are not part of it.
         `tokens_per_second/rollout` and `/step` are sampled tokens over `seconds/rollout` and `seconds/step`.
+        `left_out` and `learner` go into the samples: see `sample_rows`.
         """
         self._open()
         row = group_metrics(groups, version=step - 1) | dict(metrics) | step_memory()
         row |= self._times(row["count/sampled_tokens"])
         self._write(step, row)
         self.step = step
-        if self.cfg.monitor.samples_every and step % self.cfg.monitor.samples_every == 0:
-            self.samples.write(step, groups, self.decode)
+        if self.writes_samples(step):
+            self.samples.write(step, groups, self.decode, left_out, learner)
         self.progress.step(step, row)
         sentence = describe(row)
-        for text in [*([sentence] if sentence is not None else []), *self.warnings.sentences(step, row)]:
-            self.message(f"step {step}: {text}")
+        if sentence is not None:
+            self.message(f"step {step}: {sentence}")
+        for text in self.warnings.sentences(step, row):
+            self.message(f"step {step}: {text}", WARNING)
         return row
 
-    def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Writes a row of its own with the keys under `eval/`, and redraws the curve once a minute."""
+    def evaluation(self, step: int, metrics: Mapping[str, float], groups: Sequence[Group] = ()) -> None:
+        """Writes a row of its own with the keys under `eval/`, and the completions; redraws the curve once a minute."""
         self._open()
         row = {f"eval/{name}": value for name, value in metrics.items()}
         if "evaluate" in self._phases:
             row["seconds/evaluate"] = self._phases.pop("evaluate")
         self._write(step, row)
+        if self.cfg.monitor.samples_every and groups:
+            self.evaluations.write(step, groups, self.decode)
         self.progress.evaluation(step, metrics)
         if self.cfg.monitor.curve and monotonic() - self._curve_drawn > CURVE_EVERY_SECONDS:
             self._draw_curve()
 
-    def message(self, text: str) -> None:
-        """A line for people."""
+    def message(self, text: str, level: str = NOTE) -> None:
+        """A line for people, which notes.jsonl keeps."""
         self.progress.message(text)
+        self.notes.write(text, level)
+
+    def failure(self, text: str) -> None:
+        """Keeps what ended the run."""
+        self.notes.write(text, ERROR)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps. Everything written so far is flushed: the checkpoint vouches for it."""
@@ -165,6 +190,7 @@ class Monitor:
         writers, profile = self._writers, self.profile
         self._writers = self.profile = None
         with ExitStack() as last_first:
+            last_first.callback(self.notes.close)
             for writer in writers or []:
                 last_first.callback(writer.close, failed=status == "failed")
             if writers is not None and self.cfg.monitor.curve:
@@ -180,6 +206,7 @@ class Monitor:
             self.message("rows of an earlier start, which left no checkpoint, are dropped from metrics.jsonl")
             self._count_resume()
         self.samples.drop_after(self.step)
+        self.evaluations.drop_after(self.step)
         self._writers = open_writers(WriterContext(self.cfg, self.run_dir, self.step, self._rows, self._run_id))
 
     def _count_resume(self) -> None:

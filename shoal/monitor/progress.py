@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from logging import getLogger
@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.text import Text
 
 from shoal.monitor.log_file import said
+from shoal.types import Completion
 
 logger = getLogger(__name__)
 
@@ -71,11 +72,21 @@ class ProgressDisplay:
     written in `line_every` seconds, besides those of the first and the last step.
     """
 
-    def __init__(self, mode: str, total_steps: int, *, console: Console | None = None, line_every: float = 2.0) -> None:
+    def __init__(
+        self,
+        mode: str,
+        total_steps: int,
+        *,
+        console: Console | None = None,
+        line_every: float = 2.0,
+        sampling_every: float = 10.0,
+    ) -> None:
         self.console = console or Console(stderr=True)
         self.mode = ("live" if self.console.is_terminal else "lines") if mode == "auto" else mode
         self.total_steps = total_steps
         self.line_every = line_every
+        self.sampling_every = sampling_every
+        self._said_sampling = 0.0
         self.rewards: list[float] = []
         self.latest: Mapping[str, float] = {}
         self.accuracy: float | None = None
@@ -138,6 +149,29 @@ class ProgressDisplay:
         self.current_phase = name
         if self._live is not None:
             self._live.update(self._render())
+
+    def sampling(self, what: str, total: int) -> Callable[[Completion], None]:
+        """What to call with each completion as it comes: how many of `total` there are, and their tokens, are shown.
+
+        Lines are written where nothing else was for some seconds, so that short rollouts show nothing.
+        """
+        done = tokens = 0
+        started = self._said_sampling = monotonic()
+
+        def finished(completion: Completion) -> None:
+            nonlocal done, tokens
+            done += 1
+            tokens += completion.num_sampled
+            text = f"{what}: {done} of {total} completions, {tokens:,} tokens"
+            if self.mode == "live":
+                self.current_phase = text
+                self._show()
+                self._refresh()
+            elif self.mode == "lines" and monotonic() - self._said_sampling >= self.sampling_every:
+                self._said_sampling = monotonic()
+                self._line(f"{text}, {duration(monotonic() - started)}")
+
+        return finished
 
     def message(self, text: str) -> None:
         """A line for people; to the log where the display is off. The run's log file has it in any case."""
@@ -211,7 +245,7 @@ class ProgressDisplay:
 
     def _render(self) -> RenderableType:
         if not self.latest and not self.rewards:
-            return self._bars
+            return Group(self._bars, Text(self.current_phase, style="dim"))
         numbers = [
             f"[dim]{label}[/dim] {self.latest[name]:{form}}" for label, name, form in FIELDS if name in self.latest
         ]

@@ -1,29 +1,42 @@
-"""samples/step_N.jsonl: every completion of a step, for people to read."""
+"""samples/step_N.jsonl and evaluations/step_N.jsonl: every completion, for people to read."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import count
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from shoal.files import write_atomically
+from shoal.monitor.tokens import token_columns
 from shoal.types import Group, Prompt
 
+SAMPLES, EVALUATIONS = "samples", "evaluations"
+
 Decode = Callable[[list[int]], str]
+LearnerLogprobs = Sequence[Sequence[Sequence[float]]]
+"""Log-probs of the learner when the step began: one list a completion, over all groups in order, of one a segment."""
 
 
 class SampleFiles:
-    """The folder `samples/` of a run."""
+    """The folder `samples/` of a run, or `evaluations/`."""
 
-    def __init__(self, run_dir: Path) -> None:
-        self.folder = run_dir / "samples"
+    def __init__(self, run_dir: Path, name: str = SAMPLES) -> None:
+        self.folder = run_dir / name
 
-    def write(self, step: int, groups: Sequence[Group], decode: Decode | None) -> Path:
-        """One line a completion, in the groups' order; the whole file appears at once."""
+    def write(
+        self,
+        step: int,
+        groups: Sequence[Group],
+        decode: Decode | None,
+        left_out: Mapping[int, str] | None = None,
+        learner: LearnerLogprobs | None = None,
+    ) -> Path:
+        """One line a completion, in the groups' order; the whole file appears at once. See `sample_rows`."""
         path = self.folder / f"step_{step}.jsonl"
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in sample_rows(groups, decode)]
-        write_atomically(path, "".join(lines), durable=False)
+        write_samples(path, groups, decode, left_out, learner)
         return path
 
     def drop_after(self, step: int) -> None:
@@ -33,12 +46,37 @@ class SampleFiles:
                 path.unlink()
 
 
-def sample_rows(groups: Sequence[Group], decode: Decode | None) -> Iterator[dict[str, Any]]:
-    """One JSON-ready row a completion. `length` counts sampled tokens; `versions` are (first token, weights) runs."""
+def write_samples(
+    path: Path,
+    groups: Sequence[Group],
+    decode: Decode | None,
+    left_out: Mapping[int, str] | None = None,
+    learner: LearnerLogprobs | None = None,
+) -> None:
+    """One line a completion, in the groups' order; the whole file appears at once. See `sample_rows`."""
+    rows = sample_rows(groups, decode, left_out, learner)
+    # A lone surrogate, which a model can be made to write, has no UTF-8.
+    lines = [json.dumps(row, ensure_ascii=False).encode("utf-8", "replace").decode() + "\n" for row in rows]
+    write_atomically(path, "".join(lines), durable=False)
+
+
+def sample_rows(
+    groups: Sequence[Group],
+    decode: Decode | None,
+    left_out: Mapping[int, str] | None = None,
+    learner: LearnerLogprobs | None = None,
+) -> Iterator[dict[str, Any]]:
+    """One JSON-ready row a completion. `length` counts sampled tokens; `versions` are (first token, weights) runs.
+
+    Where there is something to say: `messages`, the prompt's, in the first row of a group; `info`, what verifiers,
+    tools and environments added; `left_out`, why it was not trained on, by its index over all groups; `tokens`, where
+    `learner` is given: see `token_columns`.
+    """
+    place = count()
     for group in groups:
         prompt = prompt_text(group.prompt, decode)
         for index, completion in enumerate(group.completions):
-            yield {
+            row: dict[str, Any] = {
                 "group": group.id,
                 "epoch": group.epoch,
                 "index": index,
@@ -54,6 +92,27 @@ def sample_rows(groups: Sequence[Group], decode: Decode | None) -> Iterator[dict
                 "length": completion.num_sampled,
                 "versions": completion.versions,
             }
+            if group.prompt and group.prompt.messages and index == 0:
+                row["messages"] = plain(group.prompt.messages)
+            if completion.info:
+                row["info"] = plain(completion.info)
+            number = next(place)
+            if left_out and number in left_out:
+                row["left_out"] = left_out[number]
+            if learner is not None:
+                row["tokens"] = token_columns(completion, learner[number], decode)
+            yield row
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON can hold it: what an environment put there may be anything."""
+    if isinstance(value, dict):
+        return {str(key): plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    return value if value is None or isinstance(value, str | int) else str(value)
 
 
 def prompt_text(prompt: Prompt | None, decode: Decode | None) -> str | None:

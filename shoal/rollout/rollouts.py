@@ -19,7 +19,7 @@ from shoal.types import Completion, Group, Segment, StopReason
 logger = getLogger(__name__)
 
 T = TypeVar("T")
-Progress = Callable[[Group], None]
+Progress = Callable[[Completion], None]
 TURN_SECONDS = 0.02  # of the engine's work between two turns of tools and other environment code
 LONG_SECONDS = 1.0  # the same where there is no such code
 
@@ -60,7 +60,7 @@ class Rollouts:
         progress: Progress | None = None,
         judged: bool = True,
     ) -> list[Group]:
-        """Whole groups of `size` completions, in the items' order; `progress` is told of each as it finishes.
+        """Whole groups of `size` completions, in the items' order; `progress` is told of each completion as it ends.
 
         Where there is a judge and `judged` says so, scoring of each group has begun; `Scorer.finish` ends it. `step` is
         the training step, None outside training.
@@ -98,10 +98,9 @@ class Rollouts:
         def finished(group: Group) -> None:
             if judge is not None:
                 judge.begin(group, step)
-            if progress is not None:
-                progress(group)
 
         wave.finished = finished
+        wave.progress = progress
         news = asyncio.Event()
         self.model.news = news
         tasks = self._start(wave, sampling, news)
@@ -201,12 +200,15 @@ class _Wave:
         self.missing = size * len(items)
         self.done: dict[int, Group] = {}
         self.finished: Callable[[Group], None] = lambda group: None
+        self.progress: Progress | None = None
 
     def put(self, place: int, index: int, completion: Completion) -> None:
         """Takes a completion; a group that is whole with it is finished."""
         self.made[place][index] = completion
         self.left[place] -= 1
         self.missing -= 1
+        if self.progress is not None:
+            self.progress(completion)
         if self.left[place] == 0:
             group = _group_of(self.items[place], [one for one in self.made[place] if one is not None])
             self.done[place] = group

@@ -22,7 +22,7 @@ LONGEST_PAUSE = 2.0
 SAY_EVERY = 10.0
 READ_SECONDS = 120.0  # of one reply: a batch of long groups takes a stock server several seconds
 COMPRESS_ABOVE = 1024
-BUSY = (429, 502, 503, 504)
+BUSY = (408, 429, 502, 503, 504)
 
 Say = Callable[[str], None]
 
@@ -85,7 +85,14 @@ class ApiClient:
                 continue
             if reply.is_error:
                 raise RefusedError(f"{self.url}{path.partition('?')[0]}", reply.status_code, reply.text)
-            return reply.json()
+            try:
+                return reply.json()
+            except (ValueError, RecursionError) as error:
+                said = " ".join(reply.text[:200].split())
+                raise RolloutApiError(
+                    f"{self.url}{path.partition('?')[0]} answers {reply.status_code} without JSON ({said}): is it a "
+                    "server of scored groups?"
+                ) from error
 
 
 class RefusedError(RolloutApiError):

@@ -13,9 +13,8 @@ import msgpack
 import transformers
 from transformers import PreTrainedTokenizerBase
 
-from shoal.files import file_trouble, write_atomically
+from shoal.files import cache_folder, file_trouble, write_atomically
 from shoal.tasks.layouts.base import Message
-from shoal.tasks.warm_start import cache_folder
 
 logger = getLogger(__name__)
 

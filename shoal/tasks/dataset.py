@@ -20,7 +20,7 @@ from shoal.tasks.cache import cache_key, cached
 from shoal.tasks.layouts import code, gsm8k, ifeval, math, messages, rlvr
 from shoal.tasks.layouts.base import Example, Layout, split_columns
 from shoal.tasks.mixer import draw, interleave
-from shoal.tasks.rows import is_single_file, read_rows
+from shoal.tasks.rows import is_single_file, line_of, read_rows
 from shoal.types import Prompt
 
 logger = getLogger(__name__)
@@ -158,11 +158,12 @@ def _tokenised(
 def _read(source: DataSource, evaluation: bool) -> tuple[list[Example], str]:
     """The examples, and what their ids begin with. Ids are numbered by row, so a filter does not change them."""
     layout = LAYOUTS[source.task]
+    path, subset = source.path, source.subset
     if layout.make:
+        path = None
         rows = layout.make(evaluation)
         where, place = "built in", f"{source.name}/{'held_out' if evaluation else 'train'}"
     else:
-        path, subset = source.path, source.subset
         if path is None:
             if layout.hub is None:
                 raise DataError(f"data.task={source.task} says how rows look, not where they are: set data.path")
@@ -196,7 +197,7 @@ def _read(source: DataSource, evaluation: bool) -> tuple[list[Example], str]:
             example.columns = further
             examples.append(example)
         except DataError as error:
-            raise DataError(f"{where}, row {index}: {error}") from error
+            raise DataError(f"{where}{line_of(path or '', index)}, row {index}: {error}") from error
     return examples, place
 
 

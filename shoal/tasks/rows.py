@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shoal.errors import DataError
+from shoal.hub import look_for_hub
 
 JSON_FILES, FORMATS = (".jsonl", ".json"), (".jsonl", ".json", ".parquet")
 MEDIA = re.compile(r"\b(Image|Audio|Video|Pdf)\b")  # features of columns that no verifier reads
@@ -67,6 +68,16 @@ def read_rows(
         if empty := [names for names in columns if all(row.get(name) is None for name in names)]:
             raise DataError(f"{path}, split {split}, row {index}: no value for {_in_words(empty)}")
     return rows
+
+
+def line_of(path: str, index: int) -> str:
+    """Where a row stands in a file of JSON lines, in words: ", line 3"; nothing for other files."""
+    local = Path(path).expanduser()
+    if local.suffix not in JSON_FILES:
+        return ""
+    lines = local.read_text(encoding="utf-8").split("\n")
+    filled = [number for number, line in enumerate(lines, 1) if line.strip()]
+    return f", line {filled[index]}" if index < len(filled) and not lines[0].lstrip().startswith("[") else ""
 
 
 def _check_columns(path: str, columns: Sequence[Sequence[str]], there: Sequence[str], names: Mapping[str, str]) -> None:
@@ -133,6 +144,7 @@ def _open(path: str, local: Path, subset: str | None, revision: str | None, spli
             return saved[split]
         if local.is_file():
             raise DataError(f"{path}: the file's name must end in {', '.join(FORMATS)}")
+        look_for_hub(path)
         return load_dataset(path, subset, split=split, revision=revision)
     except DatasetGenerationError as error:
         raise DataError(f"{path}: cannot be read ({_first_line(error.__cause__ or error)})") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 import time
@@ -20,7 +19,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM,
 from transformers.utils.logging import disable_progress_bar
 
 from shoal.errors import ConfigError
-from shoal.files import file_trouble
+from shoal.files import cache_folder, file_trouble
 from shoal.tasks.story import make_demonstration, story_tokenizer
 
 logger = getLogger(__name__)
@@ -62,18 +61,6 @@ class Recipe:
         ]
         parts = [asdict(self), story_tokenizer().get_vocab(), demonstrations]
         return sha256(dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def cache_folder() -> Path:
-    """$SHOAL_CACHE, or ~/.cache/shoal.
-
-    Raises:
-        ConfigError: neither is there.
-    """
-    try:
-        return Path(os.environ.get("SHOAL_CACHE") or Path.home() / ".cache" / "shoal")
-    except RuntimeError as error:
-        raise ConfigError("there is no home folder: set SHOAL_CACHE to a folder that can be written") from error
 
 
 def warm_started_model(recipe: Recipe | None = None, progress: Progress | None = None) -> Path:

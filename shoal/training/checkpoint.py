@@ -56,6 +56,19 @@ def unusable(file: Path, why: str) -> TrainingError:
     return TrainingError(f"{file} {why}; remove its folder to resume from an older checkpoint")
 
 
+def read_state(file: Path) -> dict[str, Any]:
+    """What a checkpoint's file holds.
+
+    Raises:
+        TrainingError: it cannot be read.
+    """
+    try:
+        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    except (RuntimeError, OSError, EOFError, UnpicklingError, ValueError, LookupError, AttributeError) as error:
+        raise unusable(file, f"cannot be read ({' '.join(str(error).split())[:200]})") from error
+    return state
+
+
 class CheckpointStore:
     """The folder `checkpoints/` of a run, one subfolder a step, the newest `keep_last` kept."""
 
@@ -118,8 +131,4 @@ class CheckpointStore:
         chosen = steps[-1] if step is None else step
         if chosen not in steps:
             raise TrainingError(f"{self.folder}: no checkpoint of step {chosen}; there are {steps}")
-        file = self.folder / f"step_{chosen}" / STATE
-        try:
-            return chosen, torch.load(file, map_location="cpu", weights_only=True)
-        except (RuntimeError, OSError, EOFError, UnpicklingError, ValueError, LookupError, AttributeError) as error:
-            raise unusable(file, f"cannot be read ({' '.join(str(error).split())[:200]})") from error
+        return chosen, read_state(self.folder / f"step_{chosen}" / STATE)

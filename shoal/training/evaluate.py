@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from math import comb
+from math import comb, sqrt
+from statistics import stdev
 
 from shoal.config import ShoalConfig
 from shoal.monitor.metrics import is_right
+from shoal.monitor.progress import ProgressDisplay
 from shoal.rollout.environment import EVALUATION_EPOCH, Item
 from shoal.rollout.sampling import sampling_params
 from shoal.training.parts import Parts
@@ -25,9 +27,10 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
 class Evaluator:
     """Samples the held-out prompts with fixed seeds, so that evaluations of one run differ by the weights alone."""
 
-    def __init__(self, cfg: ShoalConfig, parts: Parts) -> None:
+    def __init__(self, cfg: ShoalConfig, parts: Parts, display: ProgressDisplay | None = None) -> None:
         self.cfg = cfg
         self.parts = parts
+        self.display = display
         self.prompts = list(parts.task.evaluation[: cfg.evaluation.prompts or None])
 
     def due(self, step: int) -> bool:
@@ -45,11 +48,26 @@ class Evaluator:
         """
         sampling = sampling_params(self.cfg, self.cfg.evaluation.sampling)
         groups: list[Group] = []
+        total = len(self.prompts) * self.cfg.evaluation.samples
+        finished = self.display.sampling("evaluation", total) if self.display is not None else None
         for start in range(0, len(self.prompts), CHUNK):
             items = [Item(prompt, EVALUATION_EPOCH) for prompt in self.prompts[start : start + CHUNK]]
-            groups += self.parts.rollouts.sample(items, size=self.cfg.evaluation.samples, sampling=sampling)
+            groups += self.parts.rollouts.sample(
+                items, size=self.cfg.evaluation.samples, sampling=sampling, progress=finished
+            )
         self.parts.scorer.finish(groups)
         return evaluation_metrics(groups, self.cfg.evaluation.samples), groups
+
+
+def sampling_error(groups: Sequence[Group]) -> dict[str, float]:
+    """`accuracy_stderr`, and what it comes from: `prompts` and `completions`.
+
+    The standard error of the mean over prompts of the share of right completions, sd / sqrt(n), with n - 1 in the
+    standard deviation: completions of one prompt are not independent of each other. Left out for a single prompt.
+    """
+    shares = [sum(map(is_right, group.completions)) / len(group.completions) for group in groups]
+    counts = {"prompts": len(groups), "completions": sum(len(group.completions) for group in groups)}
+    return {"accuracy_stderr": stdev(shares) / sqrt(len(shares)), **counts} if len(shares) > 1 else dict(counts)
 
 
 def evaluation_metrics(groups: Sequence[Group], samples: int) -> dict[str, float]:

@@ -20,7 +20,7 @@ from shoal.runtime import Runtime
 from shoal.tasks.base import Task
 from shoal.training.parts import Parts
 from shoal.types import Completion, Group, Prompt, Segment, StopReason
-from shoal.weight_sync.check import logprob_tolerance
+from shoal.weight_sync.check import distances
 
 WRONG_ANSWER = "I do not know."
 GIB = 2**30
@@ -103,12 +103,17 @@ def check_logprobs(cfg: ShoalConfig, parts: Parts, tolerance: float) -> CheckRes
     parts.engine.statistics()  # these tokens are not the first step's
     segments = [segment for group in groups for completion in group.completions for segment in completion.segments]
     theirs = parts.learner.logprobs(segments, sampling.temperature)
-    differences = [
-        abs(sampled - scored)
-        for segment, row in zip(segments, theirs, strict=True)
-        for sampled, scored, trained in zip(segment.logprobs, row, segment.mask, strict=True)
-        if trained
+    # What others said between a model's turns was not sampled.
+    sampled = [[log for log, own in zip(one.logprobs, one.mask, strict=True) if own] for one in segments]
+    again = [
+        [log for log, own in zip(row, one.mask, strict=True) if own] for row, one in zip(theirs, segments, strict=True)
     ]
+    differences = distances(sampled, again)
+    if not differences:
+        reasons = sorted({completion.stop_reason.value for group in groups for completion in group.completions})
+        return CheckResult(
+            "log-probs", False, f"the engine sampled no token: its completions ended with {' and '.join(reasons)}"
+        )
     largest, mean = max(differences), sum(differences) / len(differences)
     detail = (
         f"sampler and learner differ by {mean:.1e} on average, {largest:.1e} at most, over {len(differences)} tokens"
@@ -162,5 +167,5 @@ def run_checks(cfg: ShoalConfig, parts: Parts, folder: Path) -> list[CheckResult
         CheckResult("rewards", None, "the environments give them")
         if cfg.source.kind == "rollout_api"
         else check_rewards(parts.task, parts.scorer),
-        check_logprobs(cfg, parts, logprob_tolerance(cfg.weight_sync, parts.runtime)),
+        check_logprobs(cfg, parts, parts.sync.check.tolerance),
     ]

@@ -104,7 +104,11 @@ class SyncSource(GroupSource):
         with self.monitor.phase("rollout"):
             items = [Item(prompt, epoch) for prompt, epoch in self.stream.next(count)]
             groups = self.parts.rollouts.sample(
-                items, size=self.cfg.run.group_size, sampling=sampling_params(self.cfg), step=step
+                items,
+                size=self.cfg.run.group_size,
+                sampling=sampling_params(self.cfg),
+                step=step,
+                progress=self.monitor.progress.sampling(f"step {step}, rollout", count * self.cfg.run.group_size),
             )
         with self.monitor.phase("reward"):
             scored.add(self.parts.scorer.finish(groups, step).check())

@@ -48,6 +48,7 @@ class Run:
     best_score: float = -inf
     evaluated_step: int = -1
     samples: list[Group] | None = None
+    learner_logprobs: list[list[list[float]]] | None = None
 
     @property
     def finished(self) -> bool:
@@ -107,6 +108,7 @@ class Run:
             TrainingError: a loss or a gradient is not finite.
         """
         while True:
+            self.learner_logprobs = self.score_tokens(groups) if self.monitor.writes_samples(step) else None
             try:
                 metrics = self.parts.learner.train(batch, self.parts.sync.writing)
                 break
@@ -122,6 +124,16 @@ class Run:
         if self.reference is not None:
             self.reference.follow(self.parts.learner.version)
         return metrics, report
+
+    def score_tokens(self, groups: Sequence[Group]) -> list[list[list[float]]] | None:
+        """The learner's log-probs of every sampled token, for the samples: per completion and segment. None unless
+        monitor.tokens asks for them: they cost a forward pass."""
+        if not self.cfg.monitor.tokens:
+            return None
+        completions = [completion for group in groups for completion in group.completions]
+        segments = [segment for completion in completions for segment in completion.segments]
+        found = iter(self.parts.learner.logprobs(segments, self.cfg.sampling.temperature))
+        return [[next(found) for _ in completion.segments] for completion in completions]
 
     def record(
         self,
@@ -144,6 +156,8 @@ class Run:
                 **{f"engine/{name}": value for name, value in engine.items()},
                 **{f"seconds/sync_{name}": value for name, value in sync_seconds.items()},
             },
+            report.left_out,
+            self.learner_logprobs,
         )
         if report.made_up_groups:
             self.monitor.message(
@@ -165,7 +179,7 @@ class Run:
             metrics, self.samples = self.evaluator.run()
         self.refuse_broken(self.step, self.samples)
         self.parts.engine.statistics()  # what the evaluation sampled is not the next step's
-        self.monitor.evaluation(self.step, metrics)
+        self.monitor.evaluation(self.step, metrics, self.samples)
         self.evaluated_step = self.step
         score = metrics.get(self.best_by, -inf)  # no mean where every reward is missing
         if score > self.best_score:

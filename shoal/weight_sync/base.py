@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from shoal.engines.vllm.control import VllmControl
+from shoal.weight_sync.check import SelfCheck
 
 
 class PublishHandle:
@@ -23,6 +24,8 @@ class PublishHandle:
 
 class WeightSync(ABC):
     """Gets the learner's weights into the engine. Version n is the weights after n trained batches."""
+
+    check: SelfCheck
 
     @contextmanager
     def writing(self) -> Iterator[None]:

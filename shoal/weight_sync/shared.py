@@ -139,23 +139,30 @@ def views(specs: Sequence[WeightSpec], bridge: Bridge) -> dict[str, Tensor]:
     """
     memory = bridge.tensors()
     fused = {part: (whole, parts) for whole, parts in bridge.packed.items() for part in parts}
-    rows = {spec.name: spec.shape[0] if spec.shape else 1 for spec in specs}
+    rows = {spec.name: _rows(spec.shape) for spec in specs}
     covered = dict.fromkeys(memory, 0)
     found: dict[str, Tensor] = {}
     unmapped: list[str] = []
     for spec in specs:
         name, first = _place(spec.name, memory, fused, rows)
         target = memory.get(name)
-        if target is None or target.shape[1:] != spec.shape[1:] or first + spec.shape[0] > target.shape[0]:
+        count = rows[spec.name]
+        if (
+            target is None
+            or len(target.shape) != len(spec.shape)
+            or target.shape[1:] != spec.shape[1:]
+            or first + count > _rows(target.shape)
+        ):
             unmapped.append(f"{spec.name} {list(spec.shape)}")
             continue
-        found[spec.name] = target[first : first + spec.shape[0]]
-        covered[name] += spec.shape[0]
+        # A single number has no rows to choose from.
+        found[spec.name] = target[first : first + count] if spec.shape else target
+        covered[name] += count
     # vLLM pads vocabularies to a multiple of 64; rows beyond the learner's are no token's.
     short = [
         f"vLLM's {name} {list(memory[name].shape)}"
         for name, count in covered.items()
-        if count < memory[name].shape[0] and not (count and _is_vocabulary(name))
+        if count < _rows(memory[name].shape) and not (count and _is_vocabulary(name))
     ]
     if unmapped or short:
         raise ConfigError(
@@ -163,6 +170,10 @@ def views(specs: Sequence[WeightSpec], bridge: Bridge) -> dict[str, Tensor]:
             f"{'; '.join([*unmapped, *short])}. Use weight_sync=broadcast for this model"
         )
     return found
+
+
+def _rows(shape: Sequence[int]) -> int:
+    return shape[0] if shape else 1
 
 
 def _place(

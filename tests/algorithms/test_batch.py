@@ -1,14 +1,16 @@
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shoal.algorithms import batch as batch_module
 from shoal.algorithms.batch import make_batch, overlong_penalty, token_weights
 from shoal.config.nodes.algorithm import AlgorithmConfig, OverlongConfig
 from shoal.errors import DataError
-from shoal.types import Completion, Group, Segment, StopReason
+from shoal.types import Completion, Group, Segment, StopReason, TrainSequence
 
 LIMIT = 8
 CENTERED = {"advantage": "centered"}
@@ -29,6 +31,22 @@ def batch_of(*groups: Group, made_up: bool = False, **options):
 
 def advantages_of(sequences: Sequence):
     return [sequence.advantages.tolist() for sequence in sequences]
+
+
+def test_token_weights_are_summed_once(monkeypatch: pytest.MonkeyPatch):
+    sums = []
+
+    def counted(values: Any) -> Any:
+        sums.append(1)
+        return sum(values)
+
+    monkeypatch.setattr(batch_module, "sum", counted, raising=False)
+    many = [
+        TrainSequence(number, 0, np.arange(3), 1, np.ones(2, bool), np.zeros(2, np.float32), np.zeros(2), 2)
+        for number in range(100)
+    ]
+    found = token_weights(many, "token", 4)
+    assert len(sums) == 1 and all((row == 1 / 200).all() for row in found)
 
 
 def test_a_batch_holds_the_sampled_ids_as_they_are():
@@ -272,3 +290,21 @@ def test_a_completion_split_over_optimizer_steps_is_refused():
 def test_an_unknown_aggregation_is_refused():
     with pytest.raises(ValueError, match="median"):
         token_weights([], "median", LIMIT)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "stop", "changes", "reason"),
+    [
+        ([1.0, None, 0.0], StopReason.STOP, {}, "its reward is missing"),
+        ([1.0, 0.0, 0.5], StopReason.ERROR, {}, "stop reason error"),
+        ([1.0, 0.0, 0.5], StopReason.LENGTH, {"mask_truncated": True}, "truncated"),
+        ([None, 1.0, None], StopReason.STOP, {}, "fewer than two known rewards"),
+        ([1.0, 1.0, 1.0], StopReason.STOP, {"zero_variance": "drop"}, "all rewards of its group are equal"),
+    ],
+)
+def test_the_report_says_of_each_completion_that_is_left_out_why(rewards, stop, changes, reason):
+    one = group(*(completion(reward) for reward in rewards))
+    one.completions[1].stop_reason = stop
+    _, report = batch_of(group(completion(0.0), completion(1.0)), one, **changes)
+    assert sorted([*report.positions, *report.left_out]) == list(range(5)), "each is either in it or told of"
+    assert reason in report.left_out[3]

@@ -6,9 +6,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shoal.algorithms.logprobs import logprobs_of_logits
 from shoal.engines.base import SamplingParams
 from shoal.engines.builtin.sampling import RowSampling, draw, sample, truncate
+from shoal.engines.builtin.scoring import score
 from shoal.engines.seeds import sampling_seed, uniforms
+from shoal.types import Segment
 
 CPU = torch.device("cpu")
 
@@ -107,3 +110,24 @@ def test_rows_with_different_parameters_are_sampled_each_by_its_own() -> None:
         alone = sample(logits[row : row + 1], numbers[row : row + 1], RowSampling.of([param], CPU))
         assert alone[0].item() == tokens[row].item()
         assert alone[1].item() == logprobs[row].item()
+
+
+@pytest.mark.parametrize("vocabulary", [49_152, 262_144])
+def test_log_probs_of_a_large_vocabulary_are_not_biased(vocabulary: int) -> None:
+    logits = 4 * torch.randn((16, vocabulary), generator=torch.Generator().manual_seed(0))
+    tokens = torch.arange(16)
+    exact = logits.double().log_softmax(-1)
+    sampled, logprobs = sample(logits, torch.full((16,), 0.5), RowSampling.of([SamplingParams(1)] * 16, CPU))
+    assert abs(float((logprobs - exact.gather(1, sampled[:, None])[:, 0]).mean())) < 5e-7
+    found = logprobs_of_logits(logits, tokens, temperature=1.0, entropy=True)
+    assert abs(float((found.logprobs - exact.gather(1, tokens[:, None])[:, 0]).mean())) < 5e-7
+
+    class Fixed:
+        """A decoder of the same logits for every prompt."""
+
+        def prefill(self, prompts: list[list[int]], keep: int) -> tuple[None, torch.Tensor]:
+            return None, logits[: len(prompts), None].expand(-1, keep, -1)
+
+    segments = [Segment([1], [token], [0.0], [True]) for token in tokens.tolist()]
+    [first, *_] = score(Fixed(), segments[:1], 1.0, vocabulary)  # type: ignore[arg-type]
+    assert first[0] == pytest.approx(float(exact[0, 0]), abs=1.5e-6)

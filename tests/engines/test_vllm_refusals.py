@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError
+from threading import Condition
 
 import pytest
 
@@ -10,6 +11,7 @@ from shoal.build import build_parts
 from shoal.config import load_config
 from shoal.engines.vllm import compat as vllm_compat
 from shoal.engines.vllm.arguments import lora_room
+from shoal.engines.vllm.in_process import VllmEngine
 from shoal.errors import EngineError
 
 
@@ -45,6 +47,19 @@ def test_releases_of_the_stated_range_are_accepted(monkeypatch: pytest.MonkeyPat
         set_version(monkeypatch, found)
         with pytest.raises(EngineError, match=rf"vLLM {found} is here, but Shoal knows 0\.24 to 0\.32: pip install"):
             vllm_compat.check_vllm()
+
+
+def test_log_probs_that_never_come_end_by_the_deadline(monkeypatch: pytest.MonkeyPatch):
+    engine = VllmEngine.__new__(VllmEngine)
+    engine.changed, engine.paused, engine.asleep, engine.timeout = Condition(), False, False, 0.05
+    engine.asides, engine.adapter, engine.llm = {}, None, None
+    given_up: list[str] = []
+    monkeypatch.setattr(vllm_compat, "add_request", lambda *_: None)
+    monkeypatch.setattr(vllm_compat, "partial_result", lambda llm, form: given_up.append(form["id"]))
+    monkeypatch.setattr(engine, "_step", dict)
+    with pytest.raises(EngineError, match=r"has not answered 2 of 2 requests for log-probs within 0 s"):
+        engine.aside([{"id": "a"}, {"id": "b"}])
+    assert given_up == ["a", "b"] and engine.asides == {}
 
 
 def test_an_adapter_gets_the_next_rank_that_vllm_has_room_for():

@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from shoal.engines.base import EngineOutput
 from shoal.monitor.progress import SPARKS, ProgressDisplay, duration, sparkline
+from shoal.types import StopReason
 
 METRICS = {"reward/mean": 0.4567, "length/mean": 21.25, "kl_ref/k3": 0.00123, "tokens_per_second/step": 12345.6}
 
@@ -153,3 +155,25 @@ def test_a_sparkline_is_as_wide_as_asked_or_as_there_are_values(values: list[flo
     line = sparkline(values, width)
     assert len(line) == min(width, len(values))
     assert set(line) <= set(SPARKS)
+
+
+@pytest.mark.parametrize("mode", ["lines", "live"])
+def test_a_long_rollout_shows_its_completions_and_tokens_before_any_step(mode: str):
+    shown = display(mode, terminal=mode == "live")
+    shown.sampling_every = 0.0
+    finished = shown.sampling("step 1, rollout", 3)
+    for tokens in (1000, 2000):
+        finished(EngineOutput("a", [5] * tokens, [0.0] * tokens, StopReason.STOP))
+    shown._refresh()
+    if mode == "live":
+        assert shown._live is not None
+        shown._live.refresh()
+    assert "step 1, rollout: 2 of 3 completions, 3,000 tokens" in written(shown)
+    shown.close()
+
+
+def test_a_short_rollout_writes_no_line():
+    shown = display("lines")
+    finished = shown.sampling("evaluation", 1)
+    finished(EngineOutput("a", [5], [0.0], StopReason.STOP))
+    assert written(shown) == ""

@@ -11,11 +11,12 @@ from shoal.config.nodes.code import CodeConfig
 from shoal.config.nodes.data import RewardConfig
 from shoal.errors import ConfigError, DataError
 from shoal.rewards.base import REGISTRY, Submission
+from shoal.rewards.code_tests import read_tests
 from shoal.rewards.sandbox.core import Sandbox
 from shoal.rewards.sandbox.outcome import SandboxError, Status, TestResult
 from shoal.rewards.scorer import Scorer
 from shoal.rewards.verdict import judge
-from shoal.rewards.verifiers.code import code, find_program, read_tests, score_of
+from shoal.rewards.verifiers.code import code, find_program, score_of
 from shoal.types import Completion, Group, Prompt, Segment, StopReason
 
 ADD = "```python\ndef add(a, b):\n    return a + b\n```"
@@ -47,6 +48,12 @@ def sandbox():
         ("thinking ```python\nnot a block", None),
         ("```python\na = 1", "a = 1"),
         ("```python\n```", ""),
+        ("1. Do this:\n   ```python\n   def f(x):\n       return x\n   ```", "def f(x):\n    return x\n"),
+        ("- ```python\n  a = 1\n  ```", "a = 1\n"),
+        ("10) ```python\n    if a:\n        b\n    ```\n", "if a:\n    b\n"),
+        ("  ```python\na = 1\n  ```", "a = 1\n"),
+        ("```python\r\ndef f():\r\n    return 1\r\n```\r\n", "def f():\n    return 1\n"),
+        ("```python\na = 1\n`````", "a = 1\n"),
         ("the answer is 3", None),
         ("", None),
     ],

@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,7 @@ def test_samples_are_those_of_the_same_engine_in_this_process(model: Any, engine
     ("body", "says"),
     [
         ({"prompt": {"prompt_token_ids": []}}, "prompt"),
+        ({"prompt": ""}, "it has no token"),
         ({"prompt": {"prompt_token_ids": [10**6]}}, "no id of a vocabulary"),
         ({"prompt": {"prompt_token_ids": [1] * 600}}, "positions"),
         ({"prompt": {"prompt_token_ids": [1]}, "max_tokens": 0}, "max_tokens"),
@@ -171,3 +173,21 @@ def test_evaluate_gives_the_accuracy_of_what_the_engine_holds(engine: ServedEngi
     with engine.serving():
         found = evaluate("story", cfg, url)
     assert found["accuracy"] == 0 and found["missing"] == 0 and 0 < found["length"] <= 6
+
+
+def test_a_request_that_waits_when_the_server_ends_is_answered_and_is_no_traceback(
+    model: Any, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+):
+    engine = ServedEngine(model, story_tokenizer(), max_batch=4)
+    engine.refresh(0)
+    server = GenerateServer(engine, story_tokenizer(), "127.0.0.1", 0)
+    body = {"prompt": {"prompt_token_ids": [5, 6]}, "max_tokens": 4}
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(ask, server.url, **body)
+        while not engine.inbox:  # it waits: the engine does not serve
+            assert not asked.done()
+        server.close()
+        engine.close()
+        reply = asked.result(timeout=60)
+    assert reply.status_code == 200 and "abort" in reply.text
+    assert "Traceback" not in caplog.text + capfd.readouterr().err

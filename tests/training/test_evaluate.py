@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.training.evaluate import evaluation_metrics, pass_at_k
+from shoal.training.evaluate import evaluation_metrics, pass_at_k, sampling_error
 from shoal.types import Completion, Group, Prompt, Segment, StopReason
 
 
@@ -45,3 +45,11 @@ def test_several_sources_are_reported_apart() -> None:
 def test_the_mean_reward_is_over_completions_with_one():
     assert evaluation_metrics([group("p", [1.0, 0.5, None, 0.0])], 4)["reward"] == 0.5
     assert "reward" not in evaluation_metrics([group("p", [None])], 1)
+
+
+def test_the_standard_error_is_that_of_the_mean_over_prompts():
+    groups = [group("p", [1.0, 1.0]), group("q", [0.0, 1.0]), group("r", [0.0, 0.0])]
+    error = sampling_error(groups)
+    # Shares 1, 1/2, 0: their standard deviation is 1/2.
+    assert error == {"accuracy_stderr": pytest.approx(0.5 / 3**0.5), "prompts": 3, "completions": 6}
+    assert sampling_error(groups[:1]) == {"prompts": 1, "completions": 2}

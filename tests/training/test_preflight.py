@@ -16,11 +16,13 @@ from shoal import Submission, train
 from shoal.api import check, refuse_failed
 from shoal.build import build_parts
 from shoal.config import ShoalConfig
+from shoal.engines.base import EngineOutput, Request
 from shoal.errors import ConfigError, TrainingError
 from shoal.monitor.rows import read_rows
 from shoal.runtime import Runtime
 from shoal.training.parts import Parts
 from shoal.training.preflight import CheckResult, check_disk, check_logprobs, check_memory, check_rewards, run_checks
+from shoal.types import StopReason
 
 Build = Callable[..., Parts]
 CPU = Runtime(torch.device("cpu"), torch.float32, None, "sdpa", [])
@@ -122,6 +124,18 @@ def test_a_sampler_that_computes_otherwise_than_the_learner_fails(
     monkeypatch.setattr(parts.learner, "logprobs", lambda segments, temperature: right(segments, 1.0))
     result = check_logprobs(cfg, parts, 1e-4)
     assert result.ok is False and "(allowed: 1.0e-04)" in result.detail
+
+
+def test_an_engine_that_samples_nothing_is_named(configure: Configure, build: Build, monkeypatch: pytest.MonkeyPatch):
+    cfg = configure()
+    parts = build(cfg)
+
+    def refuse(requests: list[Request]) -> list[EngineOutput]:
+        return [EngineOutput(request.id, [], [], StopReason.ERROR) for request in requests]
+
+    monkeypatch.setattr(parts.engine, "generate", refuse)
+    result = check_logprobs(cfg, parts, 1e-4)
+    assert result.ok is False and "sampled no token: its completions ended with error" in result.detail
 
 
 @pytest.mark.parametrize("key", ["top_p", "top_k"])

@@ -14,11 +14,17 @@ import pytest
 from small_runs import Configure, trained_rows
 
 import shoal
-from shoal import Submission, evaluate, load_config, train
+from shoal import Submission, build, evaluate, load_config, train
 from shoal.config import ShoalConfig
+from shoal.engines.builtin.engine import TorchEngine
 from shoal.errors import ConfigError, TrainingError
+from shoal.learners.local import LocalLearner
+from shoal.monitor.monitor import Monitor
 from shoal.monitor.rows import read_rows
+from shoal.rewards.scorer import Scorer
 from shoal.training.recording import GroupRecording
+from shoal.training.sources import SyncSource
+from shoal.weight_sync.in_place import InPlaceSync
 
 
 def test_the_package_offers_a_few_documented_names():
@@ -205,6 +211,36 @@ def test_only_the_completions_that_break_the_loss_are_written(configure: Configu
     [row] = failed(tmp_path / "run", 1)
     assert row["segments"][0]["sampled_ids"] == guilty.segments[0].sampled_ids
     assert row["group"] == groups[1].id
+
+
+def test_a_run_whose_source_cannot_be_built_leaves_nothing_open(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    closed: list[str] = []
+    for kind in (Scorer, InPlaceSync, TorchEngine, LocalLearner, Monitor):
+        monkeypatch.setattr(kind, "close", lambda self, *_: closed.append(type(self).__name__))
+    monkeypatch.setattr(build, "build_source", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        build.build_run(configure(), tmp_path, lambda: False, {})
+    assert closed == ["Monitor", "Scorer", "InPlaceSync", "TorchEngine", "LocalLearner"]
+
+
+def test_every_part_is_closed_whatever_fails_on_the_way(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = build.build_run(configure(), tmp_path, lambda: False, {})
+    run.close("stopped")
+    closed: list[str] = []
+
+    def failing(self: Any, *_: Any) -> None:
+        closed.append(type(self).__name__)
+        raise OSError(type(self).__name__)
+
+    for kind in (SyncSource, Scorer, InPlaceSync, TorchEngine, LocalLearner, Monitor):
+        monkeypatch.setattr(kind, "close", failing)
+    with pytest.raises(OSError, match="LocalLearner"):
+        run.close("stopped")
+    assert closed == ["Monitor", "SyncSource", "Scorer", "InPlaceSync", "TorchEngine", "LocalLearner"]
 
 
 def test_weights_that_break_in_the_last_step_are_found_by_the_evaluation(configure: Configure, tmp_path: Path):

@@ -24,6 +24,7 @@ from shoal.weight_sync.build import build_vllm_sync
 from shoal.weight_sync.check import SelfCheck
 from shoal.weight_sync.shared import find_bridge, views
 from shoal.wire.shared import Bridge, adopt_on_cpu, memory_file, share_on_cpu
+from shoal.wire.stream import WeightSpec
 from shoal.wire.versions import version_in, write_version
 
 PROBE = [Segment([3, 4, 5], [6, 7], [0.0, 0.0], [True, True])]
@@ -108,6 +109,17 @@ def test_a_learner_whose_weights_moved_to_shared_memory_trains_there(
         fresh = {name: torch.zeros_like(one) for name, one in fused.items()}
         adopt_on_cpu(fresh, tmp_path, "")
         assert all(torch.equal(fresh[name], one) for name, one in moved.items())
+    finally:
+        memory_file(tmp_path).unlink()
+
+
+def test_a_single_number_has_a_place_too(tmp_path: Path):
+    bridge = share_on_cpu({"scale": torch.tensor(2.0), "norm.weight": torch.ones(3)}, tmp_path, "a model", PACKED, "")
+    specs = [WeightSpec("scale", (), "float32"), WeightSpec("norm.weight", (3,), "float32")]
+    try:
+        assert [tuple(found.shape) for found in views(specs, bridge).values()] == [(), (3,)]
+        with pytest.raises(ConfigError, match=r"cannot be mapped: norm\.weight \[\]"):
+            views([specs[0], WeightSpec("norm.weight", (), "float32")], bridge)
     finally:
         memory_file(tmp_path).unlink()
 
@@ -228,3 +240,13 @@ def test_a_folder_says_its_version(tmp_path: Path):
     assert version_in(tmp_path) == -1
     write_version(tmp_path, 7)
     assert version_in(tmp_path) == 7
+
+
+def test_a_prefix_cache_that_was_not_reset_is_caught_whatever_the_weights_did(
+    make_learner: Callable[..., LocalLearner], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    sync = sync_of(make_learner(), "restart", tmp_path)
+    sync.publish(0).wait()
+    monkeypatch.setattr(sync.engine.controls[0], "reset_prefix_cache", lambda: None)
+    with pytest.raises(TrainingError, match=r"at version 1 a recorded vLLM still has 3 tokens .* was not reset"):
+        sync.publish(1)

@@ -10,16 +10,18 @@ import pytest
 import torch
 
 from shoal.config import ShoalConfig
+from shoal.config.nodes.runtime import RuntimeConfig
 from shoal.engines.builtin.decode import ModuleDecoder
 from shoal.engines.builtin.fast_decode import FastDecoder
 from shoal.errors import TrainingError
 from shoal.learners.model import load_policy
+from shoal.learners.own_tokens import own_samples, rounding
 from shoal.learners.passes import Passes
-from shoal.runtime import native_bf16
+from shoal.runtime import native_bf16, resolve_runtime
 from shoal.tasks.story import story_tokenizer
 from shoal.training.parts import Parts
 from shoal.types import Batch, Prompt, TrainSequence
-from shoal.weight_sync.check import PROBE_TOKENS, make_probe
+from shoal.weight_sync.check import PROBE_TOKENS, distances, logprob_tolerance, probe_contexts
 
 Make = Callable[..., Parts]
 
@@ -150,8 +152,10 @@ def test_the_modules_own_forward_pass_needs_no_refresh_of_weights(make_parts: Ma
     parts.sync.publish(2).wait()
 
 
-@pytest.mark.parametrize(("every", "checked"), [(0, [0]), (1, [0, 1, 2, 3, 4]), (2, [0, 2, 4])])
-def test_the_first_publication_is_checked_and_then_one_in_so_many(make_parts: Make, every: int, checked: list[int]):
+@pytest.mark.parametrize(("every", "checked"), [(0, [0, 1]), (1, [0, 1, 2, 3, 4]), (3, [0, 1, 3])])
+def test_the_first_two_publications_are_checked_and_then_one_in_so_many(
+    make_parts: Make, every: int, checked: list[int]
+):
     parts = make_parts(lambda cfg: setattr(cfg.weight_sync, "self_check_every", every))
     found = [version for version in range(5) if "self_check" in parts.sync.publish(version).wait()]
     assert found == checked
@@ -160,29 +164,102 @@ def test_the_first_publication_is_checked_and_then_one_in_so_many(make_parts: Ma
 def test_a_stale_engine_is_not_seen_by_a_check_that_is_not_due_but_by_the_next(
     make_parts: Make, monkeypatch: pytest.MonkeyPatch
 ):
-    parts = make_parts(lambda cfg: setattr(cfg.weight_sync, "self_check_every", 2))
+    parts = make_parts(lambda cfg: setattr(cfg.weight_sync, "self_check_every", 3))
     parts.sync.publish(0).wait()
+    parts.sync.publish(1).wait()
     monkeypatch.setattr(parts.engine.decoder, "refresh", lambda: None)  # type: ignore[attr-defined]
     train(parts)
-    parts.sync.publish(1).wait()
+    parts.sync.publish(2).wait()
     with pytest.raises(TrainingError, match="differ"):
-        parts.sync.publish(2)
+        parts.sync.publish(3)
 
 
-def test_the_probe_is_long_fixed_and_within_the_models_bounds():
+def half(cfg: ShoalConfig) -> None:
+    cfg.model.dtype = "bfloat16"
+
+
+def mixed(cfg: ShoalConfig) -> None:
+    cfg.runtime.mixed_precision = "bf16"
+
+
+@pytest.mark.parametrize("precision", [plain, mixed, half], ids=["float32", "mixed", "bfloat16"])
+@pytest.mark.parametrize("change", [plain, adapter], ids=["full", "lora"])
+def test_weights_one_small_step_old_are_caught_in_every_precision(
+    make_parts: Make, monkeypatch: pytest.MonkeyPatch, precision: Any, change: Any
+):
+    def small_steps(cfg: ShoalConfig) -> None:
+        precision(cfg)
+        change(cfg)
+        cfg.optimizer.lr = 1e-3
+
+    parts = make_parts(small_steps)
+    batch = a_batch()
+    for version in range(2):
+        parts.sync.publish(version).wait()
+        parts.learner.train(batch, parts.sync.writing)
+    parts.sync.publish(2).wait()
+    check = parts.sync.check
+    monkeypatch.setattr(parts.engine.decoder, "refresh", lambda: None)  # type: ignore[attr-defined]
+    parts.learner.train(batch, parts.sync.writing)
+    if precision is not plain:
+        assert max(check.differences()) < check.tolerance, "rounding alone may do as much"
+    with pytest.raises(TrainingError, match=r"at version 3 the engine's log-probs differ .* its weights are stale"):
+        parts.sync.publish(3)
+
+
+def test_a_step_that_changes_nothing_is_no_stale_weight(make_parts: Make):
+    parts = make_parts(mixed)
+    for version in range(4):
+        parts.sync.publish(version).wait()
+
+
+@pytest.mark.parametrize("precision", [mixed, half], ids=["mixed", "bfloat16"])
+def test_what_rounding_does_to_a_model_is_measured_and_allowed(make_parts: Make, precision: Any):
+    def load(change: Callable[[ShoalConfig], None]) -> Parts:
+        torch.manual_seed(0)
+        return make_parts(change)
+
+    parts = load(precision)
+    probe = parts.sync.check.probe
+    found = rounding(parts.policy, parts.runtime, probe)
+    assert 1e-5 < found < 0.05
+    exact = load(plain)
+    assert rounding(exact.policy, exact.runtime, probe) == 0
+    if precision is half:
+        exact.policy.model.load_state_dict({k: v.float() for k, v in parts.policy.model.state_dict().items()})
+    differences = distances(parts.learner.logprobs(probe), exact.learner.logprobs(probe))
+    assert found == pytest.approx(sum(differences) / len(differences), rel=0.5)
+    # Nothing of the measurement stays.
+    assert parts.learner.logprobs(probe) == parts.learner.logprobs(probe)
+    assert rounding(parts.policy, parts.runtime, probe) == found
+
+
+def test_a_tolerance_grows_with_rounding_within_bounds():
+    cfg = ShoalConfig()
+    runtime = resolve_runtime(RuntimeConfig(target="cpu", mixed_precision="bf16"), cfg.model)
+    found = [logprob_tolerance(cfg.weight_sync, runtime, rounding) for rounding in (0.0, 0.002, 0.02, 5.0)]
+    assert found == pytest.approx([0.2, 0.2, 0.8, 2.0])
+    cfg.weight_sync.self_check_tolerance = 0.3
+    assert logprob_tolerance(cfg.weight_sync, runtime, 5.0) == 0.3
+
+
+def test_the_probe_is_long_fixed_and_within_the_models_bounds(make_parts: Make):
     ids = story_tokenizer()("Dee has 16 cats drops 3 eats 3 How many?")["input_ids"]
     prompts = [Prompt(str(number), ids) for number in range(6)]
-    probe = make_probe(prompts, 90, 512)
-    assert probe == make_probe(prompts, 90, 512)
-    assert len(probe) == 5  # four prompts and a long one
-    assert len(probe[-1].context_ids) > 300
+    contexts = probe_contexts(prompts, 512)
+    assert len(contexts) == 5  # four prompts and a long one
+    assert len(contexts[-1]) > 300
+    for context in probe_contexts(prompts, 40):
+        assert 0 < len(context) + PROBE_TOKENS <= 40
+    policy, runtime = make_parts().policy, make_parts().runtime
+    probe = own_samples(policy, runtime, contexts, PROBE_TOKENS)
+    assert probe == own_samples(policy, runtime, contexts, PROBE_TOKENS)
+    assert [segment.context_ids for segment in probe] == contexts
     assert all(len(segment.sampled_ids) == PROBE_TOKENS for segment in probe)
-    assert max(one for segment in probe for one in segment.sampled_ids) < 90
-    for segment in make_probe(prompts, 90, 40):
-        assert 0 < len(segment.context_ids) + len(segment.sampled_ids) <= 40
+    assert max(one for segment in probe for one in segment.sampled_ids) < policy.vocabulary
 
 
-@pytest.mark.parametrize(("error", "said"), [(0.01, r"0\.01 at most"), (float("nan"), "nan on average")])
+@pytest.mark.parametrize(("error", "said"), [(0.01, r"0\.00\d+ at most"), (float("nan"), "nan on average")])
 def test_one_token_that_is_off_is_seen(make_parts: Make, monkeypatch: pytest.MonkeyPatch, error: float, said: str):
     parts = make_parts()
     right = parts.learner.logprobs

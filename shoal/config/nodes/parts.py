@@ -96,9 +96,12 @@ class WeightSyncConfig:
     )
     self_check_every: int = option(
         10,
-        "Syncs between checks of the engine's log-probs against the learner's. The first always is. 0: no other",
+        "Syncs between checks of the engine's log-probs against the learner's. The first two always are. 0: no others",
         least=0,
     )
     self_check_tolerance: float = option(
-        0.0, "Largest difference allowed. 0: by dtype (1e-4 in float32, 0.2 in 16 bits)", least=0
+        0.0,
+        "Largest difference of log-probs allowed, relative to those beyond -1. 0: by dtype (1e-4 in float32, 0.2 in 16 "
+        "bits, more where rounding moves this model more)",
+        least=0,
     )

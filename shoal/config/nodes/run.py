@@ -54,7 +54,14 @@ class MonitorConfig:
     progress: str = option("auto", "Live display, plain lines, or nothing", choices=("auto", "live", "lines", "off"))
     tensorboard: bool = option(True, "Write TensorBoard events")
     curve: bool = option(True, "Write curve.png")
-    samples_every: int = option(1, "Steps between samples/step_N.jsonl. 0: never", least=0)
+    samples_every: int = option(
+        1, "Steps between samples/step_N.jsonl. 0: never, and no evaluations/step_N.jsonl", least=0
+    )
+    tokens: bool = option(
+        False,
+        "Write each token with its log-probs by sampler and learner, advantage and mask into samples/, for shoal view. "
+        "Costs one more forward pass over the step's completions, and about 40 bytes a token on disk",
+    )
     wandb: WandbConfig = option(WandbConfig, "Weights & Biases")
 
 

@@ -54,13 +54,22 @@ def sample(logits: Tensor, uniform: Tensor, rows: RowSampling) -> tuple[Tensor, 
     """
     if rows.temperature is not None:
         logits = logits / rows.temperature
-    probabilities = logits.softmax(-1)
+    probabilities = softmax(logits)
     if rows.filtered is not None and rows.top_k is not None and rows.top_p is not None:
         probabilities[rows.filtered] = truncate(probabilities[rows.filtered], rows.top_k, rows.top_p)
     tokens = draw(probabilities, uniform)
     if rows.greedy is not None:
         tokens = torch.where(rows.greedy, logits.argmax(-1), tokens)
     return tokens, probabilities.gather(-1, tokens[:, None]).squeeze(-1).log()
+
+
+def softmax(logits: Tensor) -> Tensor:
+    """exp(logits) / sum over the last dimension, [R, V] -> [R, V].
+
+    torch's own on a CPU adds up in a way that loses 1e-5 of the sum at 150,000 ids; `sum` does not.
+    """
+    powers = (logits - logits.amax(-1, keepdim=True)).exp_()
+    return powers.div_(powers.sum(-1, keepdim=True))
 
 
 def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:

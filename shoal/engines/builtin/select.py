@@ -28,7 +28,7 @@ def choose_decoder(model: Any, compute_dtype: torch.dtype | None) -> Decoder:
         ConfigError: no decoder agrees with the module.
     """
     causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
-    _check_cache(causal_lm)
+    check_cache(causal_lm)
     decoder = ModuleDecoder(model, compute_dtype)
     reason = unsupported(causal_lm)
     if not reason:
@@ -47,7 +47,7 @@ def choose_decoder(model: Any, compute_dtype: torch.dtype | None) -> Decoder:
     return decoder
 
 
-def _check_cache(causal_lm: Any) -> None:
+def check_cache(causal_lm: Any) -> None:
     """Refuses models whose state is not a KV cache, whose rows could not be aligned at their ends."""
     name = type(causal_lm).__name__
     others = set(getattr(causal_lm.config.get_text_config(), "layer_types", None) or ()) - KV_LAYERS

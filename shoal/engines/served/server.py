@@ -21,17 +21,21 @@ from shoal.engines.served.dialect import GenerateRequest, reply
 from shoal.engines.served.engine import ServedEngine
 from shoal.errors import ConfigError, EngineError
 from shoal.rewards.sandbox.serve import is_loopback
+from shoal.types import StopReason
 
 logger = getLogger(__name__)
 
 TOKEN_VARIABLE = "SHOAL_ENGINE_TOKEN"
 START_SECONDS = 30.0
+GRACE_SECONDS = 3
+Waiting = dict["asyncio.Future[EngineOutput]", asyncio.AbstractEventLoop]
 LOOK_SECONDS = 1.0  # between two looks at whether whoever asked is still there
 
 
 def make_app(engine: ServedEngine, tokenizer: Any, token: str | None) -> FastAPI:
     """The application; `token` is asked for as a bearer's where there is one."""
     app = FastAPI(title="Shoal's built-in engine", docs_url=None, redoc_url=None)
+    app.state.waiting = {}
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
@@ -51,19 +55,25 @@ def make_app(engine: ServedEngine, tokenizer: Any, token: str | None) -> FastAPI
         if body.stream:
             raise HTTPException(422, "stream: completions come whole only; leave it out")
         prompt = tokenizer(body.prompt)["input_ids"] if isinstance(body.prompt, str) else body.prompt.prompt_token_ids
+        if not prompt:
+            raise HTTPException(422, "prompt: it has no token")
         if max(prompt) >= engine.vocabulary:
             raise HTTPException(422, f"prompt: {max(prompt)} is no id of a vocabulary of {engine.vocabulary}")
-        outputs = await asyncio.gather(*_asked(engine, body, prompt, request))
+        outputs = await asyncio.gather(*_asked(engine, body, prompt, request, app.state.waiting))
         return reply(prompt, outputs, lambda ids: tokenizer.decode(ids, skip_special_tokens=True))
 
     return app
 
 
-def _asked(engine: ServedEngine, body: GenerateRequest, prompt: list[int], request: Request) -> list[Any]:
-    """One awaitable output for each completion."""
+def _asked(
+    engine: ServedEngine, body: GenerateRequest, prompt: list[int], request: Request, waiting: Waiting
+) -> list[Any]:
+    """One awaitable output for each completion; they are in `waiting` until they have one."""
     name, loop, waits = secrets.token_hex(8), asyncio.get_running_loop(), []
     for index, seed in enumerate(body.seed_of_each()):
         future: asyncio.Future[EngineOutput] = loop.create_future()
+        waiting[future] = loop
+        future.add_done_callback(lambda done: waiting.pop(done, None))
         asked = base.Request(f"{name}/{index}", tuple(prompt), seed, body.sampling(), group=name)
         try:
             engine.ask(asked, lambda output, future=future: _settle(loop, future, output))  # type: ignore[misc]
@@ -112,7 +122,16 @@ class GenerateServer:
                 "and where the environments run, or leave the host out"
             )
         app = make_app(engine, tokenizer, token)
-        config = Config(app, host=host, port=port, log_level="error", access_log=False, lifespan="off")
+        self.waiting: Waiting = app.state.waiting
+        config = Config(
+            app,
+            host=host,
+            port=port,
+            log_level="error",
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=GRACE_SECONDS,
+        )
         self.server = Server(config)
         try:
             self.socket = create_server((host, port))
@@ -132,6 +151,10 @@ class GenerateServer:
     def close(self) -> None:
         """Stops taking requests; those that wait are told that it ended."""
         self.server.should_exit = True
+        for future, loop in list(self.waiting.items()):
+            _settle(loop, future, EngineOutput("", [], [], StopReason.ABORT))
+        # They get their answers first: a request that is cut off is a traceback of the server's.
+        self.thread.join(timeout=GRACE_SECONDS)
         self.server.force_exit = True
         self.thread.join(timeout=10)
         self.socket.close()

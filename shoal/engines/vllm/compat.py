@@ -92,7 +92,8 @@ def result_of(request: Mapping[str, Any], output: Any) -> dict[str, Any]:
     tokens = list(sampled.token_ids)
     logprobs = list(sampled.logprobs.logprobs)[: len(tokens)] if sampled.logprobs else []
     reason = sampled.finish_reason if sampled.finish_reason in ("stop", "length", "abort") else "error"
-    return {"id": request["id"], "tokens": tokens, "logprobs": logprobs, "reason": reason}
+    cached = output.num_cached_tokens or 0
+    return {"id": request["id"], "tokens": tokens, "logprobs": logprobs, "reason": reason, "cached": cached}
 
 
 def adapter_request(name: str, folder: Path | str) -> Any:

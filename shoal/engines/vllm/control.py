@@ -57,5 +57,10 @@ class VllmControl(ABC):
         """One token sampled at temperature 1, through the prefix cache as rollouts are, and its log-prob."""
 
     @abstractmethod
+    def cached_tokens(self, prompt_ids: Sequence[int]) -> int:
+        """Samples a token in the same way; how many tokens of the prompt the prefix cache held. 0 where it is off, or
+        where the server does not say."""
+
+    @abstractmethod
     def restart(self, model: Path) -> None:
         """Ends the server and starts it on `model`, on the same port; returns when it is healthy."""

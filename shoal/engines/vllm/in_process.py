@@ -155,7 +155,16 @@ class VllmEngine(Engine):
                 vllm_compat.add_request(self.llm, form, self.adapter)
                 self.asides[form["id"]] = form
             found: dict[str, dict[str, Any]] = {}
+            deadline = monotonic() + self.timeout
             while len(found) < len(forms):
+                if monotonic() > deadline:
+                    late = [form["id"] for form in forms if form["id"] not in found]
+                    for name in late:
+                        vllm_compat.partial_result(self.llm, self.asides.pop(name))
+                    raise EngineError(
+                        f"vLLM has not answered {len(late)} of {len(forms)} requests for log-probs within "
+                        f"{self.timeout:.0f} s (engine.vllm.request_timeout)"
+                    )
                 found |= self._step()
             return [found[form["id"]] for form in forms]
 
@@ -273,6 +282,10 @@ class InProcessControl(VllmControl):
     def sample_token(self, prompt_ids: Sequence[int]) -> tuple[int, float]:
         (result,) = self.engine.aside([self.engine.form.token(prompt_ids)])
         return result["tokens"][0], result["logprobs"][0]
+
+    def cached_tokens(self, prompt_ids: Sequence[int]) -> int:
+        (result,) = self.engine.aside([self.engine.form.token(prompt_ids)])
+        return int(result.get("cached", 0))
 
     def restart(self, model: Path) -> None:
         raise EngineError("vLLM in this process cannot be restarted: use engine=vllm_server with weight_sync=restart")

@@ -19,6 +19,7 @@ from shoal.engines.vllm.requests import RequestForm, scored
 from shoal.errors import EngineError, ServerDied
 from shoal.types import Segment
 
+RESPOND_SECONDS = 30.0  # until an engine between two steps must answer
 VLLM_MODES = {"drain": "wait", "keep": "keep", "abort": "abort"}
 
 
@@ -36,6 +37,12 @@ class Owner(Protocol):
 
     def resumed(self, server: VllmServer) -> None:
         """Takes note that generation goes on."""
+
+    def went_down(self, server: VllmServer) -> None:
+        """Takes note that a server is being started again."""
+
+    def came_back(self, server: VllmServer) -> None:
+        """Takes note that it is ready."""
 
 
 class VllmServer(VllmClient, VllmControl):
@@ -114,17 +121,24 @@ class VllmServer(VllmClient, VllmControl):
         (result,) = self.ask_all([self.owner.form.token(prompt_ids)])
         return result["tokens"][0], result["logprobs"][0]
 
-    def restart(self, model: Path | None = None) -> None:
-        """Ends the server and starts it again, on `model` where one is given, on the same port."""
+    def cached_tokens(self, prompt_ids: Sequence[int]) -> int:
+        (result,) = self.ask_all([self.owner.form.token(prompt_ids)])
+        return int(result.get("cached", 0))
+
+    def restart(self, model: Path) -> None:
         if self.process is None or self.arguments is None:
             raise EngineError(f"{self.name} is run by someone else, so it cannot be restarted from here")
-        if model is not None:
-            self.arguments = self.arguments.with_model(str(model))
-            self.model = str(model)
-        self.process.stop()
+        self.arguments = self.arguments.with_model(str(model))
+        self.model = str(model)
+        self.owner.went_down(self)
+        self._launch_again(self.process, self.arguments)
+        self.owner.came_back(self)
+
+    def _launch_again(self, process: ServerProcess, arguments: VllmArguments) -> None:
+        process.stop()
         self.incarnation += 1
-        self.process.launch(self.arguments.line())
-        self.process.wait_until_healthy()
+        process.launch(arguments.line())
+        process.wait_until_healthy()
 
     def look_up(self) -> None:
         """Asks the server how it was started."""
@@ -132,14 +146,23 @@ class VllmServer(VllmClient, VllmControl):
         self.tensor_parallel = found["tensor_parallel"]
         self.max_lora_rank = found["max_lora_rank"]
 
+    def responds(self) -> bool:
+        """Whether its workers answer: /health says yes even where the engine's own process hangs."""
+        seconds = min(self.timeout, RESPOND_SECONDS)
+        body = {"method": "shoal_status", "arguments": [], "timeout": seconds}
+        try:
+            return self._reply("/shoal/call", body, seconds).status_code == 200
+        except httpx.HTTPError:
+            return False
+
     def come_back(self) -> None:
         """Starts a server again that died; waits for one that someone else runs.
 
         Raises:
             EngineError: it does not come back in time.
         """
-        if self.process is not None:
-            self.restart()
+        if self.process is not None and self.arguments is not None:
+            self._launch_again(self.process, self.arguments)
             return
         self.incarnation += 1
         deadline = monotonic() + self.timeout
@@ -163,9 +186,7 @@ class VllmServer(VllmClient, VllmControl):
 
     def _post(self, path: str, what: str, body: Mapping[str, Any]) -> dict[str, Any]:
         try:
-            response = httpx.post(
-                self.url + path, json=body, headers=self.headers, timeout=self.timeout, trust_env=False, verify=tls()
-            )
+            response = self._reply(path, body, self.timeout)
         except httpx.TimeoutException as error:
             if self.process is not None and self.process.ended():
                 raise ServerDied(self._gone(what, error)) from error
@@ -178,6 +199,11 @@ class VllmServer(VllmClient, VllmControl):
             self.refuse(what, response)
         found: dict[str, Any] = response.json()
         return found
+
+    def _reply(self, path: str, body: Mapping[str, Any], seconds: float) -> httpx.Response:
+        return httpx.post(
+            self.url + path, json=body, headers=self.headers, timeout=seconds, trust_env=False, verify=tls()
+        )
 
     def _gone(self, what: str, error: httpx.HTTPError) -> str:
         where = f"; its log: {self.process.log}" if self.process else "; is it running, and is the port right?"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
 from logging import getLogger
 from pathlib import Path
 from threading import Condition, RLock, Thread
@@ -50,8 +52,9 @@ class Flight:
 class VllmServerEngine(Engine):
     """Spreads requests over servers, those of one group to one server, whose prefix cache then holds their prompt.
 
-    A thread of its own talks to the servers. One that dies is started again, given the present weights by `restore`,
-    and asked again for what it owed; a result of its earlier life is not taken, so each completion comes out once.
+    A thread of its own talks to the servers. One that dies or hangs is started again, given the present weights by
+    `restore`, and asked again for what it owed; a result of its earlier life is not taken, so each completion comes out
+    once.
 
     Args:
         arguments: What launched servers are started with.
@@ -81,6 +84,7 @@ class VllmServerEngine(Engine):
         self.load = LoadMetrics()
         self.busy_since: float | None = None
         self.last_news = monotonic()
+        self.looking = False
         self.loop = asyncio.new_event_loop()
         self.thread = Thread(target=self.loop.run_forever, name="vLLM requests", daemon=True)
         self.thread.start()
@@ -122,7 +126,9 @@ class VllmServerEngine(Engine):
                 self.flights[flight.form["id"]] = flight
             if self.busy_since is None and new:
                 self.busy_since = self.last_news = monotonic()
-                asyncio.run_coroutine_threadsafe(self._look_at_load(), self.loop)
+                if not self.looking:
+                    self.looking = True
+                    asyncio.run_coroutine_threadsafe(self._look_at_load(), self.loop)
             for server in self.servers:
                 self._ask(server)
 
@@ -139,8 +145,26 @@ class VllmServerEngine(Engine):
             for flight in owed:
                 flight.incarnation = server.incarnation
                 flight.versions = [(0, self.version)]
+                flight.paused_at = 0 if server.url in self.paused else None
         if owed:
-            asyncio.run_coroutine_threadsafe(self._stream(server, server.incarnation, owed), self.loop)
+            self._begin(self._stream(server, server.incarnation, owed), server)
+
+    def _begin(self, work: Coroutine[Any, Any, None], server: VllmServer) -> None:
+        """Starts a coroutine in the event loop. An error that it does not see to itself ends the wait for completions,
+        instead of leaving it to the deadline."""
+
+        def ended(done: Future[None]) -> None:
+            error = None if done.cancelled() else done.exception()
+            if error is not None:
+                with self.changed:
+                    self.refused = EngineError(
+                        f"{server.name} answers what cannot be read ({type(error).__name__}: {error}); "
+                        f"{server.where_to_look()}"
+                    )
+                    self.refused.__cause__ = error
+                    self.changed.notify_all()
+
+        asyncio.run_coroutine_threadsafe(work, self.loop).add_done_callback(ended)
 
     async def _stream(self, server: VllmServer, incarnation: int, flights: Sequence[Flight]) -> None:
         """Takes in what a server gives for these requests; a stream that breaks is left to `_mend`."""
@@ -169,9 +193,9 @@ class VllmServerEngine(Engine):
                 flight.paused_at = 0
                 self._ask(server)
                 return
+            output = output_of(result, flight.versions)
             del self.flights[result["id"]]
             server.in_flight -= 1
-            output = output_of(result, flight.versions)
             self.load.count(output)
             self.ready.append(output)
             if not self.flights and self.busy_since is not None:
@@ -180,11 +204,10 @@ class VllmServerEngine(Engine):
             self.changed.notify_all()
 
     def poll(self, timeout: float) -> list[EngineOutput]:
-        """Sees to servers whose streams broke, and waits for outputs.
+        """Sees to servers whose streams broke or that hang, and waits for outputs.
 
         Raises:
-            EngineError: nothing came for `engine.vllm.request_timeout` seconds, a server refuses what it is asked, or
-                one died and may not be started again.
+            EngineError: a server refuses what it is asked, or died or hung and may not be started again.
         """
         with self.changed:
             if self.flights and not self.ready and not self.broken and self.refused is None:
@@ -198,10 +221,12 @@ class VllmServerEngine(Engine):
                 raise self.refused
             # A stream that breaks after its last result owes nothing: whoever asks next will see to the server.
             broken = bool(self.flights and self.broken)
-            if self.flights and not broken and monotonic() - self.last_news > self.timeout:
-                raise EngineError(self._too_quiet())
+            silent = bool(self.flights) and monotonic() - self.last_news > self.timeout
         if broken:
             self._mend()
+            self.last_news = monotonic()
+        elif silent:
+            self._mend_hanging()
             self.last_news = monotonic()
         return []
 
@@ -218,7 +243,7 @@ class VllmServerEngine(Engine):
             for flight in wanted:
                 flight.unwanted = True
         if wanted:
-            asyncio.run_coroutine_threadsafe(self._abort([flight.form["id"] for flight in wanted]), self.loop)
+            self._begin(self._abort([flight.form["id"] for flight in wanted]), wanted[0].server)
 
     async def _abort(self, ids: Sequence[str]) -> None:
         """Asks for the end of requests until all are out."""
@@ -248,16 +273,16 @@ class VllmServerEngine(Engine):
         found = {result["id"]: result for results in self.run(all_of()) for result in results}
         return scored(segments, [found[form["id"]] for form in forms])
 
-    # Servers that die.
+    # Servers that die or hang.
 
     def revive(self) -> int:
-        """Starts every launched server again that has died, and gives it the present weights; how many had.
+        """Starts every launched server again that has died or hangs, and gives it the present weights; how many had.
 
         Raises:
             EngineError: `engine.vllm.restarts` are used up, or an endpoint does not come back.
         """
         with self.reviving:
-            dead = [server for server in self.servers if not server.alive()]
+            dead = [server for server in self.servers if not (server.alive() and server.responds())]
             for server in dead:
                 self._start_again(server, "it does not answer")
             return len(dead)
@@ -270,23 +295,49 @@ class VllmServerEngine(Engine):
             with self.reviving:
                 if server.incarnation == incarnation:
                     self._start_again(server, why)
+                else:
+                    self._ask(server)  # started again meanwhile, perhaps by the weight sync: it knows of nothing
+
+    def _mend_hanging(self) -> None:
+        """After `timeout` seconds without a completion: starts servers again that do not answer any more.
+
+        Raises:
+            EngineError: all answer, so completions just take longer than that.
+        """
+        hanging = [
+            (server, server.incarnation) for server in self.servers if server.in_flight and not server.responds()
+        ]
+        if not hanging:
+            raise EngineError(self._too_quiet())
+        for server, incarnation in hanging:
+            with self.reviving:
+                if server.incarnation == incarnation:
+                    self._start_again(server, f"it hangs: nothing came for {self.timeout:.0f} s")
+
+    def went_down(self, server: VllmServer) -> None:
+        """Takes note that a server is being started again: nothing is asked of it meanwhile."""
+        with self.changed:
+            self.down.add(server)
+
+    def came_back(self, server: VllmServer) -> None:
+        """Takes note that it is ready, and asks it for all that it owed."""
+        with self.changed:
+            self.down.discard(server)
+        self._ask(server)
 
     def _start_again(self, server: VllmServer, why: str) -> None:
         if self.restarts_left == 0:
             raise EngineError(
-                f"{server.name} died ({why}), and engine.vllm.restarts are used up; {server.where_to_look()}"
+                f"{server.name} died or hangs ({why}), and engine.vllm.restarts are used up; {server.where_to_look()}"
             )
         self.restarts_left -= 1
         self.load.restarts += 1
-        logger.warning("%s died (%s); %d restarts are left", server.name, why, self.restarts_left)
-        with self.changed:
-            self.down.add(server)  # nothing is asked of it before it has the weights of now
+        logger.warning("%s died or hangs (%s); %d restarts are left", server.name, why, self.restarts_left)
+        self.went_down(server)  # nothing is asked of it before it has the weights of now
         server.come_back()
         if self.restore is not None:
             self.restore(server)
-        with self.changed:
-            self.down.discard(server)
-        self._ask(server)
+        self.came_back(server)
 
     # Versions.
 
@@ -333,21 +384,29 @@ class VllmServerEngine(Engine):
         return list(await asyncio.gather(*(one.metrics(self.clients[one.url]) for one in self.servers)))
 
     async def _look_at_load(self) -> None:
-        while self.busy_since is not None:
+        """One look after another for as long as there are requests; there is never more than one such loop."""
+        while True:
             await asyncio.sleep(LOOK_SECONDS)
-            if self.busy_since is not None:
-                self.load.look(await self._metrics())
+            with self.changed:
+                self.looking = self.busy_since is not None
+                if not self.looking:
+                    return
+            self.load.look(await self._metrics())
 
     def close(self) -> None:
         """Ends the servers that Shoal launched, and the thread."""
-        for server in self.servers:
-            server.close()
+        with ExitStack() as ending:
+            ending.callback(self._end_thread)
+            for server in self.servers:
+                ending.callback(server.close)
+        self.flights.clear()
+        self.ready.clear()
+
+    def _end_thread(self) -> None:
         if self.thread.is_alive():
             self.run(self._close_clients())
             self.loop.call_soon_threadsafe(self.loop.stop)
             self.thread.join(10.0)
-        self.flights.clear()
-        self.ready.clear()
 
     async def _close_clients(self) -> None:
         for task in asyncio.all_tasks() - {asyncio.current_task()}:

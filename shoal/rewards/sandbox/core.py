@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from io import FileIO
 from itertools import chain
-from math import inf
+from math import inf, isclose
 
 from shoal.errors import ConfigError
 from shoal.rewards.sandbox.interpreter import find_interpreter
@@ -21,6 +22,8 @@ from shoal.rewards.sandbox.watch import Watched, drain, watch
 
 SLACK = 1.0  # seconds by which the judge may be late before it is ended from outside
 BY_LIMIT = (128 + signal.SIGXCPU, 128 + signal.SIGKILL)  # exit statuses of a process that the kernel ended
+INTEGER, NUMBER = re.compile(r"[+-]?[0-9]+"), re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+FLOAT_TOLERANCE, NEAR_ZERO = 1e-6, 1e-9  # relative, where the expected number is a float; absolute, beside 0
 PROBE = "import decimal, os, sys\nprint(decimal.Decimal(input()) * 2, file=sys.stdout)"
 
 
@@ -82,7 +85,7 @@ class Sandbox:
         if status != 0:
             last = errors.decode(errors="replace").strip().splitlines()[-1:] or [""]
             return TestResult(Status.ERROR, watched.seconds, f"exit status {status}: {last[0]:.200}")
-        if not same_output(output.decode(errors="replace"), test.output):
+        if not same_output(output.decode(errors="replace"), test.output, test.tolerance):
             return TestResult(Status.WRONG, watched.seconds, "another output")
         return TestResult(Status.PASSED, watched.seconds)
 
@@ -124,11 +127,19 @@ class Sandbox:
                 file.close()
 
 
-def same_output(got: str, wanted: str) -> bool:
-    """Equal but for space at the ends of lines and empty lines at the end."""
-    return [line.rstrip() for line in got.rstrip().split("\n")] == [
-        line.rstrip() for line in wanted.rstrip().split("\n")
-    ]
+def same_output(got: str, wanted: str, tolerance: float | None = None) -> bool:
+    """Whether both have the same tokens, whatever space is between them; numbers as `StdioTest.tolerance` says."""
+    ours, theirs = got.split(), wanted.split()
+    return len(ours) == len(theirs) and all(
+        one == other or _near(one, other, tolerance) for one, other in zip(ours, theirs, strict=True)
+    )
+
+
+def _near(got: str, wanted: str, tolerance: float | None) -> bool:
+    if not NUMBER.fullmatch(wanted) or not NUMBER.fullmatch(got) or (tolerance is None and INTEGER.fullmatch(wanted)):
+        return False
+    within = FLOAT_TOLERANCE if tolerance is None else tolerance
+    return isclose(float(got), float(wanted), rel_tol=within, abs_tol=min(within, NEAR_ZERO))
 
 
 def _verdicts(text: bytes, tests: int, watched: Watched, status: int) -> list[TestResult]:

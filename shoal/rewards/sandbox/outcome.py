@@ -44,10 +44,12 @@ class TestResult:
 
 @dataclass(frozen=True)
 class StdioTest:
-    """The program must end with exit status 0 and have written `output` to stdout, given `input`."""
+    """The program must end with exit status 0 and have written `output` to stdout, given `input`. `tolerance` is that
+    of all numbers, relative; None: 1e-6 for those that `output` writes as floats, and none for integers."""
 
     input: str
     output: str
+    tolerance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,11 @@ class Tests:
             if all(isinstance(test, str) for test in value):
                 return cls(asserts=tuple(value))
             if all(isinstance(test, dict) and isinstance(test.get("output"), str) for test in value):
-                return cls(stdio=tuple(StdioTest(str(test.get("input", "")), test["output"]) for test in value))
+                return cls(
+                    stdio=tuple(
+                        StdioTest(str(test.get("input", "")), test["output"], test.get("tolerance")) for test in value
+                    )
+                )
         raise DataError(
             f"tests of a program must be a list of statements, or of objects with input and output; got {value!r:.200}"
         )

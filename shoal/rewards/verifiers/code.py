@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from functools import cache
 from typing import Any
 
 from shoal.config.nodes.code import CodeConfig
-from shoal.errors import ConfigError, DataError
+from shoal.errors import ConfigError
 from shoal.rewards.base import Submission, verifier
+from shoal.rewards.code_tests import read_tests
 from shoal.rewards.sandbox.client import run_there
 from shoal.rewards.sandbox.core import Sandbox
 from shoal.rewards.sandbox.limits import Limits
@@ -17,7 +17,9 @@ from shoal.rewards.sandbox.outcome import SandboxError, StdioTest, TestResult, T
 from shoal.rewards.verifiers.strings import tagged_answer
 
 FENCE = re.compile(
-    r"^[ \t]*(`{3,}|~{3,})[ \t]*([\w+#.-]*)[^\n`]*\n(.*?)(?:^[ \t]*\1[ \t]*$|\Z)", re.DOTALL | re.MULTILINE
+    r"^(?P<before>[ \t]*(?:(?:[-*+]|\d+[.)])[ \t]+)*)(?P<fence>`{3,}|~{3,})[ \t]*(?P<language>[\w+#.-]*)[^\n`]*\n"
+    r"(?P<program>.*?)(?:^[ \t]*(?P=fence)[`~]*[ \t]*$|\Z)",
+    re.DOTALL | re.MULTILINE,
 )
 PYTHON = ("python", "python3", "py")
 
@@ -26,14 +28,15 @@ PYTHON = ("python", "python3", "py")
 def code(submission: Submission, **options: Any) -> float:
     """Share of the tests that the program passes, 0 below the threshold; `options` are those of `CodeConfig`.
 
-    The ground truth is a list of assert statements, or of objects with `input` and `output`, or either as JSON. A
+    The ground truth is in one of the forms of `code_tests`, or its JSON. A
     completion without a program scores 0, as does a program that times out. A sandbox that fails raises.
     """
     config = CodeConfig(**options)
-    tests = read_tests(submission.ground_truth)
-    program = find_program(submission.text)
-    if program is None:
+    known = read_tests(submission.ground_truth)
+    found = find_program(submission.text)
+    if found is None:
         return 0.0
+    program, tests = known.run(found)
     limits = Limits(
         seconds=config.seconds,
         cpu_seconds=config.cpu_seconds,
@@ -78,29 +81,22 @@ def score_of(results: list[TestResult], config: CodeConfig) -> float:
 def find_program(text: str) -> str | None:
     """The last ```python block; else the last fenced block of any kind; else what stands in the last `<answer>`.
 
-    A block that the end of the text cuts off counts. None where there is none of these.
+    A block that the end of the text cuts off counts, and one in a list loses the list's indentation. None where there
+    is none of these.
     """
-    blocks = [(match[2].lower(), match[3]) for match in FENCE.finditer(text)]
+    blocks = [
+        (match["language"].lower(), _outdented(match["program"], len(match["before"])))
+        for match in FENCE.finditer(text.replace("\r\n", "\n"))
+    ]
     python = [content for language, content in blocks if language in PYTHON]
     if python or blocks:
         return (python or [content for _, content in blocks])[-1]
     return tagged_answer(text)
 
 
-def read_tests(truth: Any) -> Tests:
-    """Tests from a ground truth.
-
-    Raises:
-        DataError: there are none in it.
-    """
-    if isinstance(truth, str):
-        try:
-            truth = json.loads(truth)
-        except ValueError:
-            truth = [truth] if truth.strip() else []  # statements as they stand
-    if not truth:
-        raise DataError("the row has no tests: ground_truth must be a list of asserts, or of inputs and outputs")
-    return Tests.from_json(truth)
+def _outdented(program: str, columns: int) -> str:
+    """Without as much space before each line as stands before the fence, where there is that much."""
+    return re.sub(rf"^[ \t]{{1,{columns}}}", "", program, flags=re.MULTILINE) if columns else program
 
 
 @cache

@@ -26,6 +26,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
 SAY_EVERY = 10.0
 BUSY = (429, 502, 503, 504)
 MISTAKEN = (401, 403, 404, 405)  # no other request would fare better
+REMEDY = "give --engine the address of a vLLM server or of Shoal's engine"
 REASONS = {"stop": StopReason.STOP, "length": StopReason.LENGTH}
 
 
@@ -60,7 +61,7 @@ class EngineClient:
         self.accepts: set[str] | None = None
         self.model_name = ""
         self.pending: dict[tuple[tuple[int, ...], SamplingParams], _Pending] = {}
-        self.running: set[asyncio.Task[None]] = set()
+        self.running: set[asyncio.Task[list[EngineOutput]]] = set()
 
     async def sample(
         self, context_ids: Sequence[int], seed: int, sampling: SamplingParams, *, group: str = ""
@@ -86,24 +87,34 @@ class EngineClient:
         await self.http.aclose()
 
     def _send(self, key: tuple[tuple[int, ...], SamplingParams]) -> None:
-        task = asyncio.create_task(self._answer(self.pending.pop(key)))
+        pending = self.pending.pop(key)
+        task = asyncio.create_task(self._answer(pending))
         self.running.add(task)
-        task.add_done_callback(self.running.discard)
+        task.add_done_callback(lambda done: self._settle(pending, done))
 
-    async def _answer(self, pending: _Pending) -> None:
+    def _settle(self, pending: _Pending, task: asyncio.Task[list[EngineOutput]]) -> None:
+        """Every future gets the outcome of the task, whatever that is."""
+        self.running.discard(task)
+        waiting = [(index, future) for index, future in enumerate(pending.futures) if not future.done()]
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, Exception) and not isinstance(error, EngineError):
+            why = EngineError(f"{self.url} answers what cannot be read ({type(error).__name__}: {error}): {REMEDY}")
+            why.__cause__ = error
+            error = why
+        for index, future in waiting:
+            if task.cancelled():
+                future.cancel()
+            elif error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(task.result()[index])
+
+    async def _answer(self, pending: _Pending) -> list[EngineOutput]:
         """One request for all where the server takes a seed for each; else a request each."""
-        try:
-            together = "seeds" in await self._capabilities()
-            parts = [pending.seeds] if together else [[seed] for seed in pending.seeds]
-            found = await asyncio.gather(*(self._ask(pending, seeds) for seeds in parts))
-        except EngineError as error:
-            for future in pending.futures:
-                if not future.done():
-                    future.set_exception(error)
-            return
-        for future, output in zip(pending.futures, [output for part in found for output in part], strict=True):
-            if not future.done():
-                future.set_result(output)
+        together = "seeds" in await self._capabilities()
+        parts = [pending.seeds] if together else [[seed] for seed in pending.seeds]
+        found = await asyncio.gather(*(self._ask(pending, seeds) for seeds in parts))
+        return [output for part in found for output in part]
 
     async def _ask(self, pending: _Pending, seeds: Sequence[int]) -> list[EngineOutput]:
         """Outputs in the order of the seeds; what the engine gave up is asked for again."""
@@ -151,12 +162,24 @@ class EngineClient:
         if self.accepts is None:
             if self.openai:
                 models = await self._call("GET", "/models")
+                if not (isinstance(models, dict) and models.get("data")):
+                    raise EngineError(f"{self.url}/models names no model: {REMEDY}")
                 self.model_name = models["data"][0]["id"]
                 self.accepts = set()
             else:
                 health = await self._call("GET", "/health")
                 self.accepts = set(health.get("accepts", ())) if isinstance(health, dict) else set()
         return self.accepts
+
+    def _json(self, reply: httpx.Response, path: str) -> Any:
+        """vLLM's /health has an empty body. Raises EngineError where the body is something else than JSON."""
+        try:
+            return reply.json() if reply.content else {}
+        except ValueError as error:
+            said = " ".join(reply.text[:200].split())
+            raise EngineError(
+                f"{self.url}{path} answers {reply.status_code} without JSON ({said}): {REMEDY}"
+            ) from error
 
     async def _call(self, method: str, path: str, body: Any = None) -> Any:
         """The reply; waits for a server that is not there."""
@@ -167,7 +190,7 @@ class EngineClient:
                 reply = await self.http.request(method, self.url + path, json=body)
                 why = f"answers {reply.status_code}: {reply.text[:200]}"
                 if reply.is_success:
-                    return _json(reply)
+                    return self._json(reply, path)
                 if reply.status_code in MISTAKEN:
                     raise EngineError(f"{self.url}{path} {why}")
                 if reply.status_code not in BUSY:
@@ -184,11 +207,6 @@ class EngineClient:
                 logger.info("the engine at %s %s: waiting, %.0f s so far of %.0f", self.url, why, waited, self.timeout)
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, LONGEST_PAUSE)
-
-
-def _json(reply: httpx.Response) -> Any:
-    """vLLM's /health has an empty body."""
-    return reply.json() if reply.content else {}
 
 
 def read_generated(reply: Mapping[str, Any]) -> list[EngineOutput]:

@@ -10,9 +10,10 @@ import asyncio
 import multiprocessing
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import asynccontextmanager
 from functools import partial
 from logging import getLogger
 from threading import Thread
@@ -22,6 +23,7 @@ from msgspec.json import Decoder
 from starlette.requests import Request
 from starlette.types import Receive
 
+from shoal.rollout_api.places import NoPlaceError, Place, Places, TooSlowError
 from shoal.rollout_api.server.compression import CorruptError, TooLargeError, inflate
 from shoal.rollout_api.server.intake import NewGroup, decode, read_groups
 
@@ -29,8 +31,6 @@ logger = getLogger(__name__)
 
 INLINE = 256 * 1024
 SMALL = 64 * 1024
-READ_SECONDS = 60.0
-PLACE_SECONDS = 30.0
 PARSE_SECONDS = 120.0
 LONG_AT_ONCE = 4
 
@@ -50,7 +50,7 @@ class Bodies:
     def __init__(self, limit: int, *, drop_extra: bool) -> None:
         self.limit = limit
         self.drop_extra = drop_extra
-        self.places = asyncio.Semaphore(LONG_AT_ONCE)
+        self.places = Places(LONG_AT_ONCE)
         self.pool: ProcessPoolExecutor | None = None
 
     async def message(self, request: Request, decoder: Decoder[Any]) -> Any:
@@ -62,8 +62,10 @@ class Bodies:
         headers = request.headers
         return decode(_plain(await self._read(headers, request.receive, SMALL), _is_gzip(headers), SMALL), decoder)
 
-    async def groups(self, headers: Mapping[str, str], receive: Receive, *, many: bool) -> list[NewGroup]:
-        """The groups in a post.
+    async def groups(
+        self, headers: Mapping[str, str], receive: Receive, *, many: bool, peer: str = ""
+    ) -> list[NewGroup]:
+        """The groups in a post. `peer` is the address that it comes from.
 
         Raises:
             BadRequestError, RefusedError: as above.
@@ -78,32 +80,43 @@ class Bodies:
             except BadRequestError as error:
                 if error.status != 413 or self.limit <= INLINE:
                     raise
-            async with self._place():
+            async with self._place(peer):
                 return await self._in_worker(body, gzipped, many)
-        async with self._place():
-            return await self._in_worker(await self._read(headers, receive, self.limit), gzipped, many)
+        async with self._place(peer) as place:
+            return await self._in_worker(await self._read(headers, receive, self.limit, place), gzipped, many)
 
-    def _place(self) -> _Place:
-        return _Place(self.places)
+    @asynccontextmanager
+    async def _place(self, peer: str) -> AsyncIterator[Place]:
+        try:
+            async with self.places.place(peer) as place:
+                yield place
+        except NoPlaceError as error:
+            raise BadRequestError(503, "too many long bodies at once: send it again") from error
 
-    async def _read(self, headers: Mapping[str, str], receive: Receive, limit: int) -> bytes:
+    async def _read(
+        self, headers: Mapping[str, str], receive: Receive, limit: int, place: Place | None = None
+    ) -> bytes:
         limit = min(limit, self.limit)
         if int(_length_header(headers) or 0) > limit:
             raise BadRequestError(413, f"the body has more than {limit} bytes")
-        parts, length, more = [], 0, True
-        try:
-            async with asyncio.timeout(READ_SECONDS):
-                while more:
+        parts, more = [], True
+        # A short body has no place to lose, but the same deadline.
+        place = place or Place("", asyncio.get_running_loop().time())
+        while more:
+            try:
+                async with place.reading():
                     message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise BadRequestError(400, "the client went away")
-                    parts.append(message.get("body", b""))
-                    length += len(parts[-1])
-                    more = message.get("more_body", False)
-                    if length > limit:
-                        raise BadRequestError(413, f"the body has more than {limit} bytes")
-        except TimeoutError as error:
-            raise BadRequestError(408, f"the body did not arrive within {READ_SECONDS:.0f} s") from error
+            except TooSlowError as error:
+                raise BadRequestError(
+                    408, f"the body came in too slowly: {place.received} bytes so far; send it again"
+                ) from error
+            if message["type"] == "http.disconnect":
+                raise BadRequestError(400, "the client went away")
+            parts.append(message.get("body", b""))
+            place.received += len(parts[-1])
+            more = message.get("more_body", False)
+            if place.received > limit:
+                raise BadRequestError(413, f"the body has more than {limit} bytes")
         return b"".join(parts)
 
     async def _in_worker(self, body: bytes, gzipped: bool, many: bool) -> list[NewGroup]:
@@ -133,23 +146,6 @@ class Bodies:
         """Ends the worker process."""
         if self.pool:
             self.pool.shutdown(cancel_futures=True)
-
-
-class _Place:
-    """One of the few places for long bodies, waited for with a deadline."""
-
-    def __init__(self, places: asyncio.Semaphore) -> None:
-        self.places = places
-
-    async def __aenter__(self) -> None:
-        try:
-            async with asyncio.timeout(PLACE_SECONDS):
-                await self.places.acquire()
-        except TimeoutError as error:
-            raise BadRequestError(503, "too many long bodies at once: send it again") from error
-
-    async def __aexit__(self, *_: object) -> None:
-        self.places.release()
 
 
 def read_body(body: bytes, gzipped: bool, limit: int, *, many: bool, drop_extra: bool) -> list[NewGroup]:

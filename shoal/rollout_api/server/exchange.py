@@ -14,12 +14,14 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
+from functools import partial
 from logging import getLogger
 from secrets import randbits
 from sqlite3 import Connection
 from typing import Any, NamedTuple
 
 from msgspec import Struct, convert, field, to_builtins
+from msgspec.structs import replace
 
 from shoal.rollout_api.protocol import (
     WAIT_FOR_TRAINER,
@@ -150,6 +152,8 @@ class Exchange:
         self.policy = policy
         self.lock = asyncio.Lock()
         self.counters: Counter[str] = Counter()
+        self.arriving = 0
+        self.era = self.forgotten = 0  # posts of eras before `forgotten` are gone
         self._begin()
         self._load()
 
@@ -161,8 +165,6 @@ class Exchange:
         self.leases: dict[int, Lease] = {}
         self.latest: Piece | bytes | None = None
         self.bytes = 0
-        self.arriving = 0
-        self.era = object()
         self.short_since: float | None = None
 
     def _load(self) -> None:
@@ -193,14 +195,10 @@ class Exchange:
         """
         async with self.lock:
             old = self.state.registration
-            self.state.registration = registration
-            self.state.step = self.state.trained = registration.starting_step
-            self.state.version = None
-            for lease in self.leases.values():
-                lease.sent = lease.counted = lease.sending = False
-                lease.delivery += 1
-            rows = [lease.row() for lease in self.leases.values()]
-            state = to_builtins(self.state)
+            start = registration.starting_step
+            new = replace(self.state, registration=registration, step=start, trained=start, version=None)
+            rows = [LeaseRow(lease.id, lease.explicit, sent=False, counted=False) for lease in self.leases.values()]
+            state = to_builtins(new)
 
             def job(connection: Connection) -> None:
                 save_state(connection, state)
@@ -208,10 +206,15 @@ class Exchange:
                     update_lease(connection, row)
 
             await self.store.write(job)
-            again = "again " if old else ""
+            self.state = new
+            for lease in self.leases.values():
+                if lease.sent:  # an answer ended meanwhile: it was the last trainer's
+                    self.store.submit(partial(update_lease, lease=lease.row()._replace(sent=False, counted=False)))
+                lease.sent = lease.counted = lease.sending = False
+                lease.delivery += 1
             logger.info(
-                "a trainer registered %s: batches of %d sequences, from step %d",
-                again,
+                "a trainer registered%s: batches of %d sequences, from step %d",
+                " again" if old else "",
                 registration.batch_size,
                 registration.starting_step,
             )
@@ -251,10 +254,10 @@ class Exchange:
             UnknownError: no such environment.
         """
         async with self.lock:
-            environment = self._environment(env_id)
-            environment.connected = False
-            row = to_builtins(environment)
+            gone = replace(self._environment(env_id), connected=False)
+            row = to_builtins(gone)
             await self.store.write(lambda connection: save_environment(connection, env_id, row))
+            self.environments[env_id] = gone
 
     def check(self, groups: Iterable[NewGroup]) -> None:
         """Whether groups may come in.
@@ -294,10 +297,8 @@ class Exchange:
 
         def arrived(done: Future[list[int | None]]) -> None:
             # Also when the client is gone by now: what is stored waits.
-            if era is not self.era:
-                return
             self.arriving -= len(groups)
-            if done.cancelled() or done.exception():
+            if done.cancelled() or done.exception() or era < self.forgotten:
                 return
             for id_, (group, version, _) in zip(done.result(), rows, strict=True):
                 if id_ is None:
@@ -421,32 +422,41 @@ class Exchange:
             if not 0 < lease_id < self.state.next_lease:
                 raise UnknownError(f"no batch was leased as {lease_id}")
             known = lease_id in self.leases
-            self.state.trained += known
-            if version is not None:
-                self.state.version = version
-            state = to_builtins(self.state)
+            version = self.state.version if version is None else version
+            new = replace(self.state, trained=self.state.trained + known, version=version)
+            state = to_builtins(new)
 
             def job(connection: Connection) -> int:
                 save_state(connection, state)
                 return delete_lease(connection, lease_id)
 
             self.bytes -= await self.store.write(job)
+            self.state = new
             self.leases.pop(lease_id, None)
             self.counters["acknowledged"] += known
 
     async def reset(self) -> None:
         """Forgets everything but the numbers of groups and leases."""
         async with self.lock:
-            next_lease = self.state.next_lease
-            self._begin()
-            self.state.next_lease = next_lease
-            state = to_builtins(self.state)
+            new = State(next_lease=self.state.next_lease)
+            state = to_builtins(new)
+            # Posts from here on are stored after the reset, those before are emptied by it.
+            self.era += 1
+            era = self.era
 
             def job(connection: Connection) -> None:
                 empty(connection)
                 save_state(connection, state)
 
-            await self.store.write(job)
+            def done(written: Future[None]) -> None:
+                # At once, before any post that is stored after it arrives.
+                if not written.cancelled() and written.exception() is None:
+                    self._begin()
+                    self.state, self.forgotten = new, era
+
+            written = self.store.submit(job)
+            written.add_done_callback(done)
+            await asyncio.shield(written)
             logger.info("all data was reset")
 
     def status(self) -> Status:

@@ -48,7 +48,8 @@ class Front:
             await self._answer_otherwise(refusal(*refused), scope, receive, send)
         elif path in (ONE, MANY) and scope["method"] == "POST":
             try:
-                text = await self._take_in(headers, receive, many=path == MANY)
+                client = scope.get("client")
+                text = await self._take_in(headers, receive, many=path == MANY, peer=client[0] if client else "")
             except Exception as error:  # noqa: BLE001 what may not be told is raised again
                 await self._answer_otherwise(self.tell(error), scope, receive, send)
             else:
@@ -59,11 +60,11 @@ class Front:
         else:
             await self._answer_otherwise(self.app, scope, receive, send)
 
-    async def _take_in(self, headers: Mapping[str, str], receive: Receive, *, many: bool) -> bytes:
+    async def _take_in(self, headers: Mapping[str, str], receive: Receive, *, many: bool, peer: str) -> bytes:
         """Reads, checks and stores; the answer."""
         # Asked before a long body is read, and again by `check` when it is.
         self.exchange.check_room()
-        groups = await self.bodies.groups(headers, receive, many=many)
+        groups = await self.bodies.groups(headers, receive, many=many, peer=peer)
         try:
             self.exchange.check(groups)
         except RefusedError as error:

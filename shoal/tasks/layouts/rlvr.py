@@ -4,6 +4,7 @@ which names the verifier. Where `dataset` is a list, `ground_truth` is one of th
 from __future__ import annotations
 
 from shoal.errors import DataError
+from shoal.rewards.code_tests import check_programs_tests
 from shoal.tasks.layouts.base import Example, Layout, Row, conversation, names_in
 
 # Their name of a verifier, where it is not ours.
@@ -20,6 +21,7 @@ def read_rlvr(row: Row) -> Example:
         if not isinstance(truth, list) or len(truth) != len(names):
             raise DataError(f"dataset names {len(names)} verifiers, so ground_truth must be a list of {len(names)}")
         truth = truth[0] if len(names) == 1 else dict(zip(names, truth, strict=True))
+    check_programs_tests(names, truth)
     return Example(conversation(row["messages"]), truth, names)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,21 @@ def test_samples_are_written_every_so_many_steps(settings, monitored):
     for every, files in {0: set(), 1: {"step_1.jsonl", "step_2.jsonl"}, 2: {"step_2.jsonl"}}.items():
         folder = monitored({"monitor.samples_every": every})
         assert {path.name for path in folder.glob("samples/*")} == files
+
+
+@effect("monitor.tokens")
+def test_tokens_are_written_with_the_log_probs_of_sampler_and_learner_where_asked(settings, trained):
+    def rows(tokens: bool) -> list[dict[str, Any]]:
+        folder = trained(settings({"monitor.samples_every": 1, "monitor.tokens": tokens}))
+        return [json.loads(line) for line in (folder / "samples" / "step_1.jsonl").read_text().splitlines()]
+
+    assert all("tokens" not in row for row in rows(False))
+    for row in rows(True):
+        tokens = row["tokens"]
+        for name in ("text", "sampler", "learner", "mask"):
+            assert len(tokens[name]) == row["length"], name
+        assert tokens["learner"] == pytest.approx(tokens["sampler"], abs=1e-3)
+        assert "".join(tokens["text"]) == row["text"]
 
 
 @pytest.mark.extras

@@ -1,6 +1,8 @@
-"""The root's own key."""
+"""The root's own keys."""
 
 from __future__ import annotations
+
+from contextlib import nullcontext
 
 from effects.made import metrics_of
 from effects.registry import effect
@@ -25,3 +27,13 @@ def test_resume_latest_finds_the_run_under_the_root(settings, tmp_path):
     train(settings({"run.name": "mine", "checkpoint.every": 1}))
     assert train(settings({"resume": "latest", "run.steps": 4}))["steps"] == 4
     assert [row["step"] for row in metrics_of(tmp_path / "outputs" / "mine")] == [1, 2, 3, 4]
+
+
+@effect("view")
+def test_view_shows_the_run_while_it_runs(settings, trained, monkeypatch):
+    shown = []
+    monkeypatch.setattr("shoal.api.view_beside", lambda folder, say: nullcontext(shown.append(folder)))
+    trained(settings({"view": False}))
+    assert shown == []
+    folder = trained(settings({"view": True}))
+    assert shown == [folder]

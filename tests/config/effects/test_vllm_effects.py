@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -191,6 +192,85 @@ def test_a_stream_that_breaks_after_its_last_result_costs_no_restart(open_engine
     with engine.changed:
         assert engine.changed.wait_for(lambda: engine.broken, timeout=60)
     assert len(engine.poll(60.0)) == 1
+
+
+def test_a_server_that_hangs_is_asked_again_like_one_that_died(open_engine, stub):
+    keys = {"engine.vllm.endpoints": [stub.url], "engine.vllm.request_timeout": 1.0}
+    engine = open_engine({**keys, "engine.vllm.restarts": 1})
+    restored = []
+    engine.restore = restored.append
+    stub.hang()
+    assert engine.generate(one_request())[0].token_ids == [1]
+    assert restored == engine.servers and engine.restarts_left == 0
+    engine = open_engine({**keys, "engine.vllm.restarts": 0})
+    stub.hang()
+    with pytest.raises(EngineError, match=r"hangs: nothing came for 1 s\), and engine\.vllm\.restarts are used up"):
+        engine.generate(one_request())
+
+
+def test_a_hanging_server_counts_as_dead_when_weights_are_published(open_engine, stub):
+    keys = {"engine.vllm.endpoints": [stub.url], "engine.vllm.request_timeout": 1.0}
+    engine = open_engine({**keys, "engine.vllm.restarts": 1})
+    assert engine.revive() == 0
+    stub.hang()
+    assert engine.revive() == 1
+
+
+def test_requests_in_flight_are_asked_again_when_the_weight_sync_restarts_their_server(open_engine, stub):
+    engine = open_engine({"engine.vllm.endpoints": [stub.url], "engine.vllm.restarts": 0})
+    stub.generate = "break"
+    engine.submit([Request(name, (1, 2), 0, SamplingParams(4)) for name in "abc"])
+    with engine.changed:
+        assert engine.changed.wait_for(lambda: engine.broken, timeout=60)
+    [server] = engine.servers
+    server.incarnation += 1  # the break was the end of the process that the weight sync has replaced
+    stub.generate = "answer"
+    assert sorted(output.request_id for output in engine.completed()) == ["a", "b", "c"]
+
+
+def test_nothing_is_asked_of_a_server_while_it_is_down(open_engine, stub):
+    engine = open_engine({"engine.vllm.endpoints": [stub.url]})
+    [server] = engine.servers
+    engine.went_down(server)
+    engine.submit(one_request())
+    assert stub.asked == []
+    engine.came_back(server)
+    assert len(list(engine.completed())) == 1
+
+
+def test_an_answer_that_cannot_be_read_is_an_error_at_once(open_engine, stub):
+    engine = open_engine({"engine.vllm.endpoints": [stub.url]})
+    stub.answer = lambda request: {"id": request["id"], "tokens": None}
+    with pytest.raises(EngineError, match="answers what cannot be read"):
+        engine.generate(one_request())
+
+
+def test_the_load_is_looked_at_by_one_loop_however_often_requests_come(open_engine, stub, monkeypatch):
+    monkeypatch.setattr(vllm_server, "LOOK_SECONDS", 3600)
+    engine = open_engine({"engine.vllm.endpoints": [stub.url]})
+    for number in range(5):
+        engine.generate([Request(str(number), (1, 2), 0, SamplingParams(4))])
+
+    async def loops() -> int:
+        return sum("_look_at_load" in str(task.get_coro()) for task in asyncio.all_tasks())
+
+    assert engine.run(loops()) == 1
+
+
+def test_servers_are_all_closed_where_one_cannot_be(open_engine, stub, monkeypatch):
+    engine = open_engine({"engine.vllm.endpoints": [stub.url, stub.url]})
+    closed = []
+
+    def close() -> None:
+        closed.append(1)
+        raise OSError("no")
+
+    with monkeypatch.context() as patched:
+        for server in engine.servers:
+            patched.setattr(server, "close", close)
+        with pytest.raises(OSError, match="no"):
+            engine.close()
+    assert len(closed) == 2 and not engine.thread.is_alive()
 
 
 @effect("engine.vllm.restarts")

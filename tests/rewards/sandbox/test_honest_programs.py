@@ -168,13 +168,49 @@ def test_a_test_that_cannot_be_evaluated_is_no_verdict_on_the_program(bubblewrap
     [
         ("1\n2\n", "1\n2", True),
         ("1 \n2\n\n", "1\n2", True),
-        ("1\n\n2", "1\n2", False),
+        ("1\n\n2", "1\n2", True),
+        ("1 2\r\n", "1\n2", True),
         ("12", "1 2", False),
+        ("1 2 3", "1 2", False),
         ("", "\n", True),
+        ("0.30000000000000004", "0.3", True),
+        ("0.333333", "0.333333333333", True),
+        ("0.33333", "0.333333333333", False),
+        ("3", "3.0", True),
+        ("1e3", "1000.0", True),
+        ("3.0", "3", False),
+        ("1000001", "1000000", False),
+        ("nan", "0.5", False),
+        ("1_0.0", "10.0", False),
+        ("x 1.0000001", "x 1.0", True),
+        ("0.0000000001", "0.0", True),
+        ("-0.0", "0.0", True),
+        ("1e999", "1.5", False),
+        ("Yes", "YES", False),
     ],
 )
-def test_outputs_are_equal_but_for_space_at_the_ends(got, wanted, same):
+def test_outputs_are_equal_by_tokens_and_floats_within_a_millionth(got, wanted, same):
     assert same_output(got, wanted) is same
+
+
+def test_a_row_may_say_how_near_its_numbers_must_be():
+    assert same_output("1000001", "1000000", 1e-3) and not same_output("1002", "1000", 1e-3)
+    assert not same_output("1.0000001", "1.0", 0)
+
+
+@pytest.mark.parametrize("end", ["exit()", "quit()", "exit(0)", "import sys; sys.exit()"])
+def test_a_program_may_exit_as_in_a_script(bubblewrap, limits, end):
+    tests = Tests.from_json([{"input": "", "output": "5"}])
+    (result,) = bubblewrap.run(f"print(5)\n{end}\nprint(6)", tests, limits)
+    assert result.passed, result
+    (result,) = bubblewrap.run("print(5)\nexit(1)", tests, limits)
+    assert not result.passed
+
+
+def test_a_program_of_asserts_knows_exit(bubblewrap, limits):
+    tests = Tests.from_json(["assert f() == 1", "try:\n    g()\n    assert False\nexcept Exception: pass"])
+    results = bubblewrap.run("def f(): return 1 if callable(exit) else 0\ndef g(): quit()", tests, limits)
+    assert [result.passed for result in results] == [True, True]
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,8 @@ async def generate(request: Request) -> Response:
         return JSONResponse({"error": "stream: completions come whole only; leave it out"}, 422)
     tokenizer = vllm_compat.tokenizer_of(state.engine_client)
     prompt = tokenizer.encode(body.prompt) if isinstance(body.prompt, str) else body.prompt.prompt_token_ids
+    if not prompt:
+        return JSONResponse({"error": "prompt: it has no token"}, 422)
     version = await version_of(state)
     results = await _sample(state, body, prompt)
     refused = [result["error"] for result in results if "error" in result]

@@ -1,0 +1,66 @@
+// Rubrics: each prompt's criteria over time, their spread, what was added and what was given up.
+
+import { ask } from "./data.js";
+import { fill, h } from "./dom.js";
+import { count, num, signed } from "./format.js";
+import { letters } from "./plain.js";
+import { note, to } from "./route.js";
+
+const AT_ONCE = 60;
+
+export async function rubricsPage(page, given, about, show) {
+  const { run } = given;
+  const { prompts } = await ask("rubrics", { run });
+  const list = h("div");
+  const field = h("input", { type: "search", value: given.text || "", placeholder: "prompt, question or criterion" });
+  let limit = AT_ONCE;
+  const draw = () => {
+    const wanted = field.value.trim().toLowerCase();
+    const shown = prompts.filter((one) => !wanted || JSON.stringify([one.name, one.question, one.steps.map((step) => step.criteria.map((c) => c.title))]).toLowerCase().includes(wanted));
+    shown.sort((a, b) => b.steps.length - a.steps.length || changes(b) - changes(a));
+    fill(list, shown.slice(0, limit).map((one) => prompt(one, run)), shown.length > limit ? h("button.more", { type: "button", onclick: () => { limit *= 4; draw(); } }, `show more (${num(shown.length - limit)})`) : null);
+  };
+  field.addEventListener("input", () => {
+    note({ text: field.value.trim() });
+    draw();
+  });
+  fill(page, h("div.head", h("h1", "Rubrics"), h("span.dim", count(prompts.length, "prompt"))), h("div.controls", h("label", "find ", field)), h("p.dim", "A cell: mean score of the group's completions, and how far they spread (standard deviation). A criterion without spread tells nothing apart."), list);
+  draw();
+  show(page);
+}
+
+function changes(one) {
+  return one.steps.reduce((sum, step) => sum + step.added.length + step.dropped.length, 0);
+}
+
+function prompt(one, run) {
+  const criteria = new Map();
+  for (const step of one.steps) for (const criterion of step.criteria) if (!criteria.has(criterion.key)) criteria.set(criterion.key, criterion);
+  const rows = [...criteria.values()].map((criterion) =>
+    h(
+      "tr",
+      h("th", { scope: "row", title: criterion.description }, letters(criterion.title)),
+      h("td.n", signed(criterion.weight)),
+      h("td.dim", criterion.origin),
+      one.steps.map((step) => {
+        const cell = step.criteria.find((other) => other.key === criterion.key);
+        const added = step.added.includes(criterion.title);
+        const dropped = step.dropped.includes(criterion.key);
+        return h(
+          "td",
+          { class: cell ? `heat-${Math.round((cell.mean ?? 0) * 8)} ${cell.spread ? "" : "flat"}` : "" },
+          cell ? [h("b", num(cell.mean)), h("span", ` ± ${num(cell.spread)}`)] : null,
+          added ? h("span.tag", " added") : null,
+          dropped ? h("span.tag", " given up") : null,
+        );
+      }),
+    ),
+  );
+  const heads = one.steps.map((step) => h("th", { scope: "col" }, h("a", { href: to("steps", { run, prompt: one.name, first: step.step, last: step.step }) }, `step ${step.step}`)));
+  return h(
+    "details.rubric",
+    { open: true },
+    h("summary", letters(one.name), " ", h("span.dim", letters(String(one.question ?? "").slice(0, 200)))),
+    h("div.scroll", { tabIndex: 0, role: "region", "aria-label": one.name }, h("table.grid", h("thead", h("tr", h("th", { scope: "col" }, "criterion"), h("th", { scope: "col" }, "weight"), h("th", { scope: "col" }, "from"), heads)), h("tbody", rows))),
+  );
+}
