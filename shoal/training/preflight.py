@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -104,11 +105,9 @@ def check_logprobs(cfg: ShoalConfig, parts: Parts, tolerance: float) -> CheckRes
     segments = [segment for group in groups for completion in group.completions for segment in completion.segments]
     theirs = parts.learner.logprobs(segments, sampling.temperature)
     # What others said between a model's turns was not sampled.
-    sampled = [[log for log, own in zip(one.logprobs, one.mask, strict=True) if own] for one in segments]
-    again = [
-        [log for log, own in zip(row, one.mask, strict=True) if own] for row, one in zip(theirs, segments, strict=True)
-    ]
-    differences = distances(sampled, again)
+    masks = [segment.mask for segment in segments]
+    sampled = [list(compress(segment.logprobs, segment.mask)) for segment in segments]
+    differences = distances(sampled, [list(compress(row, mask)) for row, mask in zip(theirs, masks, strict=True)])
     if not differences:
         reasons = sorted({completion.stop_reason.value for group in groups for completion in group.completions})
         return CheckResult(

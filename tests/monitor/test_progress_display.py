@@ -8,11 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from shoal.engines.base import EngineOutput
 from shoal.monitor.progress import SPARKS, ProgressDisplay, duration, sparkline
-from shoal.types import StopReason
+from shoal.types import Completion, Segment, StopReason
 
 METRICS = {"reward/mean": 0.4567, "length/mean": 21.25, "kl_ref/k3": 0.00123, "tokens_per_second/step": 12345.6}
+
+
+def a_completion(tokens: int) -> Completion:
+    return Completion([Segment([1], [5] * tokens, [0.0] * tokens, [True] * tokens)], StopReason.STOP)
 
 
 def display(mode: str, *, terminal: bool = False, total: int = 10, line_every: float = 0.0) -> ProgressDisplay:
@@ -163,7 +166,7 @@ def test_a_long_rollout_shows_its_completions_and_tokens_before_any_step(mode: s
     shown.sampling_every = 0.0
     finished = shown.sampling("step 1, rollout", 3)
     for tokens in (1000, 2000):
-        finished(EngineOutput("a", [5] * tokens, [0.0] * tokens, StopReason.STOP))
+        finished(a_completion(tokens))
     shown._refresh()
     if mode == "live":
         assert shown._live is not None
@@ -175,5 +178,5 @@ def test_a_long_rollout_shows_its_completions_and_tokens_before_any_step(mode: s
 def test_a_short_rollout_writes_no_line():
     shown = display("lines")
     finished = shown.sampling("evaluation", 1)
-    finished(EngineOutput("a", [5], [0.0], StopReason.STOP))
+    finished(a_completion(1))
     assert written(shown) == ""
