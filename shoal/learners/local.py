@@ -237,7 +237,8 @@ class LocalLearner(Learner):
             if view.dtype != parameter.dtype or view.device != parameter.device:
                 raise ConfigError(
                     f"{name} is {parameter.dtype} on {parameter.device} here, but {view.dtype} on {view.device} in the "
-                    "engine: shared memory needs the same; set model.dtype, or engine.vllm.dtype"
+                    "engine: shared memory needs the same; set model.dtype, or the engine's: engine.vllm.dtype, or "
+                    "--dtype of shoal serve vllm where that was started by hand"
                 )
             view.copy_(parameter)
             parameter.data = view

@@ -130,7 +130,7 @@ def test_an_engine_that_samples_nothing_is_named(configure: Configure, build: Bu
     cfg = configure()
     parts = build(cfg)
 
-    def refuse(requests: list[Request]) -> list[EngineOutput]:
+    def refuse(requests: list[Request], *_: Any) -> list[EngineOutput]:
         return [EngineOutput(request.id, [], [], StopReason.ERROR) for request in requests]
 
     monkeypatch.setattr(parts.engine, "generate", refuse)
