@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from shoal.config import ShoalConfig
+from shoal.learners.lora import whole_model
 from shoal.learners.model import Policy
 from shoal.runtime import Runtime
 
@@ -109,7 +110,7 @@ def policy_arguments(cfg: ShoalConfig, policy: Policy, runtime: Runtime) -> Vllm
     return VllmArguments(
         model=policy.causal_lm.name_or_path,
         tokenizer=policy.tokenizer.name_or_path,
-        revision=cfg.model.revision,
+        revision=whole_model(cfg.model.name, cfg.model.revision)[1],
         trust_remote_code=cfg.model.trust_remote_code,
         dtype=str(runtime.param_dtype).removeprefix("torch.") if vllm.dtype == "auto" else vllm.dtype,
         max_model_len=model_length(cfg, policy.max_positions),

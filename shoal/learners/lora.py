@@ -17,13 +17,26 @@ from shoal.errors import ConfigError
 logger = getLogger(__name__)
 
 
+ADAPTER_CONFIG = "adapter_config.json"
 MISSING = "an adapter (model.train=lora) needs PEFT: pip install 'shoal-rl[lora]'"
 
 
 def adapter_base(name: str) -> str | None:
     """The model that the adapter in a local folder belongs to; None where `name` is no such folder."""
-    file = Path(name) / "adapter_config.json"
+    file = Path(name) / ADAPTER_CONFIG
     return str(json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]) if file.is_file() else None
+
+
+def whole_model(name: str, revision: str | None) -> tuple[str, str | None]:
+    """The whole model behind a name, and its revision: of an adapter's folder its base, else the name itself.
+
+    `revision` is the base's where it is given; otherwise the one that the adapter was trained on.
+    """
+    base = adapter_base(name)
+    if base is None:
+        return name, revision
+    written = json.loads((Path(name) / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    return base, revision or written.get("revision")
 
 
 def load_adapter(model: Any, folder: str, *, train: bool) -> Any:
@@ -112,3 +125,14 @@ def merged_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
                 if one not in module.merged_adapters:
                     weight = weight + module.get_delta_weight(one).to(weight.dtype)
         yield name, weight
+
+
+@torch.no_grad()
+def adapted_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
+    """The weights that adapters change, adapters added, in float32, by the names that they have without PEFT."""
+    for name, module in model.named_modules():
+        if hasattr(module, "get_delta_weight"):
+            weight = module.get_base_layer().weight.detach().float()
+            for one in (one for one in module.active_adapters if one in module.lora_A):
+                weight = weight + module.get_delta_weight(one).float()
+            yield f"{name}.weight", weight

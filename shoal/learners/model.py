@@ -16,7 +16,7 @@ from shoal.config.model import ModelConfig
 from shoal.engines.stopping import eos_ids
 from shoal.errors import ConfigError
 from shoal.hub import hub_address, is_offline, look_for_hub
-from shoal.learners.lora import adapter_base, add_lora, load_adapter
+from shoal.learners.lora import adapter_base, add_lora, load_adapter, whole_model
 from shoal.learners.mixed import use_mixed_linears
 from shoal.learners.norm import use_lean_norms
 from shoal.learners.rotary import use_rotary_tables
@@ -60,8 +60,7 @@ def load_policy(cfg: ModelConfig, runtime: Runtime) -> Policy:
     tokenizer = load_tokenizer(cfg)
     base = adapter_base(cfg.name)
     model = load_causal_lm(
-        base or cfg.name,
-        None if base else cfg.revision,
+        *whole_model(cfg.name, cfg.revision),
         cfg.trust_remote_code,
         runtime,
         any_attention=cfg.attention == "auto",
@@ -98,6 +97,16 @@ def load_policy(cfg: ModelConfig, runtime: Runtime) -> Policy:
         max_positions=getattr(model.config.get_text_config(), "max_position_embeddings", None) or MANY_POSITIONS,
         lora=lora,
     )
+
+
+def load_frozen(
+    name: str, revision: str | None, trust_remote_code: bool, runtime: Runtime, *, any_attention: bool, key: str
+) -> Any:
+    """As `load_causal_lm`, but a local folder with an adapter is merged into its base."""
+    model = load_causal_lm(
+        *whole_model(name, revision), trust_remote_code, runtime, any_attention=any_attention, key=key
+    )
+    return model if adapter_base(name) is None else load_adapter(model, name, train=False)
 
 
 def compute_as_learners_do(wrapped: Any, causal_lm: Any, runtime: Runtime) -> None:

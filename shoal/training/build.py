@@ -181,7 +181,7 @@ def build_reference(cfg: ShoalConfig, parts: Parts, folder: Path) -> Reference:
         return launched_reference(cfg, parts.policy, parts.runtime, folder / "logs")
     if cfg.reference.kind == "vllm_endpoint":
         return endpoint_reference(cfg, parts.policy)
-    return ModelReference(parts.policy, cfg, parts.runtime)
+    return ModelReference(parts.policy, cfg, parts.runtime, parts.learner.trained_weights)
 
 
 def build_run(cfg: ShoalConfig, folder: Path, stopping: Callable[[], bool], rewards: Mapping[str, Verifier]) -> Run:
