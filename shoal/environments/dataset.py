@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from shoal.config import ShoalConfig
+from shoal.config.model import ModelConfig
 from shoal.engines.base import SamplingParams
+from shoal.engines.stopping import generation_ends, text_decoder
 from shoal.environments.base import Environment, Item, Model
 from shoal.environments.single_turn import to_completion
 from shoal.rewards.scorer import Scorer
@@ -16,12 +18,18 @@ from shoal.tasks.stream import PromptStream
 from shoal.types import Completion, Group, Prompt
 
 
+def _ends(model: ModelConfig) -> list[int]:
+    """What ends a completion beside the tokenizer's own id; the built-in model has that one alone."""
+    return [] if model.name == "story" else generation_ends(model.name, model.revision)
+
+
 class DatasetEnvironment(Environment):
     """Prompts and verifiers as `data` and `reward` say; the order is that of a run with the same seed."""
 
     def __init__(self, cfg: ShoalConfig, tokenizer: Any) -> None:
         super().__init__(cfg, tokenizer)
         self.task = Task([], [], {})
+        self._decode = text_decoder(tokenizer, _ends(cfg.model))
 
     def setup(self) -> None:
         self.task = build_task(self.cfg, self.tokenizer)
@@ -42,7 +50,7 @@ class DatasetEnvironment(Environment):
 
     def decode(self, ids: list[int]) -> str:
         """Text as verifiers see it."""
-        return self.tokenizer.decode(ids, skip_special_tokens=True)
+        return self._decode(ids)
 
     def score(self, groups: Sequence[Group]) -> None:
         self.scorer.score(groups).check()

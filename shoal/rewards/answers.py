@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 
 from shoal.rewards.strings import tagged_answer
+from shoal.rewards.thinking import answering_part
 
 BOXES = ("\\boxed", "\\fbox")
 BRACE = re.compile(r"(?<!\\)[{}]")
 MOST_BOXES = 50  # tried from the end; a text with more that do not close has no answer
-THINKING_END = "</think>"
 ANSWER_MARK = "####"
 MINERVA_START = re.compile(r"final answer is:?", re.IGNORECASE)
 MINERVA_END = re.compile(r"I hope it is correct", re.IGNORECASE)
@@ -18,11 +18,6 @@ ANSWER_WORDS = re.compile(r"answer(?:\s+is|\s*[:=])\s*:?\**\s*", re.IGNORECASE)
 SENTENCE_END = re.compile(r"[.!?;](?=\s|$)|\n|,?\s+(?:because|since|so|which|where|when|as)\b")
 LATEX_SPAN = re.compile(r"\$\$(.+?)\$\$|\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 NUMBER_AT_END = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?%?(?=\D*\Z)")
-
-
-def after_thinking(text: str) -> str:
-    """What follows the last `</think>`; the whole text where nothing does."""
-    return text.rpartition(THINKING_END)[2].strip() or text.strip()
 
 
 def last_boxed(text: str) -> str | None:
@@ -57,7 +52,7 @@ def minerva_answer(text: str) -> str | None:
 def last_answer(text: str) -> str:
     r"""The answer of a completion, the first of these that there is (each time its last): `\boxed`, `<answer>`,
     Minerva's sentence, after `####`, after "answer is", LaTeX between dollars, a number, the last line."""
-    text = after_thinking(text)
+    text = answering_part(text)
     for marked in (last_boxed, tagged_answer, minerva_answer):
         answer = marked(text)
         if answer is not None:

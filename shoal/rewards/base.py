@@ -11,7 +11,8 @@ from shoal.types import StopReason
 
 @dataclass
 class Submission:
-    """What a verifier sees of one completion. `text` is decoded without special tokens; `columns` are the columns of
+    """What a verifier sees of one completion. `text` has every token but padding and those that end a completion, so
+    that tags which are special tokens are in it; `columns` are the columns of
     the row that the layout does not read."""
 
     text: str

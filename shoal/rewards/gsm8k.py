@@ -8,6 +8,7 @@ from fractions import Fraction
 from shoal.rewards.answers import last_boxed
 from shoal.rewards.base import Submission, verifier
 from shoal.rewards.strings import tagged_answer
+from shoal.rewards.thinking import answering_part
 
 ANSWER_MARK = "####"
 ANSWER_WORDS = re.compile(r"answer\s+is", re.IGNORECASE)
@@ -38,22 +39,23 @@ COMPATIBLE_NUMBER = re.compile(r"[-+]?(?:\d*\.\d+|\d+)")
 def gsm8k(submission: Submission, *, compat: bool = False) -> float:
     """1 where the answer equals the ground truth as a number (3.50 is 3.5, $1,000 is 1000), and 0 otherwise.
 
-    The answer is what stands in the last `<answer>` tag, else in the last `\\boxed`, else after the last `####`, else
-    the first number after the last "answer is", else the last number outside parentheses. With `compat` it is what
-    open-instruct's verifier takes: see `gsm8k_open_instruct`.
+    The answer stands after the thinking: in the last `<answer>` tag, else in the last `\\boxed`, else after the last
+    `####`, else it is the first number after the last "answer is", else the last number outside parentheses. With
+    `compat` it is what open-instruct's verifier takes: see `gsm8k_open_instruct`.
     """
     if compat:
         return gsm8k_open_instruct(submission)
     truth = last_number(str(submission.ground_truth))
-    span = answer_span(submission.text)
+    text = answering_part(submission.text)
+    span = answer_span(text)
     if truth is None:
         wanted = " ".join(str(submission.ground_truth).lower().split())
         return float(" ".join((span or "").lower().split()) == wanted)
     if span is not None:
         return float(_equal(last_number(span), truth))
-    parts = ANSWER_WORDS.split(submission.text)
+    parts = ANSWER_WORDS.split(text)
     after = _numbers(_without_latex(parts[-1])) if len(parts) > 1 else []
-    return float(_equal(after[0] if after else last_number(submission.text), truth))
+    return float(_equal(after[0] if after else last_number(text), truth))
 
 
 @verifier("gsm8k_open_instruct", bounded=True)

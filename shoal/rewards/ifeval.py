@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from json import JSONDecodeError, loads
 from typing import Any
 
-from shoal.rewards.answers import THINKING_END
 from shoal.rewards.base import Submission, verifier
 from shoal.rewards.instructions import follows
+from shoal.rewards.thinking import after_thinking
 
 ID_KEYS = ("instruction_id_list", "instruction_id")
 ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
@@ -23,8 +23,8 @@ ONE_ANSWER, ONE_THINK = 0.1, 0.05
 def ifeval(submission: Submission, *, whole: bool = False) -> float:
     """The share of the instructions that the response follows; with `whole` 1 where it follows all, else 0.
 
-    The ground truth has `instruction_id_list` and `kwargs`, as in google/IFEval. The response is what follows the last
-    `</think>`, without answer tags.
+    The ground truth has `instruction_id_list` and `kwargs`, as in google/IFEval. The response is what follows the
+    thinking, without answer tags.
     """
     return _score([follows(*rule, _response(submission.text)) for rule in rules(submission.ground_truth)], whole)
 
@@ -98,7 +98,7 @@ def _score(followed: list[bool], whole: bool) -> float:
 
 
 def _response(text: str) -> str:
-    after = text.rpartition(THINKING_END)[2]
+    after = after_thinking(text)
     return after.replace("<answer>", "").replace("</answer>", "").strip()
 
 

@@ -6,9 +6,9 @@ import json
 import re
 from typing import Any
 
-from shoal.rewards.answers import after_thinking
 from shoal.rewards.base import Submission, verifier
 from shoal.rewards.strings import tagged_answer
+from shoal.rewards.thinking import answering_part
 
 FENCED = re.compile(r"```(?:json|JSON)?\s*\n(.*?)```", re.DOTALL)
 
@@ -36,7 +36,7 @@ def json_schema(submission: Submission) -> float:
 
 
 def _answer(text: str) -> str:
-    text = after_thinking(text)
+    text = answering_part(text)
     fenced = FENCED.findall(text)
     if fenced:
         return str(fenced[-1])

@@ -10,6 +10,7 @@ from typing import Any
 from shoal.rewards.answers import last_answer, last_boxed, minerva_answer
 from shoal.rewards.base import Submission, verifier
 from shoal.rewards.quick_equality import quickly_equal
+from shoal.rewards.thinking import answering_part
 
 LONGEST_ANSWER = 2000  # characters; anything longer is no answer, and is not given to sympy
 LONGEST_QUICK = 300  # characters; what is longer is read in a process that can be killed
@@ -96,6 +97,7 @@ def strict_math(submission: Submission) -> float:
 
 
 def _strict_answer(text: str) -> str:
+    text = answering_part(text)
     answer = minerva_answer(text)
     return text if answer is None else answer
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from shoal.rewards.answers import after_thinking
 from shoal.rewards.base import Submission, verifier
 from shoal.rewards.text_match import truths
+from shoal.rewards.thinking import answering_part
 
 
 @verifier("regex")
@@ -15,6 +15,6 @@ def regex(submission: Submission, *, whole: bool = False) -> float:
 
     With `whole` it must match from end to end. In the pattern `.` is any character but a line's end.
     """
-    text = after_thinking(submission.text)
+    text = answering_part(submission.text)
     search = re.fullmatch if whole else re.search
     return float(any(search(pattern, text) for pattern in truths(submission.ground_truth)))

@@ -16,6 +16,7 @@ import torch
 from shoal.config import ShoalConfig
 from shoal.engines.base import Engine
 from shoal.engines.served_engine import ServedEngine
+from shoal.engines.stopping import eos_ids, text_decoder
 from shoal.engines.torch_engine import TorchEngine
 from shoal.engines.vllm_arguments import longest, policy_arguments
 from shoal.engines.vllm_compat import check_vllm
@@ -146,12 +147,8 @@ def self_check(
 
 
 def decoder(policy: Policy) -> Decode:
-    """Token ids to the text that verifiers see: without special tokens."""
-
-    def decode(ids: list[int]) -> str:
-        return policy.tokenizer.decode(ids, skip_special_tokens=True)
-
-    return decode
+    """Token ids to the text that verifiers see; see `text_decoder`."""
+    return text_decoder(policy.tokenizer, eos_ids(policy.causal_lm, policy.tokenizer))
 
 
 def seed_everything(seed: int) -> None:

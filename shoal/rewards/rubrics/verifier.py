@@ -21,6 +21,7 @@ from shoal.rewards.rubrics.log import RubricLog
 from shoal.rewards.rubrics.measures import Judged, criterion_metrics, direction_agreement, normalized, scored
 from shoal.rewards.rubrics.rubric import Criterion, general_criteria, read_ground_truth, static_criteria
 from shoal.rewards.strings import tagged_answer
+from shoal.rewards.thinking import answering_part
 from shoal.rewards.verdict import Verdict
 
 CITATION = re.compile(r"</?cite\b[^<>]*>|\[\d+(?:,\s*\d+)*\]")
@@ -127,7 +128,7 @@ class RubricVerifier(JudgedVerifier):
             if prompt is None:
                 prompt = prompts[one.group] = self._new_prompt(one)
             text = one.submission.text
-            answer = tagged_answer(text) if self.options.answer == "tag" else text
+            answer = tagged_answer(answering_part(text)) if self.options.answer == "tag" else text
             if answer is not None and self.options.closed_book:
                 answer = CITATION.sub("", answer)
             prompt.places.append(place)
