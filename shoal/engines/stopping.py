@@ -23,7 +23,7 @@ def eos_ids(model: Any, tokenizer: Any) -> list[int]:
 def generation_ends(name: str, revision: str | None = None) -> list[int]:
     """Ids that end a completion beside the tokenizer's own, known without the model: those of its generation_config."""
     try:
-        found = GenerationConfig.from_pretrained(name, revision=revision).eos_token_id
+        found = GenerationConfig.from_pretrained(name, revision=revision or "main").eos_token_id
     except OSError:
         return []
     return [found] if isinstance(found, int) else list(found or [])
