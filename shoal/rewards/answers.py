@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from shoal.rewards.number_text import as_text, last_number
 from shoal.rewards.strings import tagged_answer
 from shoal.rewards.thinking import answering_part
 
@@ -16,8 +17,14 @@ MINERVA_END = re.compile(r"I hope it is correct", re.IGNORECASE)
 TAIL = 4000  # characters at the end of a text in which an answer without any mark is looked for
 ANSWER_WORDS = re.compile(r"answer(?:\s+is|\s*[:=])\s*:?\**\s*", re.IGNORECASE)
 SENTENCE_END = re.compile(r"[.!?;](?=\s|$)|\n|,?\s+(?:because|since|so|which|where|when|as)\b")
-LATEX_SPAN = re.compile(r"\$\$(.+?)\$\$|\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
-NUMBER_AT_END = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?%?(?=\D*\Z)")
+# One dollar opens before what is no space, and closes after what is none and before no digit (Pandoc's rule), so that
+# "$5 and then $13" is money; \\$ is never a delimiter.
+LATEX_SPAN = re.compile(
+    r"\$\$(.+?)\$\$|(?<![\\$])\$(?![\s$])((?:[^$\\\n]|\\.|\n(?!\s*\n))+)(?<![\s=+\-*/(<])\$(?!\d)|\\\((.+?)\\\)|\\\[(.+?)\\\]",
+    re.DOTALL,
+)
+PROSE = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{2,}\s+[A-Za-z]{2,}")  # two words in a row stand in no formula
+TEXT_COMMAND = re.compile(r"\\(?:text|mathrm|mbox)[a-z]*\s*\{[^{}]*\}")
 
 
 def last_boxed(text: str) -> str | None:
@@ -70,12 +77,20 @@ def last_answer(text: str) -> str:
     spans = _latex_spans(text)
     if spans:
         return spans[-1]
-    numbers = NUMBER_AT_END.findall(text)
-    return numbers[-1] if numbers else (text.splitlines() or [""])[-1]
+    found = last_number(text)
+    return as_text(found) if found else (text.splitlines() or [""])[-1]
 
 
 def _latex_spans(text: str) -> list[str]:
-    return [next(group for group in match.groups() if group) for match in LATEX_SPAN.finditer(text)]
+    """What stands between dollars or in \\( \\) and \\[ \\]; money and the prose between two sums are passed over."""
+    spans, position = [], 0
+    while (match := LATEX_SPAN.search(text, position)) is not None:
+        if match[2] and PROSE.search(TEXT_COMMAND.sub("", match[2])):
+            position = match.start() + 1
+            continue
+        spans.append(next(group for group in match.groups() if group))
+        position = match.end()
+    return spans
 
 
 def _in_braces(text: str) -> str | None:
