@@ -53,6 +53,7 @@ def load_adapter(model: Any, folder: str, *, train: bool) -> Any:
         wrapped = PeftModel.from_pretrained(model, folder, is_trainable=train)
     except (ValueError, RuntimeError) as error:
         raise ConfigError(f"the adapter in {folder} does not fit: {' '.join(str(error).split())[:200]}") from error
+    refuse_tied_head(wrapped)
     if not train:
         return wrapped.merge_and_unload().requires_grad_(True)  # PEFT had frozen the base
     if model.is_gradient_checkpointing:
@@ -86,10 +87,50 @@ def add_lora(model: Any, cfg: LoraConfig) -> Any:
         raise ConfigError(
             f"model.lora: {' '.join(str(error).split())[:200]}; the linear layers are {', '.join(linear_names(model))}"
         ) from error
+    refuse_tied_head(wrapped)
     if model.is_gradient_checkpointing:
         # Frozen embeddings would cut the graph that checkpointing recomputes.
         model.enable_input_require_grads()
     return wrapped
+
+
+def refuse_tied_head(wrapped: Any) -> None:
+    """Raises ConfigError where the adapter changes a head that shares its weight with the embeddings: merged into that
+    weight it would change both, so it could be neither published to vLLM nor saved."""
+    model = wrapped.get_base_model()
+    embeddings = getattr(model.get_input_embeddings(), "base_layer", model.get_input_embeddings())
+    head = model.get_output_embeddings()
+    if adapts_head(wrapped) and head.base_layer.weight is embeddings.weight:
+        raise ConfigError(
+            "the adapter changes the head, which shares its weight with the embeddings in this model: leave it out of "
+            "model.lora.target_modules"
+        )
+
+
+def adapts_head(wrapped: Any) -> bool:
+    """Whether the adapter changes the head."""
+    return hasattr(wrapped.get_base_model().get_output_embeddings(), "lora_A")
+
+
+def rank_of(wrapped: Any) -> int:
+    """The largest rank of a wrapper's adapters."""
+    return max(one.r for one in wrapped.peft_config.values())
+
+
+def refuse_unused_settings(folder: str, cfg: LoraConfig) -> None:
+    """Raises ConfigError where model.lora says other things than the adapter in the folder, which would be ignored."""
+    saved = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
+    names = {"r": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
+    names |= {"target_modules": "target_modules", "layers": "layers_to_transform"}
+    plain = LoraConfig()
+    for key, name in names.items():
+        wanted, there = getattr(cfg, key), saved.get(name)
+        same = sorted(wanted) == sorted(there or []) if isinstance(wanted, list) else wanted == there
+        if wanted != getattr(plain, key) and not same:
+            raise ConfigError(
+                f"model.lora.{key}={wanted} has no effect on the adapter in {folder}, which has {there}: leave it out, "
+                "or start from the base model"
+            )
 
 
 def linear_names(model: Any) -> list[str]:

@@ -16,7 +16,7 @@ from shoal.config.model import ModelConfig
 from shoal.engines.stopping import eos_ids
 from shoal.errors import ConfigError
 from shoal.hub import hub_address, is_offline, look_for_hub
-from shoal.learners.lora import adapter_base, add_lora, load_adapter, whole_model
+from shoal.learners.lora import adapter_base, add_lora, load_adapter, refuse_unused_settings, whole_model
 from shoal.learners.mixed import use_mixed_linears
 from shoal.learners.norm import use_lean_norms
 from shoal.learners.rotary import use_rotary_tables
@@ -66,11 +66,7 @@ def load_policy(cfg: ModelConfig, runtime: Runtime) -> Policy:
         any_attention=cfg.attention == "auto",
     )
     embeddings = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) > embeddings:
-        raise ConfigError(
-            f"model.name={cfg.name}: the tokenizer has {len(tokenizer)} ids, the model only {embeddings}; "
-            "set model.tokenizer to the one that the model was trained with"
-        )
+    refuse_foreign_tokenizer(cfg.name, tokenizer, embeddings)
     if not eos_ids(model, tokenizer):
         raise ConfigError(
             f"model.name={cfg.name}: neither the tokenizer nor the model's generation_config names an end-of-sequence "
@@ -84,6 +80,7 @@ def load_policy(cfg: ModelConfig, runtime: Runtime) -> Policy:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     lora = cfg.train == "lora"
     if base:
+        refuse_unused_settings(cfg.name, cfg.lora)
         wrapped = load_adapter(model, cfg.name, train=lora)
     elif lora:
         wrapped = add_lora(model, cfg.lora)
@@ -107,6 +104,22 @@ def load_frozen(
         *whole_model(name, revision), trust_remote_code, runtime, any_attention=any_attention, key=key
     )
     return model if adapter_base(name) is None else load_adapter(model, name, train=False)
+
+
+# A tokenizer with fewer ids beyond the model's than this has added tokens that no text needs (Gemma 3's image token).
+FEW_IDS = 64
+
+
+def refuse_foreign_tokenizer(name: str, tokenizer: Any, embeddings: int) -> None:
+    """Raises ConfigError where texts would get ids that the model does not have. Added tokens beyond its ids are let
+    through where they are few: prompts with them are refused by their ids."""
+    plain = getattr(tokenizer, "vocab_size", None) or len(tokenizer)
+    if len(tokenizer) <= embeddings or (plain <= embeddings and len(tokenizer) < embeddings + FEW_IDS):
+        return
+    raise ConfigError(
+        f"model.name={name}: the tokenizer has {len(tokenizer)} ids, the model only {embeddings}; "
+        "set model.tokenizer to the one that the model was trained with"
+    )
 
 
 def compute_as_learners_do(wrapped: Any, causal_lm: Any, runtime: Runtime) -> None:

@@ -24,6 +24,7 @@ from shoal.engines.vllm_inprocess import VllmEngine
 from shoal.engines.vllm_requests import RequestForm
 from shoal.engines.vllm_server import VllmServerEngine
 from shoal.environments.single_turn import Decode
+from shoal.errors import ConfigError
 from shoal.learners.base import Learner
 from shoal.learners.local import LocalLearner
 from shoal.learners.model import Policy, load_policy
@@ -35,7 +36,7 @@ from shoal.monitor.monitor import Monitor
 from shoal.monitor.progress import ProgressDisplay
 from shoal.rewards.base import Verifier
 from shoal.rewards.scorer import Scorer
-from shoal.runtime import Runtime, prepare_process, resolve_runtime
+from shoal.runtime import Runtime, prepare_allocator, prepare_process, resolve_runtime
 from shoal.tasks.base import Task
 from shoal.tasks.dataset import build_task
 from shoal.tasks.tokenizer_notes import tokenizer_notes
@@ -86,7 +87,9 @@ def build_parts(cfg: ShoalConfig, rewards: Mapping[str, Verifier], folder: Path 
         for note in tokenizer_notes(policy.tokenizer):
             logger.warning("%s", note)
     logger.info("reading the data")
+    prepare_allocator(cfg.runtime, sum(one.numel() for one in policy.model.parameters()))
     task = build_task(cfg, policy.tokenizer, own_verifiers=rewards)
+    check_ids(task, policy)
     with ExitStack() as undo:
         learner = LocalLearner(policy, cfg, runtime, total_steps(cfg))
         undo.callback(learner.close)
@@ -98,6 +101,16 @@ def build_parts(cfg: ShoalConfig, rewards: Mapping[str, Verifier], folder: Path 
         scorer = Scorer(cfg.reward, task.verifiers, rewards, folder, named)
         undo.pop_all()
     return Parts(runtime, policy, task, decoder(policy), scorer, learner, engine, sync)
+
+
+def check_ids(task: Task, policy: Policy) -> None:
+    """Raises ConfigError where a prompt has a token that the model does not know."""
+    for prompt in (*task.train, *task.evaluation):
+        if prompt.token_ids and max(prompt.token_ids) >= policy.vocabulary:
+            raise ConfigError(
+                f"prompt {prompt.id}: token {max(prompt.token_ids)} is beyond the model's {policy.vocabulary} ids; "
+                "set model.tokenizer to the one that the model was trained with, or leave such prompts out"
+            )
 
 
 def check_packages(cfg: ShoalConfig) -> None:
