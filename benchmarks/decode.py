@@ -31,7 +31,7 @@ from shoal import load_config
 from shoal.config.nodes.runtime import RuntimeConfig
 from shoal.engines.base import Request, SamplingParams
 from shoal.engines.builtin.engine import TorchEngine
-from shoal.runtime import prepare_process
+from shoal.runtime import prepare_process, tune_malloc
 from shoal.tasks.dataset import build_task
 from shoal.tasks.stream import PromptStream
 from shoal.tasks.warm_start import warm_started_model
@@ -109,6 +109,7 @@ def main() -> None:
     parser.add_argument("--model", choices=("random", "story"), default="random")
     arguments = parser.parse_args()
     prepare_process(RuntimeConfig(threads=arguments.threads))
+    tune_malloc()
     work = random_work() if arguments.model == "random" else story_work()
     # The allocator settings are the process's, so that both have them.
     contestants = {

@@ -32,7 +32,7 @@ from shoal.config.nodes.runtime import RuntimeConfig
 from shoal.engines.base import Request, SamplingParams
 from shoal.engines.builtin.engine import TorchEngine
 from shoal.rewards.scorer import Scorer
-from shoal.runtime import prepare_process
+from shoal.runtime import prepare_process, tune_malloc
 from shoal.types import Completion, Group, Prompt, Segment, StopReason
 
 COMPLETIONS, GROUP = 4096, 8
@@ -155,6 +155,7 @@ def main() -> None:
     parser.add_argument("--hard", type=int, default=128, help="one problem in so many is for sympy; 0: none")
     arguments = parser.parse_args()
     prepare_process(RuntimeConfig(threads=1))
+    tune_malloc()
     for tokens in arguments.tokens:
         seconds: dict[str, list[float]] = {"generate": [], "gsm8k": [], "math": []}
         for _ in range(arguments.runs):

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 
 from shoal.build import build_parts, build_run
 from shoal.config import ShoalConfig
+from shoal.config.resume import refuse_changes
 from shoal.errors import BudgetError, ConfigError, ShoalError, StartRefused, TrainingError
 from shoal.files import file_trouble, only_trainer, replace_folder
 from shoal.monitor.log_file import run_log
@@ -21,7 +22,15 @@ from shoal.monitor.progress import ProgressDisplay
 from shoal.monitor.samples import write_samples
 from shoal.monitor.summary import closing_text, write_summary
 from shoal.rewards.base import Verifier
-from shoal.run_folder import SAVED, find_resume, gone_if_refused, has_checkpoint, new_run_folder, save_config
+from shoal.run_folder import (
+    SAVED,
+    find_resume,
+    gone_if_refused,
+    has_checkpoint,
+    load_saved,
+    new_run_folder,
+    save_config,
+)
 from shoal.training.beside import view_beside
 from shoal.training.evaluate import Evaluator, sampling_error
 from shoal.training.interrupt import graceful_stop
@@ -130,9 +139,17 @@ def train_within_budget(run: Run) -> None:
 
 
 def run_folder(cfg: ShoalConfig, run_dir: Path | str | None) -> Path:
-    """Where the run writes. Raises ConfigError where that folder holds the checkpoints of another run."""
+    """Where the run writes.
+
+    Raises:
+        ConfigError: a new run, and the folder holds the checkpoints of another; or the configuration of a resumed run
+            differs from the saved one in a key that cannot change.
+    """
     if cfg.resume:
-        return Path(run_dir) if run_dir else find_resume(cfg.resume, Path(cfg.run.root))
+        folder = Path(run_dir) if run_dir else find_resume(cfg.resume, Path(cfg.run.root))
+        if has_checkpoint(folder) and (folder / SAVED).is_file():
+            refuse_changes(load_saved(folder), cfg, folder)
+        return folder
     folder = Path(run_dir) if run_dir else new_run_folder(cfg)
     if has_checkpoint(folder):
         raise ConfigError(f"{folder} holds a run with checkpoints: choose another folder, or set resume={folder}")

@@ -17,11 +17,13 @@ from shoal.config import ShoalConfig
 from shoal.engines.base import Engine
 from shoal.engines.builtin.engine import TorchEngine
 from shoal.engines.served.engine import ServedEngine
+from shoal.engines.stopping import eos_ids, text_decoder
 from shoal.engines.vllm.arguments import longest, policy_arguments
 from shoal.engines.vllm.compat import check_vllm
 from shoal.engines.vllm.in_process import VllmEngine
 from shoal.engines.vllm.requests import RequestForm
 from shoal.engines.vllm.server_engine import VllmServerEngine
+from shoal.errors import ConfigError
 from shoal.learners.base import Learner
 from shoal.learners.local import LocalLearner
 from shoal.learners.model import Policy, load_policy
@@ -37,7 +39,7 @@ from shoal.rollout.engine_model import EngineModel
 from shoal.rollout.open import open_environment
 from shoal.rollout.rollouts import Rollouts
 from shoal.rollout.task import environment_task, with_own_reward
-from shoal.runtime import Runtime, prepare_process, resolve_runtime
+from shoal.runtime import Runtime, prepare_allocator, prepare_process, resolve_runtime
 from shoal.tasks.base import Task
 from shoal.tasks.tokenizer_notes import tokenizer_notes
 from shoal.tasks.warm_start import Recipe, warm_started_model
@@ -90,7 +92,9 @@ def build_parts(cfg: ShoalConfig, rewards: Mapping[str, Verifier], folder: Path 
     environment = open_environment(cfg, policy.tokenizer, decode)
     rewards = with_own_reward(environment, rewards)
     logger.info("reading the data")
+    prepare_allocator(cfg.runtime, sum(one.numel() for one in policy.model.parameters()))
     task = environment_task(cfg, environment, rewards)
+    check_ids(task, policy)
     with ExitStack() as undo:
         learner = LocalLearner(policy, cfg, runtime, total_steps(cfg))
         undo.callback(learner.close)
@@ -103,6 +107,16 @@ def build_parts(cfg: ShoalConfig, rewards: Mapping[str, Verifier], folder: Path 
         undo.pop_all()
     rollouts = Rollouts(environment, EngineModel(engine), scorer)
     return Parts(runtime, policy, task, decode, scorer, learner, engine, sync, rollouts)
+
+
+def check_ids(task: Task, policy: Policy) -> None:
+    """Raises ConfigError where a prompt has a token that the model does not know."""
+    for prompt in (*task.train, *task.evaluation):
+        if prompt.token_ids and max(prompt.token_ids) >= policy.vocabulary:
+            raise ConfigError(
+                f"prompt {prompt.id}: token {max(prompt.token_ids)} is beyond the model's {policy.vocabulary} ids; "
+                "set model.tokenizer to the one that the model was trained with, or leave such prompts out"
+            )
 
 
 def check_packages(cfg: ShoalConfig) -> None:
@@ -152,12 +166,8 @@ def self_check(
 
 
 def decoder(policy: Policy) -> Callable[[list[int]], str]:
-    """Token ids to the text that verifiers see: without special tokens."""
-
-    def decode(ids: list[int]) -> str:
-        return policy.tokenizer.decode(ids, skip_special_tokens=True)
-
-    return decode
+    """Token ids to the text that verifiers see; see `text_decoder`."""
+    return text_decoder(policy.tokenizer, eos_ids(policy.causal_lm, policy.tokenizer))
 
 
 def seed_everything(seed: int) -> None:
@@ -187,7 +197,7 @@ def build_reference(cfg: ShoalConfig, parts: Parts, folder: Path) -> Reference:
         return launched_reference(cfg, parts.policy, parts.runtime, folder / "logs")
     if cfg.reference.kind == "vllm_endpoint":
         return endpoint_reference(cfg, parts.policy)
-    return ModelReference(parts.policy, cfg, parts.runtime)
+    return ModelReference(parts.policy, cfg, parts.runtime, parts.learner.trained_weights)
 
 
 def build_run(cfg: ShoalConfig, folder: Path, stopping: Callable[[], bool], rewards: Mapping[str, Verifier]) -> Run:

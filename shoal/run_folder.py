@@ -18,6 +18,7 @@ from shoal.config.compose import compose_config, escaped, to_config
 from shoal.config.keys import all_keys
 from shoal.config.nodes.run import RunConfig
 from shoal.config.overrides import GROUPS, check_overrides, overridden, parse_overrides
+from shoal.config.resume import refuse_changes
 from shoal.config.root import ShoalConfig
 from shoal.errors import ConfigError, DataError, StartRefused
 from shoal.files import write_atomically
@@ -156,32 +157,50 @@ def open_run(where: str, overrides: Sequence[str] = ()) -> tuple[ShoalConfig, Pa
     """The configuration and the folder to go on with: what `resume=where` with further overrides means.
 
     Raises:
-        ConfigError: as `find_resume` and `load_saved`.
+        ConfigError: as `find_resume` and `load_saved`, or a key is overridden that cannot change on resume.
     """
     root = Path(str(overridden(overrides).get("run.root", RunConfig().root)))
     folder = find_resume(where, root)
+    if where == "latest":  # the root has said where to look
+        pairs = zip(overrides, parse_overrides(overrides), strict=True)
+        overrides = [text for text, override in pairs if override.key_or_group != "run.root"]
     config = load_saved(folder, overrides)
-    config.resume = str(folder)
+    if has_checkpoint(folder):
+        refuse_changes(load_saved(folder), config, folder)
+    config.resume = str(folder) if where == "latest" else str(Path(where))
     return config, folder
 
 
 def find_resume(where: str, root: Path) -> Path:
-    """The run folder that `resume=where` means: a run folder, or `latest`, the one under `root` saved last.
+    """The run folder that `resume=where` means: a run folder, one of its checkpoints (RUN/checkpoints/step_N), or
+    `latest`, the one under `root` saved last.
 
     A folder named in full may be without a checkpoint: its run was ended before the first, and starts again.
 
     Raises:
-        ConfigError: there is no such run.
+        ConfigError: there is no such run, or no such checkpoint.
     """
     if where != "latest":
-        folder = Path(where)
+        step = step_named(where)
+        folder = Path(where) if step is None else Path(where).absolute().parents[1]
         if not (folder / SAVED).is_file():
             raise ConfigError(f"resume={where}: no run folder (there is no {folder / SAVED})")
+        if step is not None and not Path(where).is_dir():
+            there = sorted(int(path.name.removeprefix("step_")) for path in folder.glob("checkpoints/step_*"))
+            steps = f"there are those of steps {', '.join(map(str, there))}" if there else "there is none yet"
+            raise ConfigError(f"resume={where}: the run has no checkpoint of step {step}; {steps}")
         return folder
     found = [path.parent for path in root.glob("**/checkpoints") if has_checkpoint(path.parent)]
     if not found:
         raise ConfigError(f"resume=latest: no run under {root} has a checkpoint")
     return max(found, key=_newest_checkpoint)
+
+
+def step_named(path: str) -> int | None:
+    """The step of a checkpoint's folder, `RUN/checkpoints/step_N`; None for any other path."""
+    folder = Path(path)
+    number = folder.name.removeprefix("step_")
+    return int(number) if folder.parent.name == "checkpoints" and number.isdecimal() else None
 
 
 def has_checkpoint(folder: Path) -> bool:

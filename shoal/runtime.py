@@ -6,8 +6,10 @@ import ctypes
 import os
 import sys
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.util import find_spec
 from logging import getLogger
+from time import perf_counter
 
 import torch
 
@@ -24,6 +26,8 @@ PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
 GIB = 2**30
+SMALL_MODEL = 3e7  # parameters; freed memory of larger models' tensors is not kept, since it would break into pieces
+PRODUCT = 1024  # rows and columns of the matrices whose product is timed
 MOST_THREADS = 256
 
 
@@ -58,7 +62,7 @@ def resolve_runtime(runtime: RuntimeConfig, model: ModelConfig) -> Runtime:
     On CUDA the default is bfloat16 parameters with float32 master weights and float32 gradient sums in the optimizer:
     decoding reads half the bytes and casts nothing, and no update is lost to rounding. `model.dtype=float32` keeps
     float32 parameters and computes under autocast instead. Elsewhere parameters are float32; a CPU with native
-    bfloat16 instructions multiplies matrices in it.
+    bfloat16 instructions multiplies matrices in it where a product that is timed here is faster for it.
 
     Raises:
         ConfigError: the target, the device or the attention implementation is not there.
@@ -66,7 +70,7 @@ def resolve_runtime(runtime: RuntimeConfig, model: ModelConfig) -> Runtime:
     notes: list[str] = []
     device = _device(runtime, notes)
     param_dtype = _param_dtype(model.dtype, device)
-    compute_dtype = _compute_dtype(runtime.mixed_precision, param_dtype, device)
+    compute_dtype = _compute_dtype(runtime.mixed_precision, param_dtype, device, notes)
     return Runtime(
         device, param_dtype, compute_dtype, _attention(model.attention, param_dtype, compute_dtype, device), notes
     )
@@ -115,7 +119,7 @@ def _param_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
-def _compute_dtype(name: str, param_dtype: torch.dtype, device: torch.device) -> torch.dtype | None:
+def _compute_dtype(name: str, param_dtype: torch.dtype, device: torch.device, notes: list[str]) -> torch.dtype | None:
     if name == "none":
         return None
     if name != "auto":
@@ -127,11 +131,33 @@ def _compute_dtype(name: str, param_dtype: torch.dtype, device: torch.device) ->
         return PRECISIONS[name]
     if param_dtype != torch.float32:
         return None
-    return torch.bfloat16 if device.type == "cuda" or (device.type == "cpu" and native_bf16()) else None
+    if device.type == "cpu" and native_bf16():
+        seconds = product_seconds(torch.bfloat16), product_seconds(torch.float32)
+        half, single = (f"{2 * PRODUCT**3 / one / 1e9:.0f} GFLOP/s" for one in seconds)
+        faster = seconds[0] < seconds[1]
+        chosen = "bfloat16, which is faster" if faster else "float32, since bfloat16 is not faster"
+        notes.append(
+            f"matrix products run in {chosen} here ({half} in bfloat16, {single} in float32); "
+            "runtime.mixed_precision=none or bf16 decides otherwise"
+        )
+        return torch.bfloat16 if faster else None
+    return torch.bfloat16 if device.type == "cuda" else None
+
+
+@cache
+def product_seconds(dtype: torch.dtype) -> float:
+    """The shortest time that one product of square matrices takes on this CPU. Timed once for each process."""
+    left, right = (torch.ones(PRODUCT, PRODUCT, dtype=dtype) for _ in range(2))
+    found = []
+    for _ in range(6):
+        started = perf_counter()
+        torch.mm(left, right)
+        found.append(perf_counter() - started)
+    return min(found)
 
 
 def native_bf16() -> bool:
-    """True where this CPU has instructions for bfloat16 products (AVX512-BF16 or AMX)."""
+    """True where this CPU has instructions for bfloat16 products (AVX512-BF16 or AMX), which need not be faster."""
     found = torch.cpu.get_capabilities()
     return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
@@ -150,7 +176,7 @@ def _attention(name: str, param_dtype: torch.dtype, compute_dtype: torch.dtype |
 
 
 def prepare_process(runtime: RuntimeConfig) -> None:
-    """Sets torch's CPU threads and the allocator. Called once, before anything big is allocated.
+    """Sets torch's CPU threads. Called once, before anything big is computed.
 
     Raises:
         ConfigError: more threads than torch could start: it would end the process.
@@ -160,8 +186,15 @@ def prepare_process(runtime: RuntimeConfig) -> None:
         raise ConfigError(f"runtime.threads={runtime.threads}: at most {most} here; 0 takes all {os.cpu_count()} cores")
     if runtime.threads:
         torch.set_num_threads(runtime.threads)
-    if runtime.tune_malloc:
-        tune_malloc()
+
+
+def prepare_allocator(runtime: RuntimeConfig, parameters: int) -> bool:
+    """Lets the process keep freed memory where a model has so few parameters that this is little; True where it does.
+
+    With tensors of hundreds of MiB the kept memory breaks into pieces that fit nothing: a step of a 135M model took 10
+    GiB with it and 4 without, in the same time.
+    """
+    return runtime.tune_malloc and parameters < SMALL_MODEL and tune_malloc()
 
 
 def tune_malloc() -> bool:

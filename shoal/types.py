@@ -6,6 +6,7 @@ Everything here is a plain dataclass. `to_dict` gives JSON- and msgpack-ready va
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -15,6 +16,15 @@ from numpy.typing import NDArray
 
 FORMAT_PART = "format"
 """The part of a reward that judges a completion's form; it does not say whether the answer is right."""
+
+
+EQUAL_WITHIN = 1e-9
+"""Rewards that differ by less, relative to the largest of them, are equal: sums in another order differ by rounding."""
+
+
+def all_equal(rewards: Sequence[float]) -> bool:
+    """Whether known rewards differ by rounding alone; True for none."""
+    return not rewards or max(rewards) - min(rewards) <= EQUAL_WITHIN * max(map(abs, rewards))
 
 
 class StopReason(StrEnum):
@@ -140,9 +150,8 @@ class Group:
 
     @property
     def zero_variance(self) -> bool:
-        """True where all known rewards are equal, so that every advantage is exactly 0."""
-        known = self.known_rewards
-        return not known or max(known) == min(known)
+        """True where all known rewards are equal (`all_equal`), so that every advantage is exactly 0."""
+        return all_equal(self.known_rewards)
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -10,7 +10,15 @@ import torch
 from shoal.config.nodes.model import ModelConfig
 from shoal.config.nodes.runtime import RuntimeConfig
 from shoal.errors import ConfigError
-from shoal.runtime import Runtime, native_bf16, prepare_process, resolve_runtime, tune_malloc
+from shoal.runtime import (
+    Runtime,
+    native_bf16,
+    prepare_allocator,
+    prepare_process,
+    product_seconds,
+    resolve_runtime,
+    tune_malloc,
+)
 
 
 def resolve(model: ModelConfig | None = None, **keys: str) -> Runtime:
@@ -33,8 +41,34 @@ def with_mps(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_cpu_has_float32_weights_and_multiplies_in_bfloat16_where_it_can():
     runtime = resolve(target="cpu")
     assert (runtime.device.type, runtime.param_dtype, runtime.attention) == ("cpu", torch.float32, "sdpa")
-    assert runtime.compute_dtype == (torch.bfloat16 if native_bf16() else None)
+    assert runtime.compute_dtype == (torch.bfloat16 if bf16_pays() else None)
     assert not runtime.master_weights and not runtime.loss_scaling
+
+
+def bf16_pays() -> bool:
+    return native_bf16() and product_seconds(torch.bfloat16) < product_seconds(torch.float32)
+
+
+@pytest.mark.parametrize(("bf16", "chosen"), [(0.010, torch.bfloat16), (0.020, None), (0.030, None)])
+def test_a_cpu_multiplies_in_bfloat16_only_where_a_timed_product_is_faster_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, bf16: float, chosen: torch.dtype | None
+):
+    monkeypatch.setattr("shoal.runtime.native_bf16", lambda: True)
+    monkeypatch.setattr("shoal.runtime.product_seconds", lambda dtype: bf16 if dtype is torch.bfloat16 else 0.020)
+    runtime = resolve(target="cpu")
+    assert runtime.compute_dtype is chosen
+    said = "bfloat16, which is faster here" if chosen else "float32, since bfloat16 is not faster here"
+    assert [said in note and "107 GFLOP/s in float32" in note for note in runtime.notes] == [True]
+    for name, dtype in {"bf16": torch.bfloat16, "none": None}.items():
+        asked = resolve(target="cpu", mixed_precision=name)
+        assert (asked.compute_dtype, asked.notes) == (dtype, [])
+
+
+def test_freed_memory_is_kept_for_small_models_only(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("shoal.runtime.tune_malloc", lambda: True)
+    assert prepare_allocator(RuntimeConfig(), 5_000_000)
+    assert not prepare_allocator(RuntimeConfig(), 135_000_000)
+    assert not prepare_allocator(RuntimeConfig(tune_malloc=False), 5_000_000)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -47,7 +81,7 @@ def test_linux_gpu_without_cuda_is_an_error():
 def test_mac_without_metal_says_that_it_uses_the_cpu():
     runtime = resolve(target="mac")
     assert runtime.device.type == "cpu"
-    assert runtime.notes == ["runtime.target=mac: no Metal device here, so the CPU is used"]
+    assert runtime.notes[0] == "runtime.target=mac: no Metal device here, so the CPU is used"
 
 
 @pytest.mark.usefixtures("with_mps")

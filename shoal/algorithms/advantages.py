@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoal.config.nodes.algorithm import AlgorithmConfig
+from shoal.types import all_equal
 
 Rewards = NDArray[np.float64]
 
@@ -39,7 +40,7 @@ def group_advantages(rewards: Sequence[float | None], algorithm: AlgorithmConfig
     """Advantages of one whole group, in float64 over the rewards that are known.
 
     None stays None. With fewer than two known rewards there is nothing to compare, and every entry is None.
-    Where all known rewards are equal every advantage is exactly 0, which rounding of the mean would spoil.
+    Where all known rewards are equal but for rounding (`all_equal`) every advantage is exactly 0.
 
     Raises:
         ValueError: a reward is NaN or infinite.
@@ -49,7 +50,7 @@ def group_advantages(rewards: Sequence[float | None], algorithm: AlgorithmConfig
         raise ValueError(f"rewards must be finite numbers or None, got {list(rewards)}")
     if len(known) < 2:
         return [None] * len(rewards)
-    differ = known.max() > known.min()
-    values = ADVANTAGES[algorithm.advantage](known, algorithm) if differ else np.zeros_like(known)
+    equal = all_equal(known.tolist())
+    values = np.zeros_like(known) if equal else ADVANTAGES[algorithm.advantage](known, algorithm)
     remaining = iter(values.tolist())
     return [None if reward is None else next(remaining) for reward in rewards]

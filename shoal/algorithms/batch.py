@@ -21,7 +21,7 @@ from shoal.algorithms.sequences import (
 )
 from shoal.config.nodes.algorithm import AlgorithmConfig, OverlongConfig
 from shoal.errors import DataError
-from shoal.types import Batch, Group, StopReason, TrainSequence
+from shoal.types import Batch, Group, StopReason, TrainSequence, all_equal
 
 FAILED = (StopReason.ERROR, StopReason.ABORT)
 
@@ -185,7 +185,7 @@ def _trainable(
     known = [reward for reward in rewards if reward is not None]
     if len(known) < 2:
         report.dropped_groups += not with_own
-    elif max(known) == min(known) and not with_own:
+    elif all_equal(known) and not with_own:
         report.zero_variance_groups += 1
         if made_up and kept:
             report.made_up_groups += 1

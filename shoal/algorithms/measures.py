@@ -17,7 +17,6 @@ LOSSES = ("policy", "kl", "sampler_kl", "entropy")
 SUMS = (
     *(f"loss_{name}" for name in LOSSES),
     "tokens",
-    "completions",
     "clipped_low",
     "clipped_high",
     "ratio",
@@ -31,12 +30,16 @@ SUMS = (
     "rho",
     "rho_squared",
     "corrected",
+    "measured",
+    "completions",
 )
+COUNTED = SUMS.index("measured")
+"""The sums before this one are over trained tokens; the last two count what went through the model."""
 MAXIMA = ("ratio_max", "minus_ratio_min", "gap_max")
 
 
 class Measures:
-    """Sums over the trained tokens that went through the model; completions that were skipped are not in them.
+    """Sums over trained tokens. Of completions whose passes were skipped a share is added, whose tokens stand for all.
 
     Everything is one tensor, `state`: sums, then maxima, in the order of SUMS and MAXIMA. States of several ranks
     are joined with `merge`. Only `metrics` waits for the device.
@@ -49,8 +52,11 @@ class Measures:
         self._maxima: Tensor | None = None
 
     @torch.no_grad()
-    def add(self, terms: TokenTerms, parts: Mapping[str, Tensor], algorithm: AlgorithmConfig) -> None:
-        """Counts one micro-batch. `parts` are those that `policy_loss` gave for it."""
+    def add(
+        self, terms: TokenTerms, parts: Mapping[str, Tensor], algorithm: AlgorithmConfig, stands_for: float = 1.0
+    ) -> None:
+        """Counts one micro-batch. `parts` are those that `policy_loss` gave for it; each of its tokens stands for
+        `stands_for` trained tokens."""
         if not len(terms.logprobs):
             return
         surrogate = SURROGATES[algorithm.surrogate](terms, algorithm)
@@ -62,6 +68,7 @@ class Measures:
         values = {
             **{f"loss_{name}": parts.get(name, zero) for name in LOSSES},
             "tokens": zero + len(terms.logprobs),
+            "measured": zero + len(terms.logprobs),
             "completions": zero + terms.num_completions,
             "clipped_low": surrogate.low.sum(),
             "clipped_high": surrogate.high.sum(),
@@ -84,6 +91,8 @@ class Measures:
         # Counts beyond 2^24 need more than float32, which is all that MPS has.
         precision = torch.float32 if zero.device.type == "mps" else torch.float64
         sums = torch.stack([values.get(name, zero).to(precision) for name in SUMS])
+        if stands_for != 1.0:
+            sums[:COUNTED] *= stands_for
         maxima = torch.stack([surrogate.ratio.max(), -surrogate.ratio.min(), gap.max()]).to(precision)
         self._accumulate(sums, maxima)
 
@@ -92,6 +101,14 @@ class Measures:
             self._sums, self._maxima = sums, maxima
         else:
             self._sums, self._maxima = self._sums + sums, torch.maximum(self._maxima, maxima)
+
+    def mark(self) -> tuple[Tensor | None, Tensor | None]:
+        """What has been counted so far, for `back_to`."""
+        return self._sums, self._maxima
+
+    def back_to(self, mark: tuple[Tensor | None, Tensor | None]) -> None:
+        """Forgets what was counted since."""
+        self._sums, self._maxima = mark
 
     def state(self) -> Tensor:
         """[len(SUMS) + len(MAXIMA)], for `merge` on another rank. A rank without tokens gives zeros and -inf."""
@@ -104,7 +121,11 @@ class Measures:
         self._accumulate(*state.split([len(SUMS), len(MAXIMA)]))
 
     def metrics(self) -> dict[str, float]:
-        """Metrics by name; empty when nothing was added. "Trained tokens" are those added.
+        """Metrics by name; empty when nothing was added.
+
+        "Trained tokens" are all of the batch's, once per epoch. Those of completions that were skipped for their zero
+        advantage are estimated from a share of them, scored once with the weights that the batch began with: they
+        add exactly 0 to losses and clip fractions.
 
         - `loss/total`, `loss/policy`, `loss/kl`, `loss/sampler_kl`, `loss/entropy`: per optimizer step, coefficient
           and sign included, each with the normaliser of `algorithm.aggregation`.
@@ -119,7 +140,8 @@ class Measures:
         - `sampler/ess`: (sum rho)^2 / (n sum rho^2), n trained tokens, rho = exp(l_old - l_gen) per token; 1 is none
           lost.
         - `sampler/corrected_fraction`: tokens whose rho was capped or masked / trained tokens.
-        - `train/tokens_measured`, `train/completions_measured`: counts, over all passes and optimizer steps.
+        - `train/tokens_measured`, `train/completions_measured`: counts of what went through the model, over all passes
+          and optimizer steps.
         """
         if self._sums is None:
             return {}
@@ -143,7 +165,7 @@ class Measures:
             "sampler/kl_k3": total["sampler_k3"] / tokens,
             "sampler/ess": total["rho"] ** 2 / (tokens * total["rho_squared"]),
             "sampler/corrected_fraction": total["corrected"] / tokens,
-            "train/tokens_measured": tokens,
+            "train/tokens_measured": total["measured"],
             "train/completions_measured": total["completions"],
         }
         if total["entropy_tokens"]:

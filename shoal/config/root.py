@@ -17,7 +17,10 @@ from shoal.config.options import option
 class ShoalConfig:
     """Everything a run is told. Presets and command-line overrides fill it in."""
 
-    resume: str | None = option(None, "Run folder to go on with from its newest checkpoint, or `latest`")
+    resume: str | None = option(
+        None,
+        "Run folder to go on with from its newest checkpoint, RUN/checkpoints/step_N for an older one, or `latest`",
+    )
     run: RunConfig = option(RunConfig, "The run")
     runtime: RuntimeConfig = option(RuntimeConfig, "The machine")
     model: ModelConfig = option(ModelConfig, "The policy")

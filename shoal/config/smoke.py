@@ -18,7 +18,7 @@ EVALUATION_PROMPTS = 8
 def shrink(config: ShoalConfig, steps: int = 2, keep: Collection[str] = ()) -> ShoalConfig:
     """A copy that runs `steps` small steps which change weights, without trackers. Keys in `keep` stay as they are.
 
-    Warm-up is left out because a learning rate of 0 changes nothing, and equal rewards, likely in so few completions,
+    Warm-up is left out, which is longer than the run, and equal rewards, likely in so few completions,
     are trained on with made-up advantages. No judge is asked: its verdicts are made up.
 
     Raises:

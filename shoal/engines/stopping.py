@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from transformers import GenerationConfig
 
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # what an incomplete character decodes to
 
@@ -17,6 +18,29 @@ def eos_ids(model: Any, tokenizer: Any) -> list[int]:
     named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ids = set(named if isinstance(named, (list, tuple)) else [named]) | {getattr(tokenizer, "eos_token_id", None)}
     return sorted(id_ for id_ in ids if id_ is not None)
+
+
+def generation_ends(name: str, revision: str | None = None) -> list[int]:
+    """Ids that end a completion beside the tokenizer's own, known without the model: those of its generation_config."""
+    try:
+        found = GenerationConfig.from_pretrained(name, revision=revision or "main").eos_token_id
+    except OSError:
+        return []
+    return [found] if isinstance(found, int) else list(found or [])
+
+
+def text_decoder(tokenizer: Any, ends: Iterable[int] = ()) -> Callable[[Sequence[int]], str]:
+    """From sampled ids to the text that verifiers and environments see.
+
+    It has every token but padding and those that end a completion: the tokenizer's own, and `ends`. Other special
+    tokens stay, since tags such as <think> and <answer> may be special.
+    """
+    unseen = {getattr(tokenizer, "eos_token_id", None), getattr(tokenizer, "pad_token_id", None), *ends}
+
+    def decode(ids: Sequence[int]) -> str:
+        return str(tokenizer.decode([id_ for id_ in ids if id_ not in unseen], skip_special_tokens=False))
+
+    return decode
 
 
 class StopStrings:

@@ -59,6 +59,10 @@ class Learner(ABC):
         Each tensor is whole, and valid until the next is asked for. Tied weights come once.
         """
 
+    def trained_weights(self) -> Mapping[str, Tensor]:
+        """The trained weights by the names of the policy's model, in float32, for a reference that follows them."""
+        raise ConfigError(f"{type(self).__name__} gives no weights for reference.polyak_every to follow")
+
     def save_merged(self, folder: Path) -> None:
         """Writes the whole model, adapters merged, and the tokenizer as `from_pretrained` reads them."""
         raise ConfigError(f"{type(self).__name__} writes no merged model")

@@ -127,14 +127,16 @@ class PolicyForward:
 
     @torch.no_grad()
     def check_packing(self, packed: MicroBatch, padded: MicroBatch) -> float:
-        """The largest difference between a packed and a padded layout's log-probs of the same tokens, in nats."""
+        """The largest difference between a packed and a padded layout's log-probs of the same tokens, in nats, and
+        relative to those beyond -1."""
         self.policy.model.eval()
         values = []
         for batch in (packed, padded):
             found = self(batch.to(self.runtime.device)).logprobs.cpu()
             order = torch.argsort(batch.sequence * (int(batch.token.max()) + 1) + batch.token)
             values.append(found[order])
-        return float((values[0] - values[1]).abs().max())
+        # Relative to log-probs beyond -1: rounding grows with them.
+        return float(((values[0] - values[1]).abs() / values[1].abs().clamp(min=1)).max())
 
 
 def head_form(config: Any) -> HeadForm:

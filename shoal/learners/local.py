@@ -24,12 +24,15 @@ from shoal.learners.lora import merged_weights, plain_weights
 from shoal.learners.model import Policy
 from shoal.learners.optimizer import PolicyOptimizer, on_cpu
 from shoal.learners.passes import Passes
-from shoal.learners.step import Minibatch, NonFiniteError, TokenTable, minibatches
+from shoal.learners.step import Minibatch, NonFiniteError, TokenTable, minibatches, skipped_share
 from shoal.runtime import Runtime
 from shoal.types import Batch, Segment
 from shoal.wire.stream import WeightSpec
 
 logger = getLogger(__name__)
+
+LEAST_SCALE = 2.0**-10
+"""Below this loss scale an overflow is not the scale's doing."""
 
 
 class LocalLearner(Learner):
@@ -54,8 +57,9 @@ class LocalLearner(Learner):
 
         Metrics beside those of `Measures.metrics`: `train/grad_norm` (mean over optimizer steps, before clipping),
         `train/lr` (of the last optimizer step), `train/optimizer_steps`, `train/skipped_steps` (overflows under loss
-        scaling, in this batch), `train/seconds`, `train/tokens` (trained tokens of the batch, skipped completions
-        included), `train/forwarded_tokens` (tokens that went through the model with gradient, padding included),
+        scaling, in this batch; each was done again), `train/seconds`, `train/tokens` (trained tokens of the batch,
+        skipped completions included), `train/forwarded_tokens` (tokens that went through the model with gradient,
+        padding included),
         `train/tokens_per_second` and `train/forwarded_tokens_per_second` (the former two over seconds),
         `train/padding` (padding over forwarded tokens).
 
@@ -65,21 +69,22 @@ class LocalLearner(Learner):
         started = perf_counter()
         algorithm = self.cfg.algorithm
         free = self.cfg.learner.skip_zero_advantage and zero_advantage_is_free(algorithm)
-        parts = minibatches(batch, algorithm.num_minibatches, algorithm.aggregation, free)
-        packed = [self.passes.pack(part.sequences) for part in parts]
-        total = algorithm.num_epochs * len(parts)
-        old = self._old_logprobs(parts, packed, batch.temperature, several=total > 1)
+        epochs = self._divided(batch, free)
+        total = sum(len(parts) for parts, _ in epochs)
+        old = self._old_logprobs(batch, epochs[0], several=total > 1)
         measures = Measures(max(total, 1))
-        tables = [TokenTable(*pair) if pair[0].sequences else None for pair in zip(parts, old, strict=True)]
+        if free:
+            self._measure_skipped(batch, measures, passes=algorithm.num_epochs)
         norms, skipped, lr = [], self.optimizer.skipped, self.optimizer.lr
-        for _ in range(algorithm.num_epochs):
-            for part, micro_batches, table in zip(parts, packed, tables, strict=True):
+        for parts, packed in epochs:
+            for part, micro_batches in zip(parts, packed, strict=True):
                 lr = self.optimizer.lr
-                norms.append(self._step(part, micro_batches, table, batch.temperature, measures, writing))
+                norms.append(self._step(part, micro_batches, _table(part, old), batch.temperature, measures, writing))
         self.version += 1
         seconds = perf_counter() - started
-        forwarded = algorithm.num_epochs * sum(one.until.numel() for some in packed for one in some)
-        padding = algorithm.num_epochs * sum(int((one.until < 0).sum()) for some in packed for one in some)
+        every = [one for _, packed in epochs for some in packed for one in some]
+        forwarded = sum(one.until.numel() for one in every)
+        padding = sum(int((one.until < 0).sum()) for one in every)
         return {
             **measures.metrics(),
             "train/grad_norm": sum(norms) / max(len(norms), 1),
@@ -94,18 +99,47 @@ class LocalLearner(Learner):
             "train/padding": padding / max(forwarded, 1),
         }
 
+    def _divided(self, batch: Batch, free: bool) -> list[tuple[list[Minibatch], list[list[MicroBatch]]]]:
+        """For each epoch, its minibatches and their micro-batches. Later epochs' are shuffled by the seed."""
+        algorithm = self.cfg.algorithm
+        epochs: list[tuple[list[Minibatch], list[list[MicroBatch]]]] = []
+        for epoch in range(algorithm.num_epochs):
+            if epoch and algorithm.num_minibatches == 1:
+                epochs.append(epochs[0])
+                continue
+            seed = f"{self.cfg.run.seed}/{self.version}/{epoch}" if epoch else None
+            parts = minibatches(batch, algorithm.num_minibatches, algorithm.aggregation, free, seed)
+            epochs.append((parts, [self.passes.pack(part.sequences) for part in parts]))
+        return epochs
+
     def _old_logprobs(
-        self, parts: Sequence[Minibatch], packed: Sequence[list[MicroBatch]], temperature: float, several: bool
-    ) -> list[list[NDArray[np.float32]] | None]:
-        """l_old of each minibatch's sequences; None where it is the training pass's own."""
-        if self.cfg.algorithm.old_logprobs == "sampler":
-            return [[sequence.sampler_logprobs for sequence in part.sequences] for part in parts]
+        self, batch: Batch, first: tuple[list[Minibatch], list[list[MicroBatch]]], several: bool
+    ) -> dict[int, NDArray[np.float32]] | None:
+        """l_old of each trained sequence, by its place in the batch; None where it is the training pass's own."""
+        if self._old_is_sampler:
+            return {place: sequence.sampler_logprobs for place, sequence in enumerate(batch.sequences)}
         if not several:
-            return [None for _ in parts]
-        return [
-            self.passes.score(part.sequences, micro_batches, temperature)
-            for part, micro_batches in zip(parts, packed, strict=True)
-        ]
+            return None
+        found: dict[int, NDArray[np.float32]] = {}
+        for part, micro_batches in zip(*first, strict=True):
+            rows = self.passes.score(part.sequences, micro_batches, batch.temperature)
+            found |= dict(zip(part.places, rows, strict=True))
+        return found
+
+    @torch.no_grad()
+    def _measure_skipped(self, batch: Batch, measures: Measures, passes: int) -> None:
+        """Measures a share of the completions whose passes are skipped, in place of all, `passes` times."""
+        part, stands_for = skipped_share(batch)
+        if part is None:
+            return
+        table = TokenTable(part, [one.sampler_logprobs for one in part.sequences] if self._old_is_sampler else None)
+        for one in self.passes.pack(part.sequences):
+            found = self.passes.forward(one.to(self.runtime.device), batch.temperature, entropy=True)
+            measures.add(table.terms(one, found), {}, self.cfg.algorithm, stands_for=stands_for * passes)
+
+    @property
+    def _old_is_sampler(self) -> bool:
+        return self.cfg.algorithm.old_logprobs == "sampler"
 
     def _step(
         self,
@@ -116,22 +150,35 @@ class LocalLearner(Learner):
         measures: Measures,
         writing: Writing,
     ) -> float:
-        """One optimizer step; returns the gradient norm."""
-        self.optimizer.zero_grad()
-        losses = []
-        with self._training_mode():
-            for one in micro_batches:
-                assert table is not None
-                losses.append(self._backward(one, table, temperature, measures))
-        norm = self.optimizer.gradient_norm()
-        # The one place of the step that waits for the device.
-        finite = torch.stack([norm.float(), *(loss.float() for loss in losses)]).isfinite().tolist()
-        if not all(finite[1:]) or (not finite[0] and not self.runtime.loss_scaling):
-            self._refuse(part, temperature, "gradient" if all(finite[1:]) else "loss")
-        self.optimizer.skipped += not finite[0]
+        """One optimizer step; returns the gradient norm. Under loss scaling a gradient that overflows is computed
+        again at half the scale."""
+        before = measures.mark()
+        while True:
+            self.optimizer.zero_grad()
+            losses = []
+            with self._training_mode():
+                for one in micro_batches:
+                    assert table is not None
+                    losses.append(self._backward(one, table, temperature, measures))
+            norm = self.optimizer.gradient_norm()
+            # The one place of the step that waits for the device.
+            finite = torch.stack([norm.float(), *(loss.float() for loss in losses)]).isfinite().tolist()
+            if all(finite):
+                break
+            scale = self.optimizer.scale
+            if not all(finite[1:]) or not self.runtime.loss_scaling or scale < LEAST_SCALE:
+                self._refuse(part, temperature, "gradient" if all(finite[1:]) else "loss")
+            self.optimizer.overflown()
+            measures.back_to(before)
+            logger.warning(
+                "optimizer step %d: the fp16 gradient overflows at loss scale %g; the batch is done again at %g",
+                self.optimizer.steps + 1,
+                scale,
+                self.optimizer.scale,
+            )
         self.optimizer.step(norm, writing)
         self.optimizer.zero_grad()
-        return float(norm) if finite[0] else 0.0
+        return float(norm)
 
     def _backward(self, batch: MicroBatch, table: TokenTable, temperature: float, measures: Measures | None) -> Tensor:
         algorithm = self.cfg.algorithm
@@ -146,11 +193,15 @@ class LocalLearner(Learner):
     def _refuse(self, part: Minibatch, temperature: float, what: str) -> None:
         """Finds the completions behind a loss or gradient that is not finite, one at a time, and raises."""
         guilty = []
+        scaled = self.runtime.loss_scaling
+        if scaled:
+            self.optimizer.overflown()  # ends the step that failed
         for number in dict.fromkeys(sequence.completion for sequence in part.sequences):
             chosen = [place for place, sequence in enumerate(part.sequences) if sequence.completion == number]
             alone = Minibatch(
                 [part.sequences[place] for place in chosen],
                 [part.weights[place] for place in chosen],
+                [part.places[place] for place in chosen],
             )
             self.optimizer.zero_grad()
             old = None
@@ -161,7 +212,10 @@ class LocalLearner(Learner):
                     self._backward(one, TokenTable(alone, old), temperature, None)
                     for one in self.passes.pack(alone.sequences)
                 ]
-            if not all(bool(loss.isfinite()) for loss in losses) or not bool(self.optimizer.gradient_norm().isfinite()):
+            norm = self.optimizer.gradient_norm()
+            if scaled:
+                self.optimizer.overflown()
+            if not all(bool(loss.isfinite()) for loss in [norm, *losses]):
                 guilty.append(number)
         self.optimizer.zero_grad()
         where = f"completions {guilty}" if guilty else "no single completion: their sum overflows"
@@ -179,6 +233,10 @@ class LocalLearner(Learner):
             yield
         finally:
             self.policy.model.eval()
+
+    def trained_weights(self) -> dict[str, Tensor]:
+        """The trained parameters by the names of the policy's model, in float32: the masters where there are some."""
+        return dict(zip(self.optimizer.names, self.optimizer.masters, strict=True))
 
     def logprobs(self, segments: Sequence[Segment], temperature: float = 1.0) -> list[list[float]]:
         return self.passes.score_segments(segments, temperature)
@@ -237,7 +295,14 @@ class LocalLearner(Learner):
             if view.dtype != parameter.dtype or view.device != parameter.device:
                 raise ConfigError(
                     f"{name} is {parameter.dtype} on {parameter.device} here, but {view.dtype} on {view.device} in the "
-                    "engine: shared memory needs the same; set model.dtype, or engine.vllm.dtype"
+                    "engine: shared memory needs the same; set model.dtype, or the engine's: engine.vllm.dtype, or "
+                    "--dtype of shoal serve vllm where that was started by hand"
                 )
             view.copy_(parameter)
             parameter.data = view
+
+
+def _table(part: Minibatch, old: Mapping[int, NDArray[np.float32]] | None) -> TokenTable | None:
+    if not part.sequences:
+        return None
+    return TokenTable(part, None if old is None else [old[place] for place in part.places])

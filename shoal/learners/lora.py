@@ -17,13 +17,26 @@ from shoal.errors import ConfigError
 logger = getLogger(__name__)
 
 
+ADAPTER_CONFIG = "adapter_config.json"
 MISSING = "an adapter (model.train=lora) needs PEFT: pip install 'shoal-rl[lora]'"
 
 
 def adapter_base(name: str) -> str | None:
     """The model that the adapter in a local folder belongs to; None where `name` is no such folder."""
-    file = Path(name) / "adapter_config.json"
+    file = Path(name) / ADAPTER_CONFIG
     return str(json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]) if file.is_file() else None
+
+
+def whole_model(name: str, revision: str | None) -> tuple[str, str | None]:
+    """The whole model behind a name, and its revision: of an adapter's folder its base, else the name itself.
+
+    `revision` is the base's where it is given; otherwise the one that the adapter was trained on.
+    """
+    base = adapter_base(name)
+    if base is None:
+        return name, revision
+    written = json.loads((Path(name) / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    return base, revision or written.get("revision")
 
 
 def load_adapter(model: Any, folder: str, *, train: bool) -> Any:
@@ -40,6 +53,7 @@ def load_adapter(model: Any, folder: str, *, train: bool) -> Any:
         wrapped = PeftModel.from_pretrained(model, folder, is_trainable=train)
     except (ValueError, RuntimeError) as error:
         raise ConfigError(f"the adapter in {folder} does not fit: {' '.join(str(error).split())[:200]}") from error
+    refuse_tied_head(wrapped)
     if not train:
         return wrapped.merge_and_unload().requires_grad_(True)  # PEFT had frozen the base
     if model.is_gradient_checkpointing:
@@ -73,10 +87,50 @@ def add_lora(model: Any, cfg: LoraConfig) -> Any:
         raise ConfigError(
             f"model.lora: {' '.join(str(error).split())[:200]}; the linear layers are {', '.join(linear_names(model))}"
         ) from error
+    refuse_tied_head(wrapped)
     if model.is_gradient_checkpointing:
         # Frozen embeddings would cut the graph that checkpointing recomputes.
         model.enable_input_require_grads()
     return wrapped
+
+
+def refuse_tied_head(wrapped: Any) -> None:
+    """Raises ConfigError where the adapter changes a head that shares its weight with the embeddings: merged into that
+    weight it would change both, so it could be neither published to vLLM nor saved."""
+    model = wrapped.get_base_model()
+    embeddings = getattr(model.get_input_embeddings(), "base_layer", model.get_input_embeddings())
+    head = model.get_output_embeddings()
+    if adapts_head(wrapped) and head.base_layer.weight is embeddings.weight:
+        raise ConfigError(
+            "the adapter changes the head, which shares its weight with the embeddings in this model: leave it out of "
+            "model.lora.target_modules"
+        )
+
+
+def adapts_head(wrapped: Any) -> bool:
+    """Whether the adapter changes the head."""
+    return hasattr(wrapped.get_base_model().get_output_embeddings(), "lora_A")
+
+
+def rank_of(wrapped: Any) -> int:
+    """The largest rank of a wrapper's adapters."""
+    return max(one.r for one in wrapped.peft_config.values())
+
+
+def refuse_unused_settings(folder: str, cfg: LoraConfig) -> None:
+    """Raises ConfigError where model.lora says other things than the adapter in the folder, which would be ignored."""
+    saved = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
+    names = {"r": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
+    names |= {"target_modules": "target_modules", "layers": "layers_to_transform"}
+    plain = LoraConfig()
+    for key, name in names.items():
+        wanted, there = getattr(cfg, key), saved.get(name)
+        same = sorted(wanted) == sorted(there or []) if isinstance(wanted, list) else wanted == there
+        if wanted != getattr(plain, key) and not same:
+            raise ConfigError(
+                f"model.lora.{key}={wanted} has no effect on the adapter in {folder}, which has {there}: leave it out, "
+                "or start from the base model"
+            )
 
 
 def linear_names(model: Any) -> list[str]:
@@ -112,3 +166,14 @@ def merged_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
                 if one not in module.merged_adapters:
                     weight = weight + module.get_delta_weight(one).to(weight.dtype)
         yield name, weight
+
+
+@torch.no_grad()
+def adapted_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
+    """The weights that adapters change, adapters added, in float32, by the names that they have without PEFT."""
+    for name, module in model.named_modules():
+        if hasattr(module, "get_delta_weight"):
+            weight = module.get_base_layer().weight.detach().float()
+            for one in (one for one in module.active_adapters if one in module.lora_A):
+                weight = weight + module.get_delta_weight(one).float()
+            yield f"{name}.weight", weight

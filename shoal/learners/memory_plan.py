@@ -11,7 +11,7 @@ from shoal.algorithms.logprobs import WORKING_COPY
 from shoal.config import ShoalConfig
 from shoal.errors import ConfigError
 from shoal.hub import look_for_hub
-from shoal.learners.lora import adapter_base
+from shoal.learners.lora import whole_model
 from shoal.runtime import Runtime
 
 # Vectors of the hidden size that one layer keeps per token for its backward pass: two norms' inputs and outputs,
@@ -57,12 +57,9 @@ def read_model_config(cfg: ShoalConfig) -> Any:
         ConfigError: it cannot be read.
     """
     try:
-        base = adapter_base(cfg.model.name)
-        revision = None if base else cfg.model.revision
-        look_for_hub(base or cfg.model.name)
-        return AutoConfig.from_pretrained(
-            base or cfg.model.name, revision=revision, trust_remote_code=cfg.model.trust_remote_code
-        )
+        name, revision = whole_model(cfg.model.name, cfg.model.revision)
+        look_for_hub(name)
+        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=cfg.model.trust_remote_code)
     except (OSError, ValueError) as error:
         raise ConfigError(f"model.name={cfg.model.name}: {' '.join(str(error).split())[:200]}") from error
 

@@ -20,7 +20,7 @@ from shoal.learners.cpu.mixed import use_mixed_linears
 from shoal.learners.cpu.norm import use_lean_norms
 from shoal.learners.cpu.rotary import use_rotary_tables
 from shoal.learners.cpu.tree_attention import use_tree_attention
-from shoal.learners.lora import adapter_base, add_lora, load_adapter
+from shoal.learners.lora import adapter_base, add_lora, load_adapter, refuse_unused_settings, whole_model
 from shoal.models.templates import TEMPLATES
 from shoal.runtime import Runtime
 
@@ -60,18 +60,13 @@ def load_policy(cfg: ModelConfig, runtime: Runtime) -> Policy:
     tokenizer = load_tokenizer(cfg)
     base = adapter_base(cfg.name)
     model = load_causal_lm(
-        base or cfg.name,
-        None if base else cfg.revision,
+        *whole_model(cfg.name, cfg.revision),
         cfg.trust_remote_code,
         runtime,
         any_attention=cfg.attention == "auto",
     )
     embeddings = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) > embeddings:
-        raise ConfigError(
-            f"model.name={cfg.name}: the tokenizer has {len(tokenizer)} ids, the model only {embeddings}; "
-            "set model.tokenizer to the one that the model was trained with"
-        )
+    refuse_foreign_tokenizer(cfg.name, tokenizer, embeddings)
     if not eos_ids(model, tokenizer):
         raise ConfigError(
             f"model.name={cfg.name}: neither the tokenizer nor the model's generation_config names an end-of-sequence "
@@ -85,6 +80,7 @@ def load_policy(cfg: ModelConfig, runtime: Runtime) -> Policy:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     lora = cfg.train == "lora"
     if base:
+        refuse_unused_settings(cfg.name, cfg.lora)
         wrapped = load_adapter(model, cfg.name, train=lora)
     elif lora:
         wrapped = add_lora(model, cfg.lora)
@@ -97,6 +93,32 @@ def load_policy(cfg: ModelConfig, runtime: Runtime) -> Policy:
         vocabulary=min(len(tokenizer), embeddings),
         max_positions=getattr(model.config.get_text_config(), "max_position_embeddings", None) or MANY_POSITIONS,
         lora=lora,
+    )
+
+
+def load_frozen(
+    name: str, revision: str | None, trust_remote_code: bool, runtime: Runtime, *, any_attention: bool, key: str
+) -> Any:
+    """As `load_causal_lm`, but a local folder with an adapter is merged into its base."""
+    model = load_causal_lm(
+        *whole_model(name, revision), trust_remote_code, runtime, any_attention=any_attention, key=key
+    )
+    return model if adapter_base(name) is None else load_adapter(model, name, train=False)
+
+
+# A tokenizer with fewer ids beyond the model's than this has added tokens that no text needs (Gemma 3's image token).
+FEW_IDS = 64
+
+
+def refuse_foreign_tokenizer(name: str, tokenizer: Any, embeddings: int) -> None:
+    """Raises ConfigError where texts would get ids that the model does not have. Added tokens beyond its ids are let
+    through where they are few: prompts with them are refused by their ids."""
+    plain = getattr(tokenizer, "vocab_size", None) or len(tokenizer)
+    if len(tokenizer) <= embeddings or (plain <= embeddings and len(tokenizer) < embeddings + FEW_IDS):
+        return
+    raise ConfigError(
+        f"model.name={name}: the tokenizer has {len(tokenizer)} ids, the model only {embeddings}; "
+        "set model.tokenizer to the one that the model was trained with"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -72,11 +73,19 @@ class PolicyOptimizer:
             self.scaler.unscale_(self.optimizer)
         return torch.nn.utils.get_total_norm([master.grad for master in self.masters if master.grad is not None])
 
-    def step(self, norm: Tensor, writing: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
-        """Clips to `max_grad_norm`, writes the weights, and moves the schedule on.
+    @property
+    def scale(self) -> float:
+        """What losses are multiplied with; 1 without loss scaling."""
+        return float(self.scaler.get_scale())
 
-        Under loss scaling an overflown gradient (a `norm` that is not finite) lowers the scale and skips the write.
-        """
+    def overflown(self) -> None:
+        """Under loss scaling, in place of `step`: forgets the gradients; lowers the scale where they overflowed."""
+        self.scaler.update()
+        self.skipped += 1
+        self.zero_grad()
+
+    def step(self, norm: Tensor, writing: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
+        """Clips to `max_grad_norm`, writes the weights, and moves the schedule on. `norm` is finite."""
         if self.cfg.max_grad_norm:
             torch.nn.utils.clip_grads_with_norm_(self.masters, self.cfg.max_grad_norm, norm)
         with writing():
@@ -95,15 +104,14 @@ class PolicyOptimizer:
                 parameter.copy_(master)
 
     def state_dict(self) -> dict[str, Any]:
-        """Moments, schedule, scale, masters; tensors on the CPU, copied."""
+        """Moments, masters, scale, counts; tensors on the CPU, copied. Nothing that the configuration says."""
         masters = {
             name: master.detach().cpu().clone()
             for name, parameter, master in zip(self.names, self.parameters, self.masters, strict=True)
             if master is not parameter
         }
         return {
-            "optimizer": on_cpu(self.optimizer.state_dict()),
-            "schedule": self.schedule.state_dict(),
+            "optimizer": on_cpu(self.optimizer.state_dict()["state"]),
             "scaler": self.scaler.state_dict(),
             "masters": masters,
             "steps": self.steps,
@@ -112,24 +120,17 @@ class PolicyOptimizer:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`, but for the learning rate where the run has become longer."""
+        """Moments, masters, scale and position in the schedule of `state`; rates, decay and the schedule itself are
+        those of the configuration. Call it when the parameters have their values: masters that `state` lacks, because
+        the parameters had 32 bits, are made from them."""
         for name, parameter, master in zip(self.names, self.parameters, self.masters, strict=True):
-            if master is not parameter:
-                master.copy_(state["masters"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        if isinstance(self.schedule, LambdaLR):
-            # The state's rate is that of the schedule it was written under; this one may be longer.
-            rules = zip(self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True)
-            self._set_lrs([float(base) * rule(self.schedule.last_epoch) for base, rule in rules])
+            master.copy_(state["masters"].get(name, parameter))
+        own = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": own})
+        self.steps, self.skipped = state["steps"], state["skipped"]
+        go_to(self.schedule, self.steps)
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
-        self.steps, self.skipped = state["steps"], state["skipped"]
-
-    def _set_lrs(self, lrs: list[float]) -> None:
-        self.schedule._last_lr = list(lrs)
-        for group, lr in zip(self.optimizer.param_groups, lrs, strict=True):
-            group["lr"] = lr
 
 
 def _adder(master: Tensor) -> Callable[[Tensor], None]:
@@ -172,10 +173,10 @@ def make_adamw(parameters: list[Tensor], cfg: OptimizerConfig, runtime: Runtime)
     return AdamW8bit(groups, lr=cfg.lr, betas=betas, eps=cfg.eps)
 
 
-def make_schedule(
-    optimizer: torch.optim.Optimizer, cfg: OptimizerConfig, total_steps: int
-) -> torch.optim.lr_scheduler.LRScheduler:
-    """Hugging Face's schedule of that name, with warm-up.
+def make_schedule(optimizer: torch.optim.Optimizer, cfg: OptimizerConfig, total_steps: int) -> LambdaLR:
+    """Hugging Face's schedule of that name, after a warm-up whose steps take 1/n, 2/n ... n/n of the peak rate.
+
+    Hugging Face's own warm-up begins at 0, which would waste the first step's batch.
 
     Raises:
         ConfigError: the schedule does not take an argument of `scheduler_kwargs`, or the learning rate.
@@ -184,11 +185,29 @@ def make_schedule(
     # Hugging Face's `constant` ignores the warm-up.
     name = "constant_with_warmup" if cfg.scheduler == "constant" else cfg.scheduler
     try:
-        return get_scheduler(name, optimizer, warmup, max(total_steps, 1), cfg.scheduler_kwargs)
+        schedule = get_scheduler(name, optimizer, warmup, max(total_steps, 1), cfg.scheduler_kwargs)
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"optimizer.scheduler={cfg.scheduler} refuses optimizer.scheduler_kwargs={cfg.scheduler_kwargs}: {error}"
         ) from error
+    assert isinstance(schedule, LambdaLR), name
+    schedule.lr_lambdas = [partial(_one_step_earlier, rule, warmup) for rule in schedule.lr_lambdas]
+    go_to(schedule, 0)
+    return schedule
+
+
+def _one_step_earlier(rule: Callable[[int], float], warmup: int, step: int) -> float:
+    return rule(step + 1 if step < warmup else step)
+
+
+def go_to(schedule: LambdaLR, step: int) -> None:
+    """Puts a schedule at the step after `step` optimizer steps, by its own rules and rates."""
+    schedule.last_epoch = step
+    rules = zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+    lrs = [float(base) * rule(step) for base, rule in rules]
+    schedule._last_lr = list(lrs)
+    for group, lr in zip(schedule.optimizer.param_groups, lrs, strict=True):
+        group["lr"] = lr
 
 
 def on_cpu(value: Any) -> Any:

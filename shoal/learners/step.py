@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from random import Random
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ from shoal.algorithms.terms import TokenTerms
 from shoal.errors import TrainingError
 from shoal.types import Batch, TrainSequence
 
+SHARE = 8
+"""One in so many completions of zero advantage, whose passes are skipped, is scored for the metrics."""
+
 
 class NonFiniteError(TrainingError):
     """A loss or gradient that is not finite. `completions` are the batch's completion numbers it came from."""
@@ -28,16 +32,23 @@ class NonFiniteError(TrainingError):
 
 @dataclass
 class Minibatch:
-    """What one optimizer step trains on: sequences and the weights of their tokens, [sampled] each. Sequences whose
-    passes are skipped are not in here, but count in the weights."""
+    """What one optimizer step trains on: sequences, the weights of their tokens, [sampled] each, and their places in
+    the batch. Sequences whose passes are skipped are not in here, but count in the weights."""
 
     sequences: list[TrainSequence]
     weights: list[NDArray[np.float64]]
+    places: list[int]
 
 
-def minibatches(batch: Batch, count: int, aggregation: str, skip_zero_advantage: bool) -> list[Minibatch]:
-    """Divides a batch into `count` runs of consecutive whole completions, as equal as can be."""
-    completions = list(dict.fromkeys(sequence.completion for sequence in batch.sequences))
+def minibatches(
+    batch: Batch, count: int, aggregation: str, skip_zero_advantage: bool, shuffle: str | None = None
+) -> list[Minibatch]:
+    """Divides a batch into `count` runs of consecutive whole completions, as equal as can be.
+
+    `shuffle` seeds a new order: of the groups, and of each group's completions, which stay together because they share
+    their prompt's pass. None: the batch's own.
+    """
+    completions = _order(batch, shuffle)
     parts = []
     for numbers in np.array_split(np.array(completions, dtype=np.int64), count):
         wanted = set(numbers.tolist())
@@ -47,12 +58,43 @@ def minibatches(batch: Batch, count: int, aggregation: str, skip_zero_advantage:
         weights = token_weights([batch.sequences[index] for index in whole], aggregation, batch.max_new_tokens)
         alive = _with_signal(batch.sequences, whole) if skip_zero_advantage else wanted
         kept = [
-            (batch.sequences[index], weight)
+            (index, weight)
             for index, weight in zip(whole, weights, strict=True)
             if batch.sequences[index].completion in alive
         ]
-        parts.append(Minibatch([sequence for sequence, _ in kept], [weight for _, weight in kept]))
+        places = [index for index, _ in kept]
+        parts.append(Minibatch([batch.sequences[index] for index in places], [weight for _, weight in kept], places))
     return parts
+
+
+def _order(batch: Batch, shuffle: str | None) -> list[int]:
+    """The batch's completion numbers, in the order in which they are divided."""
+    if shuffle is None:
+        return list(dict.fromkeys(sequence.completion for sequence in batch.sequences))
+    groups: dict[int, dict[int, None]] = {}
+    for sequence in batch.sequences:
+        groups.setdefault(sequence.group, {})[sequence.completion] = None
+    random = Random(shuffle)
+    order = [list(completions) for completions in groups.values()]
+    random.shuffle(order)
+    for completions in order:
+        random.shuffle(completions)
+    return [number for completions in order for number in completions]
+
+
+def skipped_share(batch: Batch) -> tuple[Minibatch | None, float]:
+    """Of the completions whose passes are skipped, every SHARE-th (at least one), to measure them by; and how many
+    trained tokens each of theirs stands for. (None, 0.0) where none is skipped."""
+    alive = _with_signal(batch.sequences, range(len(batch.sequences)))
+    skipped = list(dict.fromkeys(one.completion for one in batch.sequences if one.completion not in alive))
+    chosen = set(skipped[::SHARE])
+    places = [index for index, one in enumerate(batch.sequences) if one.completion in chosen]
+    if not places:
+        return None, 0.0
+    sequences = [batch.sequences[index] for index in places]
+    tokens = sum(one.trained_tokens for one in batch.sequences if one.completion not in alive)
+    weights = [np.zeros(len(one.mask)) for one in sequences]
+    return Minibatch(sequences, weights, places), tokens / sum(one.trained_tokens for one in sequences)
 
 
 def _with_signal(sequences: Sequence[TrainSequence], indices: Sequence[int]) -> set[int]:

@@ -18,7 +18,8 @@ from shoal.engines.vllm.endpoint import check_endpoint, has_shoal_routes, key_or
 from shoal.engines.vllm.process import ServerProcess
 from shoal.engines.vllm.requests import scored, scoring_request
 from shoal.errors import EngineError
-from shoal.learners.model import Policy
+from shoal.learners.lora import adapter_base
+from shoal.learners.model import Policy, load_frozen
 from shoal.references.base import Reference, unscored_segments
 from shoal.runtime import Runtime
 from shoal.types import Group, Segment
@@ -112,7 +113,7 @@ def launched_reference(cfg: ShoalConfig, policy: Policy, runtime: Runtime, folde
         EngineError: vLLM is missing, the port is taken, or the server does not start.
     """
     vllm_compat.check_vllm()
-    arguments = reference_arguments(cfg, policy, runtime)
+    arguments = reference_arguments(cfg, policy, runtime, folder)
     key = key_or_environment(cfg.reference.api_key)
     process = ServerProcess(
         arguments.line(),
@@ -134,15 +135,18 @@ def launched_reference(cfg: ShoalConfig, policy: Policy, runtime: Runtime, folde
     )
 
 
-def reference_arguments(cfg: ShoalConfig, policy: Policy, runtime: Runtime) -> VllmArguments:
-    """The vLLM that scores for the reference."""
+def reference_arguments(cfg: ShoalConfig, policy: Policy, runtime: Runtime, folder: Path) -> VllmArguments:
+    """The vLLM that scores for the reference. An adapter is merged into its base, and the whole written to `folder`."""
     own = cfg.reference
     device = runtime.device.type if runtime.device.type == "cuda" else "cpu"
     model = own.name or policy.causal_lm.name_or_path
+    revision = own.revision if own.name else cfg.model.revision
+    if adapter_base(own.name or cfg.model.name) is not None:
+        model, revision = str(write_merged(cfg, policy, runtime, folder / "reference_model")), None
     return VllmArguments(
         model=model,
         tokenizer=policy.tokenizer.name_or_path,
-        revision=own.revision if own.name else cfg.model.revision,
+        revision=revision,
         trust_remote_code=cfg.model.trust_remote_code,
         dtype=str(runtime.param_dtype).removeprefix("torch.") if own.dtype == "auto" else own.dtype,
         max_model_len=own.max_model_len or min(longest(cfg) + 1, policy.max_positions),
@@ -154,6 +158,23 @@ def reference_arguments(cfg: ShoalConfig, policy: Policy, runtime: Runtime) -> V
         eager=on_device("auto", device),
         extra=tuple(own.extra_args),
     )
+
+
+def write_merged(cfg: ShoalConfig, policy: Policy, runtime: Runtime, folder: Path) -> Path:
+    """Writes the reference's adapter merged into its base, as vLLM loads it: as it is on disk, whatever the policy has
+    learnt since."""
+    own = cfg.reference
+    model = load_frozen(
+        own.name or cfg.model.name,
+        own.revision if own.name else cfg.model.revision,
+        cfg.model.trust_remote_code,
+        runtime,
+        any_attention=cfg.model.attention == "auto",
+        key="reference.name" if own.name else "model.name",
+    )
+    model.save_pretrained(folder)
+    policy.tokenizer.save_pretrained(folder)
+    return folder
 
 
 def endpoint_reference(cfg: ShoalConfig, policy: Policy) -> VllmReference:

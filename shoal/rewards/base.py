@@ -11,7 +11,8 @@ from shoal.types import StopReason
 
 @dataclass
 class Submission:
-    """What a verifier sees of one completion. `text` is decoded without special tokens; `columns` are the columns of
+    """What a verifier sees of one completion. `text` has every token but padding and those that end a completion, so
+    that tags which are special tokens are in it; `columns` are the columns of
     the row that the layout does not read."""
 
     text: str
@@ -48,7 +49,8 @@ class VerifierEntry:
     a killable worker process under `reward.timeout`. `needs` are the optional packages that it imports when it is
     called: import name, and the extra of Shoal that installs it. `quick` is asked first, in this process: it returns by
     itself, gives the score that `function` would give, or None where the worker process must be asked. `key` gives all
-    that the score depends on: of submissions that agree in it, a worker process is asked about one."""
+    that the score depends on: of submissions that agree in it, a worker process is asked about one. `check` raises
+    ValueError for a ground truth of a wrong form; it is called when the data loads."""
 
     name: str
     function: Verifier
@@ -56,6 +58,7 @@ class VerifierEntry:
     needs: Mapping[str, str] = field(default_factory=dict)
     quick: Callable[..., float | None] | None = None
     key: Callable[[Submission], Hashable] | None = None
+    check: Callable[[Any], None] | None = None
 
 
 REGISTRY: dict[str, VerifierEntry] = {}
@@ -68,13 +71,14 @@ def verifier(
     needs: Mapping[str, str] | None = None,
     quick: Callable[..., float | None] | None = None,
     key: Callable[[Submission], Hashable] | None = None,
+    check: Callable[[Any], None] | None = None,
 ) -> Callable[[Verifier], Verifier]:
     """Decorator that registers a verifier under a name. Raises ValueError where the name is taken."""
 
     def register(function: Verifier) -> Verifier:
         if name in REGISTRY:
             raise ValueError(f"two verifiers are named {name!r}: {REGISTRY[name].function} and {function}")
-        REGISTRY[name] = VerifierEntry(name, function, bounded, needs or {}, quick, key)
+        REGISTRY[name] = VerifierEntry(name, function, bounded, needs or {}, quick, key, check)
         return function
 
     return register

@@ -12,8 +12,10 @@ from shoal.config import ShoalConfig
 from shoal.config.mix import DataSource, data_sources
 from shoal.errors import ConfigError, DataError
 from shoal.models.chat import read_framing, render
+from shoal.rewards.base import REGISTRY
 from shoal.rewards.judged import JUDGED
 from shoal.rewards.lookup import find_verifier
+from shoal.rewards.scorer import own_ground_truth
 from shoal.tasks import story
 from shoal.tasks.base import Task
 from shoal.tasks.cache import cache_key, cached
@@ -236,6 +238,18 @@ def _check_verifiers(side: Side, own: Collection[str], *, judged: bool) -> None:
                 except ConfigError as error:
                     raise DataError(f"prompt {prompt.id}: {error}") from error
                 known.add(name)
+        _check_ground_truth(side, prompt, own)
+
+
+def _check_ground_truth(side: Side, prompt: Prompt, own: Collection[str]) -> None:
+    """Raises DataError where a verifier of the prompt's row, or else of its layout, cannot read its ground truth."""
+    for name in prompt.verifiers or LAYOUTS[side.source.task].verifiers:
+        check = None if name in own or name not in REGISTRY else REGISTRY[name].check
+        try:
+            if check is not None:
+                check(own_ground_truth(prompt, name))
+        except ValueError as error:
+            raise DataError(f"prompt {prompt.id}: the ground truth of {name}: {error}") from error
 
 
 def _demonstration_for(first: Prompt, sources: Sequence[DataSource]) -> Callable[[Prompt], str] | None:

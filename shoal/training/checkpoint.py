@@ -44,13 +44,6 @@ def set_rng_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
-def step_named(path: str) -> int | None:
-    """The step of a checkpoint's folder, `RUN/checkpoints/step_N`; None for any other path."""
-    folder = Path(path)
-    number = folder.name.removeprefix("step_")
-    return int(number) if folder.parent.name == "checkpoints" and number.isdecimal() else None
-
-
 def unusable(file: Path, why: str) -> TrainingError:
     """The error of a checkpoint that cannot be gone on from."""
     return TrainingError(f"{file} {why}; remove its folder to resume from an older checkpoint")

@@ -83,7 +83,7 @@ def evaluation_metrics(groups: Sequence[Group], samples: int) -> dict[str, float
     if known:
         metrics["reward"] = sum(known) / len(known)
     rights = [sum(map(is_right, group.completions)) for group in groups]
-    k = 2
+    k = 1
     while k <= samples:
         metrics[f"pass@{k}"] = sum(pass_at_k(samples, right, k) for right in rights) / max(len(groups), 1)
         k *= 2

@@ -20,11 +20,24 @@ from shoal.rollout.sampling import sampling_params
 from shoal.runtime import Runtime
 from shoal.tasks.base import Task
 from shoal.training.parts import Parts
-from shoal.types import Completion, Group, Prompt, Segment, StopReason
+from shoal.types import FORMAT_PART, Completion, Group, Prompt, Segment, StopReason
 from shoal.weight_sync.check import distances
 
 WRONG_ANSWER = "I do not know."
 GIB = 2**30
+FORMATTED = (
+    "<think>\nI think.\n</think>\n\n<answer>\n{}\n</answer>",
+    "<think>I think.</think> <answer>{}</answer>",
+    "<think>I think.</think><answer>{}</answer>",
+    "<think>I think.</think> {}",
+    "<think>\nI think.\n</think>\n\n{}",
+    "<answer>{}</answer>",
+    "I think.\n\\boxed{{{}}}",
+    "I think.\n#### {}",
+    "<reasoning>\nI think.\n</reasoning>\n<answer>\n{}\n</answer>",
+    "{}",
+)
+"""Completions in the usual formats."""
 
 
 @dataclass
@@ -75,6 +88,37 @@ def check_rewards(task: Task, scorer: Scorer) -> CheckResult:
             f"--verifier NAME tries answers of your own on {', '.join(asked)}"
         )
     return CheckResult(name, False if task.demonstrate else None, detail)
+
+
+def check_format(parts: Parts) -> CheckResult | None:
+    """A completion that has the rewarded format, written by the run's tokenizer and read as verifiers read it.
+
+    Tags that the tokenizer cannot write, or that are lost on the way to the verifier, earn nobody the format's reward.
+    None where no format is rewarded; nothing is claimed of a pattern that none of the usual forms has.
+    """
+    scorer, prompt = parts.scorer, parts.task.train[0]
+    verified = scorer.reward.verify and FORMAT_PART in (prompt.verifiers or scorer.weights)
+    if not (scorer.always or verified):
+        return None
+    truth, *_ = [*_forms(prompt.ground_truth), "42"]
+    written = [form.format(truth) for form in FORMATTED]
+    tokenizer = parts.policy.tokenizer
+    read = [parts.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in written]
+    answers = [_answer(prompt, text) for text in (*written, *read)]
+    scorer.score([Group(id="start-up check", completions=answers, prompt=prompt)])
+    scores = [answer.reward_parts[FORMAT_PART] or 0.0 for answer in answers]
+    best, at_best = max(scores[: len(written)]), max(scores[len(written) :])
+    text = written[scores.index(best)]
+    if best <= 0:
+        return CheckResult("format", None, f"no text is known that has the format; {text!r} scores {best}")
+    if at_best >= best:
+        return CheckResult("format", True, f"{text!r} scores {at_best}")
+    return CheckResult(
+        "format",
+        False,
+        f"{text!r} scores {best}, but the tokenizer writes it as {read[scores.index(best)]!r}, which scores {at_best}: "
+        "choose a format whose tags it has, or add them to the tokenizer",
+    )
 
 
 def _forms(ground_truth: Any) -> list[str]:
@@ -160,11 +204,13 @@ def run_checks(cfg: ShoalConfig, parts: Parts, folder: Path) -> list[CheckResult
         saved += trained * parts.runtime.param_dtype.itemsize
     else:
         saved += plan["weights"]
+    formatted = None if cfg.source.kind == "rollout_api" else check_format(parts)
     return [
         check_disk(cfg, folder, saved),
         check_memory(plan, parts.runtime),
         CheckResult("rewards", None, "the environments give them")
         if cfg.source.kind == "rollout_api"
         else check_rewards(parts.task, parts.scorer),
+        *([formatted] if formatted else ()),
         check_logprobs(cfg, parts, parts.sync.check.tolerance),
     ]

@@ -18,7 +18,8 @@ from shoal.files import replace_folder, write_atomically
 from shoal.learners.step import NonFiniteError
 from shoal.monitor.monitor import Monitor
 from shoal.references.base import Reference, penalise_with_kl
-from shoal.training.checkpoint import STATE, CheckpointStore, rng_state, set_rng_state, step_named, unusable
+from shoal.run_folder import step_named
+from shoal.training.checkpoint import STATE, CheckpointStore, rng_state, set_rng_state, unusable
 from shoal.training.evaluate import Evaluator
 from shoal.training.parts import Parts
 from shoal.training.recording import GroupRecording
@@ -191,20 +192,39 @@ class Run:
     def save(self) -> Path:
         """Writes a checkpoint of this moment."""
         with self.monitor.phase("checkpoint"):
-            return self.checkpoints.save(
-                self.step,
-                {
-                    "step": self.step,
-                    "learner": self.parts.learner.state_dict(),
-                    "reference": self.reference.state_dict() if self.reference else {},
-                    "source": self.source.state_dict(),
-                    "scorer": self.parts.scorer.state_dict(),
-                    "monitor": self.monitor.state_dict(),
-                    "best_score": self.best_score,
-                    "evaluated_step": self.evaluated_step,
-                    "rng": rng_state(),
-                },
-            )
+            return self.checkpoints.save(self.step, self.state_dict())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the run stands: nothing that the configuration says, so that a resumed run goes by its own."""
+        return {
+            "step": self.step,
+            "learner": self.parts.learner.state_dict(),
+            "reference": self.reference.state_dict() if self.reference else {},
+            "source": self.source.state_dict(),
+            "scorer": self.parts.scorer.state_dict(),
+            "monitor": self.monitor.state_dict(),
+            "best_score": self.best_score,
+            "evaluated_step": self.evaluated_step,
+            "rng": rng_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from there.
+
+        Raises:
+            ConfigError, DataError: the model, the reference or the data are not those of the state.
+        """
+        step = state["step"]
+        self.parts.learner.load_state_dict(state["learner"])
+        if self.reference:
+            self.reference.load_state_dict(state["reference"])
+        self.source.load_state_dict(state["source"])
+        self.parts.scorer.load_state_dict(state["scorer"], step)
+        self.monitor.load_state_dict(state["monitor"])
+        self.best_score = state["best_score"]
+        self.evaluated_step = state["evaluated_step"]
+        set_rng_state(state["rng"])
+        self.step = step
 
     def save_if_new(self) -> None:
         """Writes a checkpoint unless there is one of this step."""
@@ -222,7 +242,7 @@ class Run:
             return
         step, state = found
         try:
-            self._load(step, state)
+            self.load_state_dict(state)
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             # Another program's file, or that of a model of another shape.
             file = self.checkpoints.folder / f"step_{step}" / STATE
@@ -230,18 +250,6 @@ class Run:
             raise unusable(file, f"is no checkpoint of this run ({why})") from error
         self.checkpoints.drop_after(self.step)
         self.monitor.message(f"going on after step {self.step} of {self.total_steps}")
-
-    def _load(self, step: int, state: Mapping[str, Any]) -> None:
-        self.parts.learner.load_state_dict(state["learner"])
-        if self.reference:
-            self.reference.load_state_dict(state["reference"])
-        self.source.load_state_dict(state["source"])
-        self.parts.scorer.load_state_dict(state["scorer"], step)
-        self.monitor.load_state_dict(state["monitor"])
-        self.best_score = state["best_score"]
-        self.evaluated_step = state["evaluated_step"]
-        set_rng_state(state["rng"])
-        self.step = step
 
     def write_failed(self, step: int, groups: Sequence[Group], positions: Sequence[int]) -> Path:
         """Writes the completions at these positions (over all groups, in order) as failed_step_N.jsonl."""

@@ -12,7 +12,7 @@ from shoal.config import ShoalConfig
 from shoal.config.nodes.vllm import VllmConfig
 from shoal.errors import ConfigError
 from shoal.learners.local import LocalLearner
-from shoal.learners.lora import adapter_base
+from shoal.learners.lora import adapter_base, rank_of
 from shoal.weight_sync.broadcast import BroadcastSync
 from shoal.weight_sync.check import SelfCheck
 from shoal.weight_sync.lora import LoraSync
@@ -38,7 +38,7 @@ def build_vllm_sync(
     elif sync.kind == "restart":
         found = RestartSync(sync, learner, engine, check, place, fresh=adapter_base(cfg.model.name) is None)
     elif sync.kind == "lora":
-        found = LoraSync(sync, learner, engine, check, place, cfg.model.lora.r)
+        found = LoraSync(sync, learner, engine, check, place, rank_of(learner.policy.model))
     else:
         bridge = bridge_of(cfg)
         if bridge is None:

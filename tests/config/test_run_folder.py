@@ -148,9 +148,34 @@ def test_a_run_killed_before_its_first_checkpoint_can_be_resumed_by_name(tmp_pat
 
 def test_resume_refuses_what_is_no_run(tmp_path: Path):
     run = make_run(tmp_path / "run", 5)
-    for where in (tmp_path / "nope", tmp_path, run / "checkpoints" / "step_5"):
+    for where in (tmp_path / "nope", tmp_path, run / "checkpoints", tmp_path / "checkpoints" / "step_5"):
         with pytest.raises(ConfigError, match=r"^resume=.*: no run folder"):
             find_resume(str(where), tmp_path)
+
+
+def test_resume_takes_a_checkpoint_of_a_run_and_names_those_that_there_are(tmp_path: Path):
+    run = make_run(tmp_path / "run", 5, 10)
+    step_5 = run / "checkpoints" / "step_5"
+    config, folder = open_run(str(step_5), ["optimizer.lr=1e-5"])
+    assert folder == run
+    assert config.resume == str(step_5)
+    assert config.optimizer.lr == 1e-5
+    with pytest.raises(ConfigError, match=r"no checkpoint of step 7; there are those of steps 5, 10$"):
+        open_run(str(step_5.with_name("step_7")))
+
+
+def test_the_root_only_says_where_latest_looks(tmp_path: Path):
+    run = make_run(tmp_path / "run", 5)
+    config, folder = open_run("latest", [f"run.root={tmp_path}"])
+    assert folder == run
+    assert config.run.root == load_saved(run).run.root != str(tmp_path)
+    with pytest.raises(ConfigError, match=r"^run\.root=.*cannot change on resume"):
+        open_run(str(run), [f"run.root={tmp_path}"])
+
+
+def test_a_run_without_a_checkpoint_starts_again_with_any_key(tmp_path: Path):
+    run = make_run(tmp_path / "run")
+    assert open_run(str(run), ["run.preflight=false", "run.seed=3"])[0].run.seed == 3
 
 
 def test_latest_is_the_run_with_the_newest_checkpoint_at_any_depth(tmp_path: Path):

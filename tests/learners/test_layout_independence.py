@@ -15,6 +15,7 @@ from tiny_models import ARCHITECTURES, VOCABULARY, gradient, make_batch, make_co
 
 from shoal.learners.local import LocalLearner
 from shoal.learners.model import load_policy
+from shoal.learners.own_tokens import own_samples
 from shoal.runtime import resolve_runtime
 from shoal.types import Segment
 
@@ -75,7 +76,7 @@ def test_skipping_zero_advantages_is_exact_and_leaves_them_in_the_normaliser(mak
     skipping = make_learner(double=True, learner__skip_zero_advantage=True)
     assert relative(gradient(skipping, batch), gradient(with_all, batch)) < 1e-10
     metrics = skipping.train(batch)
-    assert metrics["train/completions_measured"] == batch.completions - 3  # group 1 has three completions
+    assert metrics["train/completions_measured"] == batch.completions - 2  # of group 1's three, one is measured for all
     assert metrics["train/tokens"] == batch.trained_tokens
     assert with_all.train(batch)["train/completions_measured"] == batch.completions
 
@@ -145,3 +146,12 @@ def test_logprobs_are_those_of_the_models_own_logits(make_learner: Make):
     expected = (logits / 0.7).log_softmax(-1)[range(8, 12), sampled]
     found = learner.logprobs([Segment(context, sampled, [0.0] * 4, [True] * 4)], temperature=0.7)
     np.testing.assert_allclose(found[0], expected.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "llama", "gemma3"])
+def test_rounding_in_16_bits_is_no_reason_against_packing(make_learner: Any, name: str):
+    for keys in ({"model__dtype": "bfloat16"}, {"runtime__mixed_precision": "bf16"}):
+        passes = make_learner(name, **keys).passes
+        assert passes.packing
+        trial = own_samples(passes.policy, passes.runtime, [[5, 6, 7]], 6)
+        assert [len(segment.sampled_ids) for segment in trial] == [6]

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shoal.errors import ConfigError
 from shoal.learners.local import LocalLearner
-from shoal.learners.step import NonFiniteError
+from shoal.learners.step import NonFiniteError, minibatches
 from shoal.types import Segment, TrainSequence
 
 Make = Callable[..., LocalLearner]
@@ -202,19 +202,74 @@ def test_sixteen_bit_weights_collect_updates_that_are_smaller_than_their_roundin
     assert (weights(learner) != before).any()
 
 
-def test_an_overflow_under_loss_scaling_skips_the_write_and_lowers_the_scale(make_learner: Make):
-    learner = make_learner(runtime__mixed_precision="fp16")
+def test_a_batch_that_overflows_under_loss_scaling_is_done_again_at_a_lower_scale_and_said(
+    make_learner: Make, caplog: pytest.LogCaptureFixture
+):
+    keys = {"runtime__mixed_precision": "fp16", "optimizer__scheduler": "linear", "optimizer__warmup_steps": 0}
+    plain, learner = make_learner(**keys), make_learner(**keys)
     learner.optimizer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    expected, metrics = plain.train(make_batch()), learner.train(make_batch())
+    skipped = int(metrics["train/skipped_steps"])
+    assert skipped >= 6
+    assert learner.optimizer.scaler.get_scale() == 2.0 ** (40 - skipped)
+    assert caplog.text.count("the batch is done again") == skipped
+    # The batch is trained on once, measured once, and the schedule has moved by one step.
+    assert metrics["train/tokens_measured"] == expected["train/tokens_measured"]
+    assert metrics["train/grad_norm"] == pytest.approx(expected["train/grad_norm"], rel=1e-2)
+    assert learner.optimizer.lr == plain.optimizer.lr < 1e-2
+    torch.testing.assert_close(weights(learner), weights(plain), atol=3e-2, rtol=0)
+    assert not torch.equal(weights(learner), weights(make_learner(**keys)))
+    other = make_learner(**keys)
+    other.load_state_dict(learner.state_dict())
+    assert other.optimizer.scaler.get_scale() == learner.optimizer.scaler.get_scale()
+    assert other.optimizer.skipped == skipped
+
+
+def test_an_infinite_advantage_is_no_overflow_of_the_scale_and_names_its_completion(make_learner: Make):
+    learner = make_learner(runtime__mixed_precision="fp16")
+    batch = make_batch(segments=False)
+    batch.sequences[-1].advantages[:] = np.inf
     before = weights(learner)
-    metrics = learner.train(make_batch())
-    assert metrics["train/skipped_steps"] == 1
-    assert learner.optimizer.scaler.get_scale() == 2.0**39
+    with pytest.raises(NonFiniteError, match=rf"completions \[{batch.sequences[-1].completion}\]"):
+        learner.train(batch)
     assert torch.equal(weights(learner), before)
-    state = learner.state_dict()
-    other = make_learner(runtime__mixed_precision="fp16")
-    other.load_state_dict(state)
-    assert other.optimizer.scaler.get_scale() == 2.0**39
-    assert other.optimizer.skipped == 1
+
+
+def test_minibatches_are_the_batchs_own_order_first_and_shuffled_by_the_seed_in_later_epochs():
+    batch = make_batch(groups=4)
+
+    def order(shuffle: str | None) -> list[list[int]]:
+        parts = minibatches(batch, 3, "token", False, shuffle)
+        return [list(dict.fromkeys(one.completion for one in part.sequences)) for part in parts]
+
+    assert [number for part in order(None) for number in part] == list(range(batch.completions))
+    assert order("0/3/1") == order("0/3/1") != order("0/3/2") != order(None)
+    assert sorted(number for part in order("0/3/1") for number in part) == list(range(batch.completions))
+
+
+def test_epochs_over_several_minibatches_differ_by_the_runs_seed_and_repeat_with_it(make_learner: Make):
+    keys = {"algorithm__num_minibatches": 3, "algorithm__num_epochs": 2}
+    one, again, other = make_learner(**keys), make_learner(**keys), make_learner(**keys, run__seed=1)
+    for learner in (one, again, other):
+        learner.train(make_batch(groups=4))
+    assert torch.equal(weights(one), weights(again))
+    assert not torch.equal(weights(one), weights(other))
+
+
+def test_entropy_and_mismatch_are_those_of_all_completions_although_some_are_skipped(make_learner: Make):
+    # Group 1 has no advantage. Its completions are all alike, so that the one that is measured stands for them exactly.
+    batch = make_batch(segments=False)
+    skipped = [one for one in batch.sequences if not one.has_signal]
+    assert len(skipped) == 3
+    alike = [replace(skipped[0], completion=one.completion) for one in skipped]
+    batch.sequences = [one for one in batch.sequences if one.has_signal] + alike
+    batch.trained_tokens = sum(one.trained_tokens for one in batch.sequences)
+    measured = make_learner().train(batch)
+    whole = make_learner(learner__skip_zero_advantage=False).train(batch)
+    assert measured["train/completions_measured"] == whole["train/completions_measured"] - 2
+    for name, value in whole.items():
+        if name.startswith(("policy/", "sampler/", "loss/")):
+            assert measured[name] == pytest.approx(value, rel=1e-5, abs=1e-7), name
 
 
 def test_an_infinite_advantage_stops_the_run_names_its_completion_and_leaves_the_weights(make_learner: Make):
@@ -283,10 +338,10 @@ def test_a_batch_of_zero_advantages_moves_the_weights_by_momentum_as_it_would_un
 @pytest.mark.parametrize(
     ("scheduler", "shape"),
     [
-        # Two warm-up steps to 1e-2, then eight steps of the schedule.
-        ("constant", [0, 0.5, 1, 1, 1, 1, 1, 1, 1, 1]),
-        ("linear", [0, 0.5, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]),
-        ("cosine", [0, 0.5, *((1 + np.cos(np.pi * np.arange(8) / 8)) / 2)]),
+        # Two warm-up steps to 1e-2, none of them at 0, then eight steps of the schedule.
+        ("constant", [0.5, 1, 1, 1, 1, 1, 1, 1, 1, 1]),
+        ("linear", [0.5, 1, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]),
+        ("cosine", [0.5, 1, *((1 + np.cos(np.pi * np.arange(8) / 8)) / 2)]),
     ],
 )
 @pytest.mark.parametrize("warmup", [{"optimizer__warmup_steps": 2}, {"optimizer__warmup_ratio": 0.2}])
@@ -319,10 +374,10 @@ def test_a_run_that_becomes_longer_goes_on_under_the_longer_schedule(make_learne
 
 @pytest.mark.parametrize("name", ["cosine_with_restarts", "polynomial", "inverse_sqrt"])
 def test_every_other_schedule_runs(make_learner: Make, name: str):
-    learner = make_learner(optimizer__scheduler=name, optimizer__warmup_steps=1, steps=3)
-    rates = [learner.train(make_batch())["train/lr"] for _ in range(3)]
-    assert rates[0] == 0.0
-    assert rates[1] == pytest.approx(1e-2)
+    learner = make_learner(optimizer__scheduler=name, optimizer__warmup_steps=2, steps=4)
+    rates = [learner.train(make_batch())["train/lr"] for _ in range(4)]
+    assert rates[:3] == pytest.approx([5e-3, 1e-2, 1e-2])
+    assert rates[3] < 1e-2
 
 
 def test_clipping_bounds_the_update_and_zero_turns_it_off(make_learner: Make):

@@ -5,17 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from tiny_models import ARCHITECTURES, SHAPE, make_config, make_tokenizer
+from tiny_models import ARCHITECTURES, SHAPE, VOCABULARY, make_config, make_tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config, T5Config
 
 from shoal.config import ShoalConfig
 from shoal.engines.stopping import eos_ids
 from shoal.errors import ConfigError
 from shoal.learners.cpu.mixed import MixedLinear, SharedCast
-from shoal.learners.lora import linear_names
+from shoal.learners.lora import adapts_head, linear_names, rank_of
 from shoal.learners.model import Policy, load_policy
 from shoal.runtime import resolve_runtime
 
@@ -154,3 +155,37 @@ def test_lora_without_peft_names_the_pip_command(model_folder: Folder, monkeypat
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ConfigError, match=r"pip install 'shoal-rl\[lora\]'"):
         load(make_config(model_folder("llama"), model__train="lora"))
+
+
+def test_a_few_added_tokens_beyond_the_models_ids_are_let_through(model_folder: Folder, tmp_path: Path):
+    """Gemma 3: the model has 262144 ids, the tokenizer an image token more."""
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["<image_soft_token>"])
+    tokenizer.save_pretrained(tmp_path)
+    policy = load(make_config(model_folder("gemma3"), model__tokenizer=str(tmp_path)))
+    assert len(policy.tokenizer) == VOCABULARY + 1
+    assert policy.vocabulary == VOCABULARY
+
+
+def test_an_adapter_on_a_head_that_is_the_embeddings_too_is_refused(model_folder: Folder):
+    keys = {"model__train": "lora", "model__lora__target_modules": ["q_proj", "lm_head"]}
+    with pytest.raises(ConfigError, match="changes the head, which shares its weight with the embeddings"):
+        load(make_config(model_folder("qwen3"), **keys))
+    untied = load(make_config(model_folder("llama"), **keys))
+    assert adapts_head(untied.model)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "there"),
+    [("r", 8, "4"), ("alpha", 64.0, "32.0"), ("dropout", 0.1, "0.0"), ("layers", [1], "None")],
+)
+def test_adapter_settings_beside_an_adapter_folder_are_refused(
+    model_folder: Folder, tmp_path: Path, key: str, value: Any, there: str
+):
+    first = load(make_config(model_folder("llama"), model__train="lora", model__lora__r=4))
+    first.model.save_pretrained(tmp_path)
+    first.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=rf"model\.lora\.{key}=.* has no effect on the adapter .* which has {there}"):
+        load(make_config(tmp_path, model__train="lora", **{f"model__lora__{key}": value}))
+    again = load(make_config(tmp_path, model__train="lora", model__lora__r=4))
+    assert rank_of(again.model) == 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import zlib
 
 import msgspec
@@ -28,6 +29,22 @@ def begin(client, batch_size: int = 8, **values) -> None:
 def post(client, *numbers: int, **values) -> None:
     for number in numbers:
         assert client.post("/scored_data", json=group(first=number, **values)).json() == {"status": "received"}
+
+
+def test_the_reason_for_no_batch_says_who_is_silent_or_that_nobody_is_there(start):
+    client = start(Policy(environment_timeout=0.0))
+    client.post("/register", json=registration(8))
+
+    def reason() -> str:
+        return client.get("/batch").json()["reason"]
+
+    assert reason().endswith("; no environment is registered")
+    client.post("/register-env", json=environment())
+    assert re.search(r"; silent: \w+_0 for \d+ s$", reason())
+    client.post("/disconnect-env", json={"env_id": 0})
+    assert reason().endswith("; every environment has said goodbye")
+    client.post("/scored_data", json=group())
+    assert reason() == "4 of 8 sequences are waiting"
 
 
 def test_batches_come_oldest_first_and_step_counts_what_was_delivered(start):

@@ -102,6 +102,16 @@ def test_a_bad_group_is_left_out_and_its_file_has_the_reason(name: str, configur
     assert written["reason"] and written["group"]["scores"] == [0.0, 1.0]
 
 
+def test_groups_that_come_without_texts_have_them_in_the_samples(configure: Configure, tmp_path: Path):
+    api = SmallApi()
+    api.queue += [group(2, 3), group(2, 3)]
+    with api.served() as url:
+        train(configure(url, steps=1), tmp_path / "run")
+    samples = [json.loads(line) for line in (tmp_path / "run" / "samples" / "step_1.jsonl").read_text().splitlines()]
+    decode = story_tokenizer().decode
+    assert [row["text"] for row in samples] == [decode([7, 8]), decode([7, 8, 9])] * 2
+
+
 def test_a_group_whose_loss_is_not_finite_is_left_out_of_its_step(configure: Configure, tmp_path: Path):
     api = SmallApi()
     # The ratio to what the sampler says of itself overflows, which only the forward pass shows.

@@ -21,7 +21,15 @@ from shoal.errors import ConfigError, TrainingError
 from shoal.monitor.rows import read_rows
 from shoal.runtime import Runtime
 from shoal.training.parts import Parts
-from shoal.training.preflight import CheckResult, check_disk, check_logprobs, check_memory, check_rewards, run_checks
+from shoal.training.preflight import (
+    CheckResult,
+    check_disk,
+    check_format,
+    check_logprobs,
+    check_memory,
+    check_rewards,
+    run_checks,
+)
 from shoal.types import StopReason
 
 Build = Callable[..., Parts]
@@ -130,7 +138,7 @@ def test_an_engine_that_samples_nothing_is_named(configure: Configure, build: Bu
     cfg = configure()
     parts = build(cfg)
 
-    def refuse(requests: list[Request]) -> list[EngineOutput]:
+    def refuse(requests: list[Request], *_: Any) -> list[EngineOutput]:
         return [EngineOutput(request.id, [], [], StopReason.ERROR) for request in requests]
 
     monkeypatch.setattr(parts.engine, "generate", refuse)
@@ -213,3 +221,36 @@ def test_the_disk_plan_of_an_adapter_leaves_the_base_out(configure: Configure, b
         patch.setattr("shoal.training.preflight.estimate", lambda cfg, *_: sizes(cfg))
         assert planned() > 64
         assert planned("model.train=lora", "model.lora.r=2") < 0.1
+
+
+def test_an_answer_in_the_rewarded_format_reaches_the_verifier(configure: Configure, build: Build):
+    parts = build(configure("reward.format.pattern=think_answer"))
+    result = check_format(parts)
+    assert result and result.ok is True and "scores 1.0" in result.detail
+
+
+def test_tags_that_are_special_tokens_reach_the_verifier_and_end_tokens_do_not(configure: Configure, build: Build):
+    parts = build(configure("reward.format.pattern=think_answer"))
+    tokenizer = parts.policy.tokenizer
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>", "<answer>", "</answer>"]})
+    ids = tokenizer("<think>a</think><answer>b</answer>", add_special_tokens=False)["input_ids"]
+    assert parts.decode([*ids, tokenizer.eos_token_id]) == "<think><unk></think><answer><unk></answer>"
+    result = check_format(parts)
+    assert result and result.ok is True
+
+
+def test_tags_that_are_lost_on_the_way_to_the_verifier_fail_the_check(configure: Configure, build: Build):
+    parts = build(configure("reward.format.pattern=think_answer"))
+    decode = parts.decode
+    parts.decode = lambda ids: decode(ids).replace("<think>", "")
+    result = check_format(parts)
+    assert result and result.ok is True  # the opening tag may stand in the prompt
+    parts.decode = lambda ids: decode(ids).replace("</answer>", "")
+    result = check_format(parts)
+    assert result and result.ok is False and "which scores 0.0" in result.detail
+
+
+def test_nothing_is_claimed_of_a_format_that_is_not_known(configure: Configure, build: Build):
+    result = check_format(build(configure("reward.format.pattern='Zz+ .* Yy+'")))
+    assert result and result.ok is None
+    assert check_format(build(configure())) is None

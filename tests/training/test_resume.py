@@ -150,7 +150,7 @@ def test_other_data_or_another_model_is_refused_on_resume(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     train(configure("run.steps=2"), tmp_path)
-    with pytest.raises(ConfigError, match="trained weights are not those of this model"):
+    with pytest.raises(ConfigError, match=r"model\.train=lora: .* cannot change on resume"):
         resumed(configure, tmp_path, "run.steps=3", *LORA)
     monkeypatch.setattr("shoal.tasks.story.TRAIN_PROBLEMS", 10)
     with pytest.raises(DataError, match="9 training prompts and there are 10"):
@@ -250,7 +250,7 @@ def test_a_checkpoint_that_is_being_written_when_the_run_dies_is_absent(
 
 
 def test_the_best_model_is_that_of_the_best_evaluation_also_over_a_resume(configure: Configure, tmp_path: Path):
-    kept = ("evaluation.every=1", "evaluation.prompts=12")
+    kept = ("evaluation.every=1", "evaluation.prompts=12", "optimizer.warmup_steps=5")
     train(configure("run.steps=6", *kept), tmp_path / "whole")
     train(configure("run.steps=3", *kept), tmp_path / "two")
     resumed(configure, tmp_path / "two", "run.steps=6", *kept)
@@ -265,7 +265,8 @@ def test_the_loss_scale_survives_a_kill(configure: Configure, tmp_path: Path, mo
     overrides = ("run.steps=6", "runtime.mixed_precision=fp16", "checkpoint.every=4", "optimizer.warmup_steps=0")
     train(configure(*overrides), tmp_path / "whole")
     skipped = [row["train/skipped_steps"] for row in trained_rows(tmp_path / "whole")]
-    assert skipped == [1, 1, 0, 0, 0, 0]
+    assert skipped[0] >= 1
+    assert not any(skipped[1:])
     kill_before(monkeypatch, "train", 6)
     with pytest.raises(Killed):
         train(configure(*overrides), tmp_path / "killed")

@@ -61,5 +61,7 @@ class OptimizerConfig:
     scheduler_kwargs: dict[str, Any] = option(
         dict, "Arguments of the schedule, such as num_cycles: 3 (cosine_with_restarts) or power: 2 (polynomial)"
     )
-    warmup_steps: int = option(0, "Optimizer steps over which the learning rate rises from 0", least=0)
+    warmup_steps: int = option(
+        0, "Optimizer steps over which the learning rate rises; the first takes 1 / warmup_steps of it", least=0
+    )
     warmup_ratio: float = option(0.0, "The same, as a share of the run; used where warmup_steps is 0", least=0)

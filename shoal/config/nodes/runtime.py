@@ -15,4 +15,6 @@ class RuntimeConfig:
         "auto", "Dtype of matrix products over float32 parameters", choices=("auto", "none", "bf16", "fp16")
     )
     threads: int = option(0, "CPU threads of torch. 0: all cores", least=0)
-    tune_malloc: bool = option(True, "Keep freed memory in the process (glibc): fewer page faults on a CPU")
+    tune_malloc: bool = option(
+        True, "Small models: keep freed memory in the process (glibc), for fewer page faults on a CPU"
+    )

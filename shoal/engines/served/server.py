@@ -19,6 +19,7 @@ from shoal.engines import base
 from shoal.engines.base import EngineOutput
 from shoal.engines.served.dialect import GenerateRequest, reply
 from shoal.engines.served.engine import ServedEngine
+from shoal.engines.stopping import text_decoder
 from shoal.errors import ConfigError, EngineError
 from shoal.rewards.sandbox.serve import is_loopback
 from shoal.types import StopReason
@@ -34,6 +35,7 @@ LOOK_SECONDS = 1.0  # between two looks at whether whoever asked is still there
 
 def make_app(engine: ServedEngine, tokenizer: Any, token: str | None) -> FastAPI:
     """The application; `token` is asked for as a bearer's where there is one."""
+    decode = text_decoder(tokenizer, engine.ends.nonzero()[0].tolist())
     app = FastAPI(title="Shoal's built-in engine", docs_url=None, redoc_url=None)
     app.state.waiting = {}
 
@@ -60,7 +62,7 @@ def make_app(engine: ServedEngine, tokenizer: Any, token: str | None) -> FastAPI
         if max(prompt) >= engine.vocabulary:
             raise HTTPException(422, f"prompt: {max(prompt)} is no id of a vocabulary of {engine.vocabulary}")
         outputs = await asyncio.gather(*_asked(engine, body, prompt, request, app.state.waiting))
-        return reply(prompt, outputs, lambda ids: tokenizer.decode(ids, skip_special_tokens=True))
+        return reply(prompt, outputs, decode)
 
     return app
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from shoal.config import ShoalConfig
+from shoal.errors import ConfigError
+from shoal.learners.lora import adapts_head, rank_of, whole_model
 from shoal.learners.model import Policy
 from shoal.runtime import Runtime
 
@@ -104,12 +106,17 @@ class VllmArguments:
 def policy_arguments(cfg: ShoalConfig, policy: Policy, runtime: Runtime) -> VllmArguments:
     """The vLLM that samples from the policy: it starts from the weights that the policy was loaded from."""
     vllm = cfg.engine.vllm
+    if cfg.weight_sync.kind == "lora" and adapts_head(policy.model):
+        raise ConfigError(
+            "weight_sync=lora: vLLM takes no adapter on the head: leave it out of model.lora.target_modules, or set "
+            "weight_sync=broadcast"
+        )
     device = runtime.device.type if runtime.device.type == "cuda" else "cpu"
     colocated = cfg.engine.kind == "vllm" and device == "cuda"
     return VllmArguments(
         model=policy.causal_lm.name_or_path,
         tokenizer=policy.tokenizer.name_or_path,
-        revision=cfg.model.revision,
+        revision=whole_model(cfg.model.name, cfg.model.revision)[1],
         trust_remote_code=cfg.model.trust_remote_code,
         dtype=str(runtime.param_dtype).removeprefix("torch.") if vllm.dtype == "auto" else vllm.dtype,
         max_model_len=model_length(cfg, policy.max_positions),
@@ -121,7 +128,7 @@ def policy_arguments(cfg: ShoalConfig, policy: Policy, runtime: Runtime) -> Vllm
         eager=on_device(vllm.eager, device),
         prefix_cache=vllm.prefix_cache,
         sleep=vllm.sleep and colocated and cfg.weight_sync.kind != "shared",  # what sleeps cannot be shared
-        max_lora_rank=lora_room(cfg.model.lora.r) if cfg.weight_sync.kind == "lora" else 0,
+        max_lora_rank=lora_room(rank_of(policy.model)) if cfg.weight_sync.kind == "lora" else 0,
         lora_targets=adapted_modules(policy) if cfg.weight_sync.kind == "lora" else (),
         extra=tuple(vllm.extra_args),
     )

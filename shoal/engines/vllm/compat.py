@@ -23,8 +23,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from transformers import GenerationConfig
-
+from shoal.engines.stopping import generation_ends
 from shoal.errors import EngineError
 
 OLDEST, NEWEST = (0, 24), (0, 32)
@@ -140,11 +139,7 @@ def tokenizer_of(engine: Any) -> Any:
 def end_ids(engine: Any) -> list[int]:
     """Ids that end a completion beside the tokenizer's own: those of the model's generation_config."""
     model = engine.vllm_config.model_config
-    try:
-        found = GenerationConfig.from_pretrained(model.model, revision=model.revision).eos_token_id
-    except OSError:
-        return []
-    return [found] if isinstance(found, int) else list(found or [])
+    return generation_ends(model.model, model.revision)
 
 
 # In this process: an LLMEngine that the caller steps.

@@ -6,9 +6,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoConfig
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from shoal.engines.vllm.arguments import SERVED_NAME, VllmArguments, lora_room, on_device
 from shoal.engines.vllm.compat import check_vllm
@@ -19,6 +21,7 @@ from shoal.engines.vllm.process import refuse_taken_port
 from shoal.errors import ConfigError
 from shoal.rewards.sandbox.serve import is_loopback
 
+TRAINED_IN = {"cuda": "bfloat16", "cpu": "float32"}  # what model.dtype=auto is there
 LONGEST = 4096  # tokens of prompt and completion, where nothing else is said
 
 
@@ -57,7 +60,8 @@ def arguments_of(options: ServeOptions) -> VllmArguments:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return VllmArguments(
         model=options.model,
-        dtype=options.dtype,
+        # A trainer that shares these weights has them in the dtype of its own default.
+        dtype=TRAINED_IN[device] if options.bridge and options.dtype == "auto" else options.dtype,
         max_model_len=options.max_model_len or min(LONGEST, positions(options.model)),
         max_num_seqs=options.max_batch,
         device=device,
@@ -66,17 +70,30 @@ def arguments_of(options: ServeOptions) -> VllmArguments:
         cache_gib=options.cache_gib or (1.0 if device == "cpu" else 0.0),
         eager=on_device(options.eager, device),
         max_lora_rank=lora_room(options.lora_rank) if options.lora_rank else 0,
+        lora_targets=adaptable_layers(options.model) if options.lora_rank else (),
         extra=("--served-model-name", SERVED_NAME, options.model, *options.extra),
     )
 
 
+def adaptable_layers(model: str) -> tuple[str, ...]:
+    """Names of the linear layers but the head, as `model.lora` adapts them; made without weights."""
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(_config(model))
+    head = empty.get_output_embeddings()
+    layers = [name for name, one in empty.named_modules() if isinstance(one, nn.Linear) and one is not head]
+    return tuple(sorted({name.rpartition(".")[2] for name in layers}))
+
+
 def positions(model: str) -> int:
     """Tokens that the model can hold. Raises ConfigError where there is no such model."""
+    return getattr(_config(model).get_text_config(), "max_position_embeddings", None) or LONGEST
+
+
+def _config(model: str) -> Any:
     try:
-        config = AutoConfig.from_pretrained(model)
+        return AutoConfig.from_pretrained(model)
     except (OSError, ValueError) as error:
         raise ConfigError(f"--model {model}: there is no such model here or on the Hub ({_first(error)})") from error
-    return getattr(config.get_text_config(), "max_position_embeddings", None) or LONGEST
 
 
 def _first(error: Exception) -> str:

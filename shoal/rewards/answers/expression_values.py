@@ -14,6 +14,7 @@ from shoal.rewards.answers.expressions import Node, Unsure, linear, whole_number
 
 PRIME = 2**61 - 1
 DIGITS = 60
+MORE_DIGITS = 600
 LARGEST, SMALLEST = 10**12, 1e-30  # beyond them too few digits would be left
 LARGEST_EXPONENT = 1000
 AGREE, TINY = 1e-40, 1e-30
@@ -54,7 +55,7 @@ def _modular_factorial(node: Node, point: Mapping[str, int]) -> int:
     form = linear(node) or {}
     constant = form.pop("", 0)
     if not form:
-        return factorial(constant) % PRIME
+        return _factorial_modulo_prime(constant)
     base = sum(value * point[name] for name, value in form.items())
     value = Random(f"{sorted(form.items())} {base}").randrange(1, PRIME)
     product = 1
@@ -65,6 +66,11 @@ def _modular_factorial(node: Node, point: Mapping[str, int]) -> int:
     if product == 0:
         raise Unsure
     return value * pow(product, -1, PRIME) % PRIME
+
+
+@cache
+def _factorial_modulo_prime(number: int) -> int:
+    return factorial(number) % PRIME
 
 
 def _modular_binomial(of: Node, number: Node, point: Mapping[str, int]) -> int:
@@ -174,11 +180,18 @@ def close(one: Any, other: Any, number: Callable[[float], Any]) -> bool:
     return bool(abs(one - other) <= number(AGREE) * (1 + size))
 
 
+def same_in_more_digits(left: Node, right: Node) -> bool:
+    """Whether two constants that agree in `DIGITS` digits do so in `MORE_DIGITS`: 1 - e^{-200} is not 1."""
+    mp = many_digits(MORE_DIGITS)
+    one, other = (complex_value(node, {}, mp, principal=False) for node in (left, right))
+    return bool(abs(one - other) <= mp.mpf(10) ** (DIGITS - MORE_DIGITS) * (1 + abs(one)))
+
+
 @cache
-def many_digits() -> Any:
-    """An mpmath context of `DIGITS` digits, which has its own numbers and functions."""
+def many_digits(digits: int = DIGITS) -> Any:
+    """An mpmath context of so many digits, which has its own numbers and functions."""
     from mpmath import MPContext  # noqa: PLC0415 - comes with math-verify, which is an optional package
 
     context = MPContext()
-    context.dps = DIGITS
+    context.dps = digits
     return context

@@ -10,8 +10,9 @@ from __future__ import annotations
 import re
 
 MOST_DIGITS = 400  # of a number
-LARGEST_POWER = 10_000
-LARGEST_FACTORIAL = 1000  # of which the exact value is taken
+LARGEST_POWER = 10**9
+LARGEST_FACTORIAL = 1000  # of names and a number, of which the product is taken
+LARGEST_CONSTANT_FACTORIAL = 10_000
 FUNCTIONS = ("arcsin", "arccos", "arctan", "sin", "cos", "tan", "cot", "sec", "csc", "exp", "ln", "log")
 TOKEN = re.compile(
     rf"\s*(?:(\d+(?:\.\d+)?|\.\d+)|\\(frac|sqrt|binom|cdot|times|div|pi|left|right|{'|'.join(FUNCTIONS)})(?![A-Za-z])"
@@ -76,6 +77,8 @@ def _has_factorial(node: Node) -> bool:
     if form is None:
         return False
     constant = form.get("", 0)
+    if not form.keys() - {""}:
+        return 0 <= constant <= LARGEST_CONSTANT_FACTORIAL
     return abs(constant) <= LARGEST_FACTORIAL and (constant >= 0 or len(form) > 1)
 
 

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import re
 
+from shoal.rewards.number_text import as_text, last_number
+from shoal.rewards.thinking import answering_part
 from shoal.rewards.verifiers.strings import tagged_answer
 
 BOXES = ("\\boxed", "\\fbox")
 BRACE = re.compile(r"(?<!\\)[{}]")
 MOST_BOXES = 50  # tried from the end; a text with more that do not close has no answer
-THINKING_END = "</think>"
 ANSWER_MARK = "####"
 MINERVA_START = re.compile(r"final answer is:?", re.IGNORECASE)
 MINERVA_END = re.compile(r"I hope it is correct", re.IGNORECASE)
 TAIL = 4000  # characters at the end of a text in which an answer without any mark is looked for
 ANSWER_WORDS = re.compile(r"answer(?:\s+is|\s*[:=])\s*:?\**\s*", re.IGNORECASE)
 SENTENCE_END = re.compile(r"[.!?;](?=\s|$)|\n|,?\s+(?:because|since|so|which|where|when|as)\b")
-LATEX_SPAN = re.compile(r"\$\$(.+?)\$\$|\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
-NUMBER_AT_END = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?%?(?=\D*\Z)")
-
-
-def after_thinking(text: str) -> str:
-    """What follows the last `</think>`; the whole text where nothing does."""
-    return text.rpartition(THINKING_END)[2].strip() or text.strip()
+# One dollar opens before what is no space, and closes after what is none and before no digit (Pandoc's rule), so that
+# "$5 and then $13" is money; \\$ is never a delimiter.
+LATEX_SPAN = re.compile(
+    r"\$\$(.+?)\$\$|(?<![\\$])\$(?![\s$])((?:[^$\\\n]|\\.|\n(?!\s*\n))+)(?<![\s=+\-*/(<])\$(?!\d)|\\\((.+?)\\\)|\\\[(.+?)\\\]",
+    re.DOTALL,
+)
+PROSE = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{2,}\s+[A-Za-z]{2,}")  # two words in a row stand in no formula
+TEXT_COMMAND = re.compile(r"\\(?:text|mathrm|mbox)[a-z]*\s*\{[^{}]*\}")
 
 
 def last_boxed(text: str) -> str | None:
@@ -57,7 +59,7 @@ def minerva_answer(text: str) -> str | None:
 def last_answer(text: str) -> str:
     r"""The answer of a completion, the first of these that there is (each time its last): `\boxed`, `<answer>`,
     Minerva's sentence, after `####`, after "answer is", LaTeX between dollars, a number, the last line."""
-    text = after_thinking(text)
+    text = answering_part(text)
     for marked in (last_boxed, tagged_answer, minerva_answer):
         answer = marked(text)
         if answer is not None:
@@ -75,12 +77,20 @@ def last_answer(text: str) -> str:
     spans = _latex_spans(text)
     if spans:
         return spans[-1]
-    numbers = NUMBER_AT_END.findall(text)
-    return numbers[-1] if numbers else (text.splitlines() or [""])[-1]
+    found = last_number(text)
+    return as_text(found) if found else (text.splitlines() or [""])[-1]
 
 
 def _latex_spans(text: str) -> list[str]:
-    return [next(group for group in match.groups() if group) for match in LATEX_SPAN.finditer(text)]
+    """What stands between dollars or in \\( \\) and \\[ \\]; money and the prose between two sums are passed over."""
+    spans, position = [], 0
+    while (match := LATEX_SPAN.search(text, position)) is not None:
+        if match[2] and PROSE.search(TEXT_COMMAND.sub("", match[2])):
+            position = match.start() + 1
+            continue
+        spans.append(next(group for group in match.groups() if group))
+        position = match.end()
+    return spans
 
 
 def _in_braces(text: str) -> str | None:

@@ -21,6 +21,20 @@ POSTSCRIPTS = {"P.P.S": r"p\.\s?p\.\s?s", "P.S.": r"p\.\s?s\."}
 JSON_FENCES = ("```json", "```Json", "```JSON", "```")
 WORD_END = set(".,?!'\"")
 
+SHORT_TEXT = 12  # words
+LONGEST_DETECTED = 20_000  # characters that are enough to know a language by
+ENGLISH_WORDS = (
+    "the a an of to and in is it you that he was for on are with as i his they be at this have from or had by we your "
+    "not but what all were when there can she do how their if will each about up out them then many some so these "
+    "would other into has more her two like him see time could no make than my its who our please"
+)
+FOREIGN_WORDS = (
+    "der das und ist nicht ein eine ich wir sie mit auf guten wie geht es el los las una que por para con buenos como "
+    "est le les des une je vous nous pas avec bonjour il che di una per ciao sono buongiorno een het niet og det ikke "
+    "jag och inte eu voce uma nao bom dia ola estoy gracias hola mein dein morgen merci oui danke"
+)
+ENGLISH, FOREIGN = frozenset(ENGLISH_WORDS.split()), frozenset(FOREIGN_WORDS.split())
+
 INSTRUCTIONS: dict[str, Check] = {}
 
 
@@ -97,11 +111,10 @@ def _number_words(response: str, *, num_words: int, relation: str) -> bool:
 
 @_instruction("length_constraints:nth_paragraph_first_word")
 def _nth_paragraph_first_word(response: str, *, num_paragraphs: int, nth_paragraph: int, first_word: str) -> bool:
-    paragraphs = [part.strip() for part in response.split("\n\n")]
-    filled = sum(map(bool, paragraphs))
+    paragraphs = [part.strip() for part in response.split("\n\n") if part.strip()]
     if not 0 < nth_paragraph <= num_paragraphs:
         raise ValueError(f"there is no paragraph {nth_paragraph} of {num_paragraphs}")
-    if filled != num_paragraphs or not paragraphs[nth_paragraph - 1]:
+    if len(paragraphs) != num_paragraphs:
         return False
     word = paragraphs[nth_paragraph - 1].split()[0].lstrip("'").lstrip('"').lower()
     end = next((position for position, letter in enumerate(word) if letter in WORD_END), len(word))
@@ -193,17 +206,47 @@ def _capital_word_frequency(response: str, *, capital_frequency: int, capital_re
 
 @_instruction("change_case:english_capital")
 def _english_capital(response: str) -> bool:
-    return response.isupper() and _language(response) == "en"
+    return response.isupper() and _is_english(response.lower())
 
 
 @_instruction("change_case:english_lowercase")
 def _english_lowercase(response: str) -> bool:
-    return response.islower() and _language(response) == "en"
+    return response.islower() and _is_english(response)
 
 
 @_instruction("punctuation:no_comma")
 def _no_comma(response: str) -> bool:
     return "," not in response
+
+
+def check_instruction(instruction: str, arguments: Mapping[str, Any]) -> None:
+    """Whether an instruction can be checked at all, on a response that says little.
+
+    Raises:
+        ValueError: there is no such instruction, or an argument is missing or has no meaning.
+    """
+    if instruction == "language:response_language":
+        if not isinstance(arguments.get("language"), str):
+            raise ValueError(f"{instruction} needs a language, not {arguments.get('language')!r}")
+        return
+    response = "1" if instruction.startswith("change_case:english") else "a\n\nb"
+    try:
+        follows(instruction, arguments, response)
+    except AttributeError as error:
+        raise ValueError(f"{instruction} cannot be checked with {dict(arguments)}: {error}") from error
+
+
+def _is_english(text: str) -> bool:
+    """Whether a text in small letters is English: what `langdetect` finds, and for short texts, of which it knows
+    little, what it does not find to be another language by that language's letters or commonest words."""
+    words = re.findall(r"[^\W\d_]+", text)
+    if not words:
+        return False
+    if _language(text) == "en":
+        return True
+    if len(words) > SHORT_TEXT or not "".join(words).isascii():
+        return sum(word in ENGLISH for word in words) * 4 >= len(words) and "".join(words).isascii()
+    return not any(word in FOREIGN for word in words)
 
 
 def _language(text: str) -> str | None:
@@ -212,7 +255,7 @@ def _language(text: str) -> str | None:
 
     DetectorFactory.seed = 0
     try:
-        return str(detect(text))
+        return str(detect(text[:LONGEST_DETECTED]))
     except LangDetectException:
         return None
 

@@ -25,6 +25,7 @@ from shoal.rewards.answers.expression_values import (
     decimal_value,
     many_digits,
     modular_value,
+    same_in_more_digits,
 )
 from shoal.rewards.answers.expressions import (
     CONSTANTS,
@@ -233,8 +234,10 @@ def _equal_expressions(left: Node, right: Node) -> bool:
         if names <= {"pi"} and not has_function(left) and not has_function(right):
             with localcontext() as context:
                 context.prec = DIGITS
-                return close(decimal_value(left), decimal_value(right), Decimal)
-    return _equal_at_points(left, right, sorted(names.difference(CONSTANTS)))
+                same = close(decimal_value(left), decimal_value(right), Decimal)
+            return same and same_in_more_digits(left, right)
+    variables = sorted(names.difference(CONSTANTS))
+    return _equal_at_points(left, right, variables) and (bool(variables) or same_in_more_digits(left, right))
 
 
 def _equal_modulo_prime(left: Node, right: Node, names: set[str]) -> bool:

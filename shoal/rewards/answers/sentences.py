@@ -6,6 +6,7 @@ import re
 
 # Ends with . ! or ?, perhaps more than one of them, and whatever closes a quotation or a bracket.
 ENDS_SENTENCE = re.compile(r"(?P<word>[^\s.!?]*)(?P<stop>[.!?…]+)[\"'”’)\]*_]*$")
+LONGEST_WORD = 200  # characters at its end that are looked at
 INITIALS = re.compile(r"(?:[A-Za-z]\.)+")
 TITLES = "mr mrs ms dr prof st gen rep sen gov capt lt col mt vs fig approx"
 SHORTENED = "jr sr etc inc ltd co corp no vol dept est ft jan feb mar apr jun jul aug sep sept oct nov dec"
@@ -36,6 +37,7 @@ def split_sentences(text: str) -> list[str]:
 
 
 def _ends_sentence(word: str, following: str, *, first: bool) -> bool:
+    word = word[-LONGEST_WORD:]  # a search from each of many letters would take for ever
     match = ENDS_SENTENCE.search(word)
     if match is None:
         return False

@@ -13,6 +13,7 @@ from shoal.config.nodes.rubric import RubricConfig
 from shoal.rewards.judging.client import Question
 from shoal.rewards.judging.replies import read_object
 from shoal.rewards.rubrics.rubric import Criterion, read_criteria
+from shoal.rewards.thinking import answering_part
 from shoal.rewards.verifiers.strings import tagged_answer
 
 LEAST_ANSWERS = 2
@@ -42,7 +43,7 @@ def shown_responses(options: RubricConfig, texts: Sequence[str], seed: str) -> l
     `answer_words` words together and at least two."""
     if options.full_responses:
         return list(texts)
-    answers = [tagged_answer(text) or text for text in texts]
+    answers = [tagged_answer(answering_part(text)) or text for text in texts]
     Random(seed).shuffle(answers)
     shown: list[str] = []
     words = 0

@@ -20,6 +20,7 @@ from shoal.rewards.rubrics.buffer import RubricBuffer
 from shoal.rewards.rubrics.log import RubricLog
 from shoal.rewards.rubrics.measures import Judged, criterion_metrics, direction_agreement, normalized, scored
 from shoal.rewards.rubrics.rubric import Criterion, general_criteria, read_ground_truth, static_criteria
+from shoal.rewards.thinking import answering_part
 from shoal.rewards.verdict import Verdict
 from shoal.rewards.verifiers.judge import as_verdict
 from shoal.rewards.verifiers.strings import tagged_answer
@@ -136,7 +137,7 @@ class RubricVerifier(JudgedVerifier):
             if prompt is None:
                 prompt = prompts[one.group] = self._new_prompt(one)
             text = one.submission.text
-            answer = tagged_answer(text) if self.options.answer == "tag" else text
+            answer = tagged_answer(answering_part(text)) if self.options.answer == "tag" else text
             if answer is not None and self.options.closed_book:
                 answer = CITATION.sub("", answer)
             prompt.places.append(place)

@@ -14,6 +14,7 @@ from shoal.rewards.judged import Asked, JudgedVerifier, judged_verifier
 from shoal.rewards.judging.client import Answer, JudgeClient, Question
 from shoal.rewards.judging.replies import read_mark
 from shoal.rewards.judging.templates import load_template
+from shoal.rewards.thinking import answering_part
 from shoal.rewards.verdict import Verdict
 from shoal.rewards.verifiers.strings import OPENING, tagged_answer
 
@@ -35,9 +36,9 @@ class Claim:
 class CitationVerifier(JudgedVerifier):
     """0.6 x mean support of the claims + 0.4 x share of cited ids that there are.
 
-    A claim is `<cite id="a,b">claim</cite>` in the last `<answer>` (the whole completion where there is none), a source
-    `<snippet id="a">text</snippet>` (or `document`, `webpage`) before it. The judge says how far the sources of a claim
-    support it. Without a claim the score is 0.
+    A claim is `<cite id="a,b">claim</cite>` in the last `<answer>` after the thinking (in all of that where there
+    is none), a source `<snippet id="a">text</snippet>` (or `document`, `webpage`) before it. The judge says how far the
+    sources of a claim support it. Without a claim the score is 0.
     """
 
     def __init__(self, reward: RewardConfig, client: JudgeClient) -> None:
@@ -68,6 +69,7 @@ class CitationVerifier(JudgedVerifier):
 
 def find_claims(text: str) -> list[Claim]:
     """The cited stretches of the answer, in order."""
+    text = answering_part(text)
     answer = tagged_answer(text)
     found = _elements(CITE, text if answer is None else answer)
     return [Claim(inside.strip(), tuple(one.strip() for one in ids.split(",") if one.strip())) for ids, inside in found]

@@ -14,6 +14,7 @@ from shoal.rewards.sandbox.client import run_there
 from shoal.rewards.sandbox.core import Sandbox
 from shoal.rewards.sandbox.limits import Limits
 from shoal.rewards.sandbox.outcome import SandboxError, StdioTest, TestResult, Tests
+from shoal.rewards.thinking import answering_part
 from shoal.rewards.verifiers.strings import tagged_answer
 
 FENCE = re.compile(
@@ -79,11 +80,15 @@ def score_of(results: list[TestResult], config: CodeConfig) -> float:
 
 
 def find_program(text: str) -> str | None:
-    """The last ```python block; else the last fenced block of any kind; else what stands in the last `<answer>`.
+    """The last ```python block after the thinking; else the last fenced block of any kind; else the last
+    `<answer>`.
 
     A block that the end of the text cuts off counts, and one in a list loses the list's indentation. None where there
     is none of these.
     """
+    part = answering_part(text)
+    before = text[: text.rfind(part)]
+    text = before[len(before.rstrip(" \t")) :] + part  # the space before an indented fence is needed
     blocks = [
         (match["language"].lower(), _outdented(match["program"], len(match["before"])))
         for match in FENCE.finditer(text.replace("\r\n", "\n"))

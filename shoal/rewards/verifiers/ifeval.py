@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from json import JSONDecodeError, loads
 from typing import Any
 
-from shoal.rewards.answers.extract import THINKING_END
-from shoal.rewards.answers.instructions import follows
+from shoal.rewards.answers.instructions import check_instruction, follows
 from shoal.rewards.base import Submission, verifier
+from shoal.rewards.thinking import after_thinking
 
+LONGEST_RESPONSE = 200_000  # characters; a longer response follows nothing
 ID_KEYS = ("instruction_id_list", "instruction_id")
 ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
@@ -19,35 +20,54 @@ STRICT_ALL, STRICT_SHARE, LOOSE_ALL, LOOSE_SHARE = 0.4, 0.3, 0.2, 0.1
 ONE_ANSWER, ONE_THINK = 0.1, 0.05
 
 
-@verifier("ifeval", needs={"langdetect": "ifeval"})
+def check_rules(ground_truth: Any) -> None:
+    """Raises ValueError where a ground truth has no instructions that can be checked."""
+    try:
+        asked = rules(ground_truth)
+    except (SyntaxError, TypeError) as error:
+        raise ValueError(f"not a ground truth of IFEval: {str(ground_truth)[:80]!r}") from error
+    for rule in asked:
+        check_instruction(*rule)
+
+
+@verifier("ifeval", needs={"langdetect": "ifeval"}, check=check_rules)
 def ifeval(submission: Submission, *, whole: bool = False) -> float:
     """The share of the instructions that the response follows; with `whole` 1 where it follows all, else 0.
 
-    The ground truth has `instruction_id_list` and `kwargs`, as in google/IFEval. The response is what follows the last
-    `</think>`, without answer tags.
+    The ground truth has `instruction_id_list` and `kwargs`, as in google/IFEval. The response is what follows the
+    thinking, without answer tags.
     """
-    return _score([follows(*rule, _response(submission.text)) for rule in rules(submission.ground_truth)], whole)
+    asked, response = rules(submission.ground_truth), _response(submission.text)
+    if len(response) > LONGEST_RESPONSE:
+        return 0.0
+    return _score([follows(*rule, response) for rule in asked], whole)
 
 
-@verifier("ifeval_loose", needs={"langdetect": "ifeval"})
+@verifier("ifeval_loose", needs={"langdetect": "ifeval"}, check=check_rules)
 def ifeval_loose(submission: Submission, *, whole: bool = False) -> float:
     """As `ifeval`, where it is enough that the response follows an instruction without its first line, its last line
     or both, or without asterisks."""
-    variants = loose_variants(_response(submission.text))
-    return _score([_follows_any(rule, variants) for rule in rules(submission.ground_truth)], whole)
+    asked, response = rules(submission.ground_truth), _response(submission.text)
+    if len(response) > LONGEST_RESPONSE:
+        return 0.0
+    variants = loose_variants(response)
+    return _score([_follows_any(rule, variants) for rule in asked], whole)
 
 
-@verifier("ifeval_torchrl", needs={"langdetect": "ifeval"})
+@verifier("ifeval_torchrl", needs={"langdetect": "ifeval"}, check=check_rules)
 def ifeval_torchrl(submission: Submission) -> float:
     """TorchRL's reward for IFEval, between 0 and 1.15, over the first `<answer>` (nothing without one).
 
     0.4 where all instructions are followed strictly, 0.3 x their share, 0.2 and 0.1 the same loosely; 0.1 for exactly
     one answer block, 0.05 for exactly one think block.
     """
-    answers = ANSWER.findall(submission.text)
+    # What never closes is left out, since a search from each of many opening tags to the end would take for ever.
+    answers = ANSWER.findall(_until_last(submission.text, "</answer>"))
     response = answers[0] if answers else ""
-    variants = loose_variants(response)
     asked = rules(submission.ground_truth)
+    if len(response) > LONGEST_RESPONSE:
+        return 0.0
+    variants = loose_variants(response)
     strict = [follows(*rule, response) for rule in asked]
     loose = [_follows_any(rule, variants) for rule in asked]
     return (
@@ -56,7 +76,7 @@ def ifeval_torchrl(submission: Submission) -> float:
         + LOOSE_ALL * all(loose)
         + LOOSE_SHARE * _score(loose, whole=False)
         + ONE_ANSWER * (len(answers) == 1)
-        + ONE_THINK * (len(THINK.findall(submission.text)) == 1)
+        + ONE_THINK * (len(THINK.findall(_until_last(submission.text, "</think>"))) == 1)
     )
 
 
@@ -97,8 +117,12 @@ def _score(followed: list[bool], whole: bool) -> float:
     return float(all(followed)) if whole else sum(followed) / len(followed)
 
 
+def _until_last(text: str, mark: str) -> str:
+    return text[: text.rfind(mark) + len(mark)] if mark in text else ""
+
+
 def _response(text: str) -> str:
-    after = text.rpartition(THINKING_END)[2]
+    after = after_thinking(text)
     return after.replace("<answer>", "").replace("</answer>", "").strip()
 
 

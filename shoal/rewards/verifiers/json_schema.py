@@ -6,14 +6,28 @@ import json
 import re
 from typing import Any
 
-from shoal.rewards.answers.extract import after_thinking
 from shoal.rewards.base import Submission, verifier
+from shoal.rewards.thinking import answering_part
 from shoal.rewards.verifiers.strings import tagged_answer
 
 FENCED = re.compile(r"```(?:json|JSON)?\s*\n(.*?)```", re.DOTALL)
 
 
-@verifier("json_schema", needs={"jsonschema": "json"})
+def check_schema(ground_truth: Any) -> None:
+    """Raises ValueError where a ground truth is no JSON Schema."""
+    from jsonschema.exceptions import SchemaError  # noqa: PLC0415 - an optional package
+    from jsonschema.validators import validator_for  # noqa: PLC0415
+
+    schema = json.loads(ground_truth) if isinstance(ground_truth, str) else ground_truth
+    if not isinstance(schema, dict | bool):
+        raise ValueError(f"a JSON Schema is an object, not {str(ground_truth)[:80]!r}")
+    try:
+        validator_for(schema).check_schema(schema)
+    except SchemaError as error:
+        raise ValueError(f"not a JSON Schema: {error.message}") from error
+
+
+@verifier("json_schema", needs={"jsonschema": "json"}, check=check_schema)
 def json_schema(submission: Submission) -> float:
     """1 where the answer is JSON that the ground truth, a JSON Schema, accepts (formats are checked), and 0 otherwise.
 
@@ -36,7 +50,7 @@ def json_schema(submission: Submission) -> float:
 
 
 def _answer(text: str) -> str:
-    text = after_thinking(text)
+    text = answering_part(text)
     fenced = FENCED.findall(text)
     if fenced:
         return str(fenced[-1])

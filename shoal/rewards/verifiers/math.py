@@ -10,6 +10,9 @@ from typing import Any
 from shoal.rewards.answers.extract import last_answer, last_boxed, minerva_answer
 from shoal.rewards.answers.quick_equality import quickly_equal
 from shoal.rewards.base import Submission, verifier
+from shoal.rewards.notation import one_notation
+from shoal.rewards.thinking import answering_part
+from shoal.rewards.units import split_unit
 
 LONGEST_ANSWER = 2000  # characters; anything longer is no answer, and is not given to sympy
 LONGEST_QUICK = 300  # characters; what is longer is read in a process that can be killed
@@ -22,7 +25,6 @@ THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?")
 ASSIGNMENT = re.compile(r"(?:[A-Za-z]|\\[a-z]+)(?:_\{?\w+\}?)?(?:\([a-z](?:,[a-z])*\))?(?:=|\\in(?![a-z]))([^=]+)")
 THIN_SPACE = re.compile(r"(?<=\d)\\[,!](?=\d{3}(?!\d))")
 DISPLAYED = re.compile(r"\\[dtc](frac|binom)")
-SHORT_FRACTION = re.compile(r"\\frac\s*(?:\{(\d+)\}|(\d))\s*(?:\{(\d+)\}|(\d))")
 FRACTION = re.compile(r"\\frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}")
 NUMBER_SPACES = re.compile(r"\s+(?!\d)|(?<=[-+*^{])\s+")
 NAMED_NUMBER = re.compile(r"([A-Za-z])\s*=\s*([^=]+)")
@@ -50,7 +52,7 @@ UNIT = re.compile(
     r"(?:[a-zA-Z]{2,}|[a-zA-Z]+(?=/)|(?<=/)[a-zA-Z]+)(?:\^\{?[23]\}?)?(?:[\s./]+(?:[a-zA-Z]+)(?:\^\{?[23]\}?)?)*[.\s]*"
 )
 LATEX_UNIT = re.compile(
-    r"(?P<number>.*[\d})%])\s*\\(?:text|mathrm|mbox|textrm)\s*\{\s*([A-Za-z.$/ ]+)\s*\}(?:\^\{?\d\}?)?"
+    r"(?P<number>.*[\d})%])\s*\\(?:text|mathrm|mbox|textrm)\s*\{\s*(?![ei]\s*\})([A-Za-z.$/ ]+)\s*\}(?:\^\{?\d\}?)?"
 )
 
 Number = tuple[Fraction, bool]
@@ -96,6 +98,7 @@ def strict_math(submission: Submission) -> float:
 
 
 def _strict_answer(text: str) -> str:
+    text = answering_part(text)
     answer = minerva_answer(text)
     return text if answer is None else answer
 
@@ -135,7 +138,9 @@ def settle(truth: str, answer: str) -> bool | tuple[str, str]:
     """Whether two answers are equal, or the two expressions of which only sympy can tell."""
     if not answer.strip() or len(answer) > LONGEST_ANSWER:
         return False
-    (truth, wanted), answer = _read_truth(truth), clean(answer)
+    (truth, wanted, unit), (answer, other_unit) = _read_truth(truth), clean(answer)
+    if unit and other_unit and unit != other_unit:
+        return False
     if _squeezed(truth) == _squeezed(answer):
         return True
     if wanted is None and (named := NAMED_NUMBER.fullmatch(truth)) and _names_only(answer, named[1]):
@@ -171,14 +176,15 @@ def _as_fraction(value: Number | None, text: str) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _read_truth(truth: str) -> tuple[str, Number | None]:
-    """A ground truth as `clean` gives it, and the number that it is."""
-    truth = clean(truth)
-    return truth, number(truth)
+def _read_truth(truth: str) -> tuple[str, Number | None, str | None]:
+    """A ground truth and its unit as `clean` gives them, and between them the number that it is."""
+    truth, unit = clean(truth)
+    return truth, number(truth), unit
 
 
-def clean(text: str) -> str:
-    """An answer without what has no meaning: delimiters, spacing commands, fonts, currency, degrees, a final stop."""
+def clean(text: str) -> tuple[str, str | None]:
+    """An answer in one notation and without what has no meaning, and its unit: delimiters, spacing commands, fonts,
+    degrees, a final stop."""
     text = text.strip().replace("\u2212", "-").replace("\u00a0", " ").replace("{,}", ",")
     boxed = last_boxed(text)
     if boxed is not None:
@@ -186,19 +192,21 @@ def clean(text: str) -> str:
     for opening, closing in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("`", "`")):
         if len(text) > len(opening) + len(closing) and text.startswith(opening) and text.endswith(closing):
             text = text[len(opening) : -len(closing)].strip()
+    text, unit = split_unit(SPACES.sub(" ", THIN_SPACE.sub("", text)).strip())
+    if unit is None and DEGREES.search(text):
+        unit = "degree"
     text = text.replace("\\$", "").replace("$", "").replace("\\%", "%").replace("\\{,\\}", ",")
-    text = DEGREES.sub("", SPACES.sub(" ", THIN_SPACE.sub("", text)))
+    text = DEGREES.sub("", text)
     if "\\" in text:
         text = DISPLAYED.sub(r"\\\1", text)
-        text = SHORT_FRACTION.sub(r"\\frac{\1\2}{\3\4}", text)
-        text = FRACTION.sub(r"\\frac{\1}{\2}", text)
-    if unit := LATEX_UNIT.fullmatch(text.strip().rstrip(".")):
-        text = unit["number"]
-    text = WRAPPERS.sub(r" \1 ", text).strip()
+    if found := LATEX_UNIT.fullmatch(text.strip().rstrip(".")):
+        text = found["number"]
+    text = one_notation(WRAPPERS.sub(r" \1 ", text)).strip()
+    text = FRACTION.sub(r"\\frac{\1}{\2}", text)
     text = text.rstrip(".").strip() if not re.fullmatch(r"\d+\.", text) else text
     if THOUSANDS.fullmatch(text):
         text = text.replace(",", "")
-    return " ".join(text.split())
+    return " ".join(text.split()), unit
 
 
 def number(text: str) -> Number | None:

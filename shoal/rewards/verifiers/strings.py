@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from shoal.rewards.base import Submission, verifier
+from shoal.rewards.thinking import answering_part
 
 OPENING, CLOSING = "<answer>", "</answer>"
 
@@ -21,5 +22,5 @@ def tagged_answer(text: str) -> str | None:
 
 @verifier("exact_answer", bounded=True)
 def exact_answer(submission: Submission) -> float:
-    """1 where the last `<answer>` is the ground truth, letter for letter, and 0 otherwise."""
-    return float(tagged_answer(submission.text) == str(submission.ground_truth))
+    """1 where the last `<answer>` after the thinking is the ground truth, letter for letter, and 0 otherwise."""
+    return float(tagged_answer(answering_part(submission.text)) == str(submission.ground_truth))

@@ -7,8 +7,8 @@ from collections import Counter
 from string import punctuation
 from typing import Any
 
-from shoal.rewards.answers.extract import after_thinking
 from shoal.rewards.base import Submission, verifier
+from shoal.rewards.thinking import answering_part
 from shoal.rewards.verifiers.strings import tagged_answer
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -19,13 +19,14 @@ NO_PUNCTUATION = str.maketrans("", "", punctuation)
 def string_match(submission: Submission, *, tags: bool = False) -> float:
     """1 where the answer has the words of the ground truth, or of one in a list of them, and 0 otherwise.
 
-    The answer is the last `<answer>`, and without one (not allowed with `tags`) what follows the thinking.
+    The answer is the last `<answer>` after the thinking, and without one (not allowed with `tags`) all that follows it.
     """
-    answer = tagged_answer(submission.text)
+    text = answering_part(submission.text)
+    answer = tagged_answer(text)
     if answer is None:
         if tags:
             return 0.0
-        answer = after_thinking(submission.text)
+        answer = text
     return float(any(words(answer) == words(truth) for truth in truths(submission.ground_truth)))
 
 
@@ -33,10 +34,11 @@ def string_match(submission: Submission, *, tags: bool = False) -> float:
 def f1(submission: Submission) -> float:
     """F1 of the words in the answer and in the ground truth; the best over a list of them.
 
-    The answer is the last `<answer>`, else what follows the thinking. Words count as often as they occur.
+    The answer is the last `<answer>` after the thinking, else all that follows it. Words count as often as they occur.
     """
-    answer = tagged_answer(submission.text)
-    answered = words(after_thinking(submission.text) if answer is None else answer)
+    text = answering_part(submission.text)
+    answer = tagged_answer(text)
+    answered = words(text if answer is None else answer)
     return max(_f1(answered, words(truth)) for truth in truths(submission.ground_truth))
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from shoal.config import ShoalConfig
+from shoal.engines.stopping import generation_ends, text_decoder
 from shoal.errors import ConfigError
 from shoal.learners.model import load_tokenizer
 from shoal.rewards.scorer import Scorer
@@ -63,11 +64,9 @@ def open_by_name(name: str, cfg: ShoalConfig) -> OpenEnvironment:
     if ":" in name:
         cfg = replace(cfg, environment=replace(cfg.environment, kind=name))
     tokenizer: Any = story_tokenizer() if cfg.model.name == "story" else load_tokenizer(cfg.model)
-
-    def decode(ids: list[int]) -> str:
-        return tokenizer.decode(ids, skip_special_tokens=True)
-
-    environment = open_environment(cfg, tokenizer, decode)
+    # The built-in model ends by its tokenizer's own id alone.
+    ends = [] if cfg.model.name == "story" else generation_ends(cfg.model.name, cfg.model.revision)
+    environment = open_environment(cfg, tokenizer, text_decoder(tokenizer, ends))
     rewards = with_own_reward(environment, {})
     task = environment_task(cfg, environment, rewards)
     return OpenEnvironment(cfg, environment, task, Scorer(cfg.reward, task.verifiers, rewards))

@@ -10,7 +10,7 @@ from shoal.build import open_policy
 from shoal.config import ShoalConfig
 from shoal.engines.served.engine import ServedEngine
 from shoal.engines.served.server import GenerateServer
-from shoal.runtime import prepare_process, resolve_runtime
+from shoal.runtime import prepare_allocator, prepare_process, resolve_runtime
 
 logger = getLogger(__name__)
 
@@ -26,6 +26,7 @@ def serve_engine(cfg: ShoalConfig) -> int:
     runtime = resolve_runtime(cfg.runtime, cfg.model)
     prepare_process(cfg.runtime)
     policy = open_policy(cfg, runtime)
+    prepare_allocator(cfg.runtime, sum(one.numel() for one in policy.model.parameters()))
     engine = ServedEngine(
         policy.model,
         policy.tokenizer,

@@ -56,6 +56,7 @@ logger = getLogger(__name__)
 
 LEAST_WEIGHT = 0.01
 NEARLY_FULL = 0.8
+NAMED = 5  # silent environments in one line, at most
 
 
 @dataclass(frozen=True)
@@ -393,9 +394,27 @@ class Exchange:
         return infos
 
     def _explained(self, shortage: Shortage) -> Shortage:
-        if not self.leases:
-            return shortage
-        return shortage._replace(reason=f"{shortage.reason}; {len(self.leases)} batches are not acknowledged yet")
+        """With all that may be the reason: who is silent, that nobody is there, batches that are not acknowledged."""
+        parts = [shortage.reason, self._absent()]
+        if self.leases:
+            parts.append(f"{len(self.leases)} batches are not acknowledged yet")
+        return shortage._replace(reason="; ".join(part for part in parts if part))
+
+    def _absent(self) -> str:
+        """Which environments send nothing; empty where all that are registered do."""
+        connected = [env_id for env_id, one in enumerate(self.environments) if one.connected]
+        if not connected:
+            if self.backlog.groups:
+                return ""  # somebody sends without having registered
+            return "every environment has said goodbye" if self.environments else "no environment is registered"
+        now = time.monotonic()
+        silent = [
+            f"{self.environments[env_id].name} for {now - self.seen[env_id]:.0f} s"
+            for env_id in connected
+            if self.silent(env_id)
+        ]
+        more = f" and {len(silent) - NAMED} others" if len(silent) > NAMED else ""
+        return f"silent: {', '.join(silent[:NAMED])}{more}" if silent else ""
 
     def _new_lease(self, groups: list[Waiting]) -> Lease:
         lease = Lease(self.state.next_lease, [group.id for group in groups])

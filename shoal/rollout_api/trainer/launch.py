@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from logging import getLogger
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -20,6 +20,7 @@ from shoal.run_folder import SAVED
 logger = getLogger(__name__)
 
 STOP_SECONDS = 15.0
+MISTAKEN = 2  # the status of a command whose words or configuration are wrong
 
 
 class Companion:
@@ -29,27 +30,41 @@ class Companion:
     """
 
     def __init__(self, name: str, words: list[str], log: Path) -> None:
-        self.name, self.log = name, log
+        self.name, self.words, self.log = name, words, log
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "shoal.cli", *words],
+        self.process = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        with self.log.open("ab") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "shoal.cli", *self.words],
                 env={**os.environ, OWNER: str(os.getpid())},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        logger.info("started %s (process %d), log %s", name, self.process.pid, log)
+        logger.info("started %s (process %d), log %s", self.name, process.pid, self.log)
+        return process
 
-    def check(self) -> None:
-        """Raises RolloutApiError where it has ended by an error."""
+    def failed(self) -> str:
+        """How it has ended, where that was by an error; else nothing."""
         status = self.process.poll()
-        if status:
-            last = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
-            raise RolloutApiError(
-                f"{self.name} has ended with status {status}: {' '.join(last)[:400]} (all of it: {self.log})"
-            )
+        if not status:
+            return ""
+        last = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+        return f"{self.name} has ended with status {status}: {' '.join(last)[:400]} (all of it: {self.log})"
+
+    @property
+    def mistaken(self) -> bool:
+        """Whether it has refused what it was told, so that starting it again would not help."""
+        return self.process.poll() == MISTAKEN
+
+    def start_again(self) -> None:
+        """After an end by an error: what it started goes, and it starts anew."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process = self._start()
 
     def stop(self) -> None:
         """Ends its process group: asked to first, then by SIGKILL."""
@@ -72,7 +87,9 @@ class Companions:
         ConfigError: the server would not be on this machine.
     """
 
-    def __init__(self, url: str, environment: str, engine_url: str, folder: Path) -> None:
+    def __init__(self, url: str, environment: str, engine_url: str, folder: Path, restarts: int) -> None:
+        """`restarts` is how often one that died is started again."""
+        self.restarts_left = restarts
         address = urlsplit(url)
         host = address.hostname or ""
         if address.scheme != "http" or not is_loopback(host):
@@ -86,15 +103,32 @@ class Companions:
         serve = ["serve", "api", "--host", host, "--port", str(port), "--store", str(folder / "groups.sqlite")]
         env = ["env", environment, "--config-name", config.stem, "--config-dir", str(config.parent)]
         env += ["--api", self.url, "--engine", engine_url]
-        self.running = [Companion("the server of scored groups", serve, folder / "logs" / "api.log")]
-        self.running.append(Companion(f"the environment {environment}", env, folder / "logs" / "environment.log"))
+        logs = folder / "logs"
+        self.running: list[Companion] = []
+        with ExitStack() as undo:
+            undo.callback(self.stop)
+            self.running.append(Companion("the server of scored groups", serve, logs / "api.log"))
+            self.running.append(Companion(f"the environment {environment}", env, logs / "environment.log"))
+            undo.pop_all()
 
     def check(self) -> None:
-        """Raises RolloutApiError where one has ended by an error."""
+        """Starts again what has died.
+
+        Raises:
+            RolloutApiError: the restarts are used up, or one refuses what it was told.
+        """
         for companion in self.running:
-            companion.check()
+            why = companion.failed()
+            if not why:
+                continue
+            if companion.mistaken or self.restarts_left == 0:
+                raise RolloutApiError(why)
+            self.restarts_left -= 1
+            logger.warning("%s: starting it again, %d restarts are left", why, self.restarts_left)
+            companion.start_again()
 
     def stop(self) -> None:
-        """Ends both, the environment first."""
-        for companion in reversed(self.running):
-            companion.stop()
+        """Ends both, the environment first, whatever fails on the way."""
+        with ExitStack() as ending:
+            for companion in self.running:
+                ending.callback(companion.stop)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from logging import getLogger
 from math import isfinite
@@ -34,6 +34,7 @@ from shoal.types import Group
 
 logger = getLogger(__name__)
 
+RESTARTS = 5  # of the server and the environment that source.launch starts, in a run
 MOST_EMPTY = 20  # batches in a row of which nothing can be trained on
 LOOKED_BACK, FEWEST = 100, 20  # groups over which the share of unusable ones is taken: at most, and at least
 
@@ -149,13 +150,14 @@ class RolloutApiSource(GroupSource):
         self.bad = state.get("bad", [])
 
     def close(self) -> None:
-        """Stops serving the engine."""
-        if self.companions is not None:
-            self.companions.stop()
-        if self.server is not None:
-            self.server.close()
-        if self.fetcher is not None:
-            self.fetcher.api.close()
+        """Ends the companions and stops serving the engine, whatever fails on the way."""
+        with ExitStack() as ending:
+            if self.fetcher is not None:
+                ending.callback(self.fetcher.api.close)
+            if self.server is not None:
+                ending.callback(self.server.close)
+            if self.companions is not None:
+                ending.callback(self.companions.stop)
 
     def _check(self) -> None:
         """Called while something is waited for."""
@@ -168,7 +170,7 @@ class RolloutApiSource(GroupSource):
         """The connection to the server; where the run has one of its own, that and the environment are started."""
         cfg, wandb, url = self.cfg, self.cfg.monitor.wandb, self.cfg.source.url
         if cfg.source.launch is not None:
-            self.companions = Companions(url, cfg.source.launch, self.engine_url, self.folder)
+            self.companions = Companions(url, cfg.source.launch, self.engine_url, self.folder, RESTARTS)
             url = self.companions.url
             self.monitor.message(f"started a server at {url} and the environment {cfg.source.launch}")
         registration = {

@@ -93,14 +93,14 @@ def test_the_reference_follows_the_policy(settings, reference_of):
 
 
 @pytest.fixture
-def launched(settings, make_learner):
+def launched(settings, make_learner, tmp_path):
     """vLLM's command line for a reference of its own, under changed keys."""
 
     def make(changes: dict[str, object], device: str = "cpu") -> list[str]:
         cfg = settings({"reference.kind": "vllm_launch", **changes})
         learner = make_learner(cfg)
         runtime = replace(learner.runtime, device=torch.device(device))
-        return reference_arguments(cfg, learner.policy, runtime).line()
+        return reference_arguments(cfg, learner.policy, runtime, tmp_path).line()
 
     return make
 
@@ -167,7 +167,9 @@ def endpoint_of(settings, make_learner, stub, tmp_path):
         there = {"reference.kind": "vllm_endpoint", "reference.port": int(stub.url.rpartition(":")[2])}
         cfg = settings({**there, "reference.retries": 0, **changes})
         learner = make_learner(cfg)
-        return build_reference(cfg, SimpleNamespace(policy=learner.policy, runtime=learner.runtime), tmp_path)
+        return build_reference(
+            cfg, SimpleNamespace(policy=learner.policy, runtime=learner.runtime, learner=learner), tmp_path
+        )
 
     return make
 

@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from shoal.engines.served.dialect import GenerateRequest, reply
+from shoal.engines.stopping import text_decoder
 from shoal.engines.vllm import compat as vllm_compat
 from shoal.engines.vllm.requests import output_of
 
@@ -80,7 +81,8 @@ async def generate(request: Request) -> Response:
     if refused:
         return JSONResponse({"error": refused[0]}, 422)
     outputs = [output_of(result, [(0, version)]) for result in results]
-    return JSONResponse(reply(prompt, outputs, lambda ids: tokenizer.decode(ids, skip_special_tokens=True)))
+    decode = text_decoder(tokenizer, vllm_compat.end_ids(state.engine_client))
+    return JSONResponse(reply(prompt, outputs, decode))
 
 
 async def _sample(state: Any, body: GenerateRequest, prompt: Sequence[int]) -> list[dict[str, Any]]:
