@@ -28,6 +28,7 @@ from shoal.learners.base import Learner
 from shoal.learners.local import LocalLearner
 from shoal.learners.model import Policy, load_policy
 from shoal.learners.own_tokens import own_samples, rounding
+from shoal.models.tokenizer_notes import tokenizer_notes
 from shoal.monitor.monitor import Monitor
 from shoal.monitor.progress import ProgressDisplay
 from shoal.references.base import Reference
@@ -41,7 +42,6 @@ from shoal.rollout.rollouts import Rollouts
 from shoal.rollout.task import environment_task, with_own_reward
 from shoal.runtime import Runtime, prepare_allocator, prepare_process, resolve_runtime
 from shoal.tasks.base import Task
-from shoal.tasks.tokenizer_notes import tokenizer_notes
 from shoal.tasks.warm_start import Recipe, warm_started_model
 from shoal.training.checkpoint import CheckpointStore
 from shoal.training.evaluate import Evaluator

@@ -8,8 +8,8 @@ from statistics import median
 from transformers import PreTrainedTokenizerBase
 
 from shoal.config import ShoalConfig
+from shoal.models.tokenizer_notes import tokenizer_notes
 from shoal.tasks.dataset import Side, read_sides, task_of
-from shoal.tasks.tokenizer_notes import tokenizer_notes
 from shoal.types import Prompt
 
 BINS = 8

@@ -10,8 +10,8 @@ from shoal.config import load_config
 from shoal.config.nodes.code import CodeConfig
 from shoal.config.nodes.data import RewardConfig
 from shoal.errors import ConfigError, DataError
+from shoal.rewards.answers.code_tests import read_tests
 from shoal.rewards.base import REGISTRY, Submission
-from shoal.rewards.code_tests import read_tests
 from shoal.rewards.sandbox.core import Sandbox
 from shoal.rewards.sandbox.outcome import SandboxError, Status, TestResult
 from shoal.rewards.scorer import Scorer

@@ -2,9 +2,9 @@
 
 import pytest
 
+from shoal.rewards.answers.thinking import THINKING_ENDS, after_thinking, answering_part
 from shoal.rewards.base import Submission
 from shoal.rewards.lookup import find_verifier
-from shoal.rewards.thinking import THINKING_ENDS, after_thinking, answering_part
 from shoal.rewards.verifiers.citations import find_claims
 from shoal.rewards.verifiers.code import find_program
 

@@ -7,7 +7,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from shoal.tasks.tokenizer_notes import PROBE, tokenizer_notes
+from shoal.models.tokenizer_notes import PROBE, tokenizer_notes
 
 CHATML = "{% for m in messages %}{{ m.content }}{% endfor %}"
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from shoal.rewards.number_text import as_text, last_number
-from shoal.rewards.thinking import answering_part
+from shoal.rewards.answers.number_text import as_text, last_number
+from shoal.rewards.answers.thinking import answering_part
 from shoal.rewards.verifiers.strings import tagged_answer
 
 BOXES = ("\\boxed", "\\fbox")

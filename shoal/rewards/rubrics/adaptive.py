@@ -10,10 +10,10 @@ from typing import Any
 from jinja2 import Template
 
 from shoal.config.nodes.rubric import RubricConfig
+from shoal.rewards.answers.thinking import answering_part
 from shoal.rewards.judging.client import Question
 from shoal.rewards.judging.replies import read_object
 from shoal.rewards.rubrics.rubric import Criterion, read_criteria
-from shoal.rewards.thinking import answering_part
 from shoal.rewards.verifiers.strings import tagged_answer
 
 LEAST_ANSWERS = 2

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from shoal.config.nodes.data import RewardConfig
+from shoal.rewards.answers.thinking import answering_part
 from shoal.rewards.judged import Asked, JudgedVerifier, judged_verifier, question_of
 from shoal.rewards.judging.client import AheadClient, Answer, JudgeClient, Question
 from shoal.rewards.judging.replies import read_mark
@@ -20,7 +21,6 @@ from shoal.rewards.rubrics.buffer import RubricBuffer
 from shoal.rewards.rubrics.log import RubricLog
 from shoal.rewards.rubrics.measures import Judged, criterion_metrics, direction_agreement, normalized, scored
 from shoal.rewards.rubrics.rubric import Criterion, general_criteria, read_ground_truth, static_criteria
-from shoal.rewards.thinking import answering_part
 from shoal.rewards.verdict import Verdict
 from shoal.rewards.verifiers.judge import as_verdict
 from shoal.rewards.verifiers.strings import tagged_answer

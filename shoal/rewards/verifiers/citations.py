@@ -10,11 +10,11 @@ from functools import partial
 from statistics import fmean
 
 from shoal.config.nodes.data import RewardConfig
+from shoal.rewards.answers.thinking import answering_part
 from shoal.rewards.judged import Asked, JudgedVerifier, judged_verifier
 from shoal.rewards.judging.client import Answer, JudgeClient, Question
 from shoal.rewards.judging.replies import read_mark
 from shoal.rewards.judging.templates import load_template
-from shoal.rewards.thinking import answering_part
 from shoal.rewards.verdict import Verdict
 from shoal.rewards.verifiers.strings import OPENING, tagged_answer
 

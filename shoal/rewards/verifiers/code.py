@@ -8,13 +8,13 @@ from typing import Any
 
 from shoal.config.nodes.code import CodeConfig
 from shoal.errors import ConfigError
+from shoal.rewards.answers.code_tests import read_tests
+from shoal.rewards.answers.thinking import answering_part
 from shoal.rewards.base import Submission, verifier
-from shoal.rewards.code_tests import read_tests
 from shoal.rewards.sandbox.client import run_there
 from shoal.rewards.sandbox.core import Sandbox
 from shoal.rewards.sandbox.limits import Limits
 from shoal.rewards.sandbox.outcome import SandboxError, StdioTest, TestResult, Tests
-from shoal.rewards.thinking import answering_part
 from shoal.rewards.verifiers.strings import tagged_answer
 
 FENCE = re.compile(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 from shoal.rewards.answers.extract import last_boxed
+from shoal.rewards.answers.number_text import Number, first_number, last_number
+from shoal.rewards.answers.thinking import answering_part
 from shoal.rewards.base import Submission, verifier
-from shoal.rewards.number_text import Number, first_number, last_number
-from shoal.rewards.thinking import answering_part
 from shoal.rewards.verifiers.strings import tagged_answer
 
 ANSWER_MARK = "####"

@@ -9,8 +9,8 @@ from json import JSONDecodeError, loads
 from typing import Any
 
 from shoal.rewards.answers.instructions import check_instruction, follows
+from shoal.rewards.answers.thinking import after_thinking
 from shoal.rewards.base import Submission, verifier
-from shoal.rewards.thinking import after_thinking
 
 LONGEST_RESPONSE = 200_000  # characters; a longer response follows nothing
 ID_KEYS = ("instruction_id_list", "instruction_id")

@@ -6,8 +6,8 @@ import json
 import re
 from typing import Any
 
+from shoal.rewards.answers.thinking import answering_part
 from shoal.rewards.base import Submission, verifier
-from shoal.rewards.thinking import answering_part
 from shoal.rewards.verifiers.strings import tagged_answer
 
 FENCED = re.compile(r"```(?:json|JSON)?\s*\n(.*?)```", re.DOTALL)

@@ -8,11 +8,11 @@ from functools import lru_cache
 from typing import Any
 
 from shoal.rewards.answers.extract import last_answer, last_boxed, minerva_answer
+from shoal.rewards.answers.notation import one_notation
 from shoal.rewards.answers.quick_equality import quickly_equal
+from shoal.rewards.answers.thinking import answering_part
+from shoal.rewards.answers.units import split_unit
 from shoal.rewards.base import Submission, verifier
-from shoal.rewards.notation import one_notation
-from shoal.rewards.thinking import answering_part
-from shoal.rewards.units import split_unit
 
 LONGEST_ANSWER = 2000  # characters; anything longer is no answer, and is not given to sympy
 LONGEST_QUICK = 300  # characters; what is longer is read in a process that can be killed

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from shoal.rewards.answers.thinking import answering_part
 from shoal.rewards.base import Submission, verifier
-from shoal.rewards.thinking import answering_part
 from shoal.rewards.verifiers.text_match import truths
 
 LONGEST_TEXT = 100_000  # characters; a longer one has no match

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from shoal.rewards.answers.thinking import answering_part
 from shoal.rewards.base import Submission, verifier
-from shoal.rewards.thinking import answering_part
 
 OPENING, CLOSING = "<answer>", "</answer>"
 

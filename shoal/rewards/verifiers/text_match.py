@@ -7,8 +7,8 @@ from collections import Counter
 from string import punctuation
 from typing import Any
 
+from shoal.rewards.answers.thinking import answering_part
 from shoal.rewards.base import Submission, verifier
-from shoal.rewards.thinking import answering_part
 from shoal.rewards.verifiers.strings import tagged_answer
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")

@@ -1,4 +1,4 @@
-"""Programs judged by tests: what is asked, and tests in one of the forms of `shoal.rewards.code_tests`.
+"""Programs judged by tests: what is asked, and tests in one of the forms of `shoal.rewards.answers.code_tests`.
 
 Read as they are: MBPP (`text` or `prompt`, `test_list`, what the tests need), APPS and its kind (`question`,
 `input_output`), HumanEval (`prompt`, `test`, `entry_point`), LiveCodeBench (`question_content`, `public_test_cases`,
@@ -16,7 +16,7 @@ import zlib
 from typing import Any
 
 from shoal.errors import DataError
-from shoal.rewards.code_tests import ProgramTests, read_tests
+from shoal.rewards.answers.code_tests import ProgramTests, read_tests
 from shoal.tasks.layouts.base import Example, Layout, Row, conversation, parsed, pick, without_none
 
 ASKED = ("messages", "prompt", "question", "problem", "text", "question_content")

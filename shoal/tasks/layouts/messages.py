@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shoal.rewards.code_tests import check_programs_tests
+from shoal.rewards.answers.code_tests import check_programs_tests
 from shoal.tasks.layouts.base import Example, Layout, Row, conversation, names_in, pick, without_none
 
 ASKED = ("messages", "prompt")

@@ -4,7 +4,7 @@ which names the verifier. Where `dataset` is a list, `ground_truth` is one of th
 from __future__ import annotations
 
 from shoal.errors import DataError
-from shoal.rewards.code_tests import check_programs_tests
+from shoal.rewards.answers.code_tests import check_programs_tests
 from shoal.tasks.layouts.base import Example, Layout, Row, conversation, names_in
 
 # Their name of a verifier, where it is not ours.

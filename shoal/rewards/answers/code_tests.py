@@ -17,8 +17,8 @@ from textwrap import indent
 from typing import Any
 
 from shoal.errors import DataError
+from shoal.rewards.answers.usual_imports import with_usual_imports
 from shoal.rewards.sandbox.outcome import StdioTest, Tests
-from shoal.rewards.usual_imports import with_usual_imports
 
 CASE_KEYS = {"input", "output", "testtype", "type", "fn_name", "metadata", "tolerance"}
 STDIO_KINDS = (None, "stdin", "stdin_stdout", "stdio")
