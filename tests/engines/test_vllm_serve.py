@@ -176,6 +176,16 @@ def test_a_trainer_finds_the_bridge_of_a_server_started_by_hand(tmp_path: Path):
         assert httpx.get(f"{url}/bridge/info").json()["version"] == 2
 
 
+def test_a_trainer_gives_adapters_to_a_server_started_by_hand(tmp_path: Path):
+    with served(tmp_path / "server.log", "--lora-rank=16") as url:
+        words = ["engine=vllm_server", f"engine.vllm.endpoints=[{url}]", "weight_sync=lora", "model.train=lora"]
+        more = ["runtime.target=cpu", "runtime.mixed_precision=none", "model.lora.r=16"]
+        command = ["train", "--smoke-test", f"run.root={tmp_path}", "run.name=run", *words, *more]
+        assert main(command) == 0
+        rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+        assert max(row["step"] for row in rows) == 2
+
+
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
