@@ -89,6 +89,33 @@ def test_a_server_that_is_killed_in_a_rollout_owes_nothing(server: Any, vllm_mod
     server.restore = None
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["the API server", "a process behind it"])
+def test_a_server_that_hangs_is_started_again_and_owes_nothing(
+    server: Any, vllm_model: Any, victim: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    restored: list[VllmControl] = []
+    patience = {one: one.timeout for one in (server, server.servers[0])}
+    for one in patience:
+        monkeypatch.setattr(one, "timeout", 5.0)
+
+    def restore(control: VllmControl) -> None:
+        restored.append(control)
+        for one, seconds in patience.items():
+            one.timeout = seconds  # the new one may take its time
+
+    monkeypatch.setattr(server, "restore", restore)
+    requests = long_running(16, f"hang {victim} ")
+    group = group_of(server)
+    behind = [process.pid for process in members(group) if process.pid != group]
+    for pid in [group] if "API" in victim else behind:
+        os.kill(pid, signal.SIGSTOP)
+    outputs = server.generate(requests)
+    assert_right(outputs, requests, vllm_model)
+    assert restored == [server.servers[0]]
+    assert members(group) == []
+
+
 def test_a_call_to_a_dead_server_says_so_and_revive_starts_it_again(server: Any) -> None:
     os.kill(group_of(server), signal.SIGKILL)
     with pytest.raises(ServerDied, match="does not answer"):
