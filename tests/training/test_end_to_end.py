@@ -120,7 +120,8 @@ def test_eval_of_the_saved_model_prints_the_accuracy_that_the_run_ended_with(
     assert main(["eval", "model=outputs/one/model"]) == 0
     lines = dict(line.split(": ") for line in capsys.readouterr().out.splitlines())
     assert lines["accuracy"] == f"{summary['accuracy_after']:.4f}"
-    assert set(lines) == {"accuracy", "length", "missing", "reward"}
+    counts = {"accuracy_stderr", "prompts", "completions"}
+    assert set(lines) == {"accuracy", "length", "missing", "reward", "pass@1"} | counts
     assert sorted(Path().rglob("*")) == files
 
 
