@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from shoal.config import ShoalConfig
+from shoal.config.cautions import cautions
 from shoal.engines.base import Engine
 from shoal.engines.builtin.engine import TorchEngine
 from shoal.engines.served.engine import ServedEngine
@@ -208,7 +209,7 @@ def build_run(cfg: ShoalConfig, folder: Path, stopping: Callable[[], bool], rewa
         undo.callback(parts.close)
         monitor = Monitor(cfg, folder, total_steps=total_steps(cfg), decode=parts.decode, started=started)
         undo.callback(monitor.close, "failed")
-        for note in parts.runtime.notes:
+        for note in (*parts.runtime.notes, *cautions(cfg)):
             monitor.message(note)
         reference = build_reference(cfg, parts, folder) if cfg.algorithm.kl_coef else None
         if reference:
