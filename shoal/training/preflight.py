@@ -14,6 +14,7 @@ import torch
 
 from shoal.config import ShoalConfig
 from shoal.learners.memory_plan import estimate
+from shoal.rewards.round_trips import round_trips
 from shoal.rewards.scorer import MISSING, Scorer
 from shoal.rollout.environment import CHECK_EPOCH, Item
 from shoal.rollout.sampling import sampling_params
@@ -38,6 +39,7 @@ FORMATTED = (
     "{}",
 )
 """Completions in the usual formats."""
+SHOWN_TESTS = 3
 
 
 @dataclass
@@ -119,6 +121,27 @@ def check_format(parts: Parts) -> CheckResult | None:
         f"{text!r} scores {best}, but the tokenizer writes it as {read[scores.index(best)]!r}, which scores {at_best}: "
         "choose a format whose tags it has, or add them to the tokenizer",
     )
+
+
+def check_program_tests(task: Task, scorer: Scorer) -> list[CheckResult]:
+    """Which tests of programs compare the program with itself; nothing where no row is judged by them."""
+    judged = [prompt for prompt in task.train if "code" in (prompt.verifiers or scorer.weights)]
+    if not judged or not scorer.reward.verify:
+        return []
+    found = [(prompt.id, tests) for prompt in judged if (tests := round_trips(_own_truth(prompt)))]
+    if not found:
+        return [CheckResult("program tests", True, f"no test of {len(judged)} rows compares a program with itself")]
+    shown = "; ".join(f"{name}: {tests[0]:.80}" for name, tests in found[:SHOWN_TESTS])
+    detail = (
+        f"in {len(found)} of {len(judged)} rows the program itself computes what a test expects (round trips), so that "
+        f"one which gives back what it is given can pass: {shown}"
+    )
+    return [CheckResult("program tests", None, detail)]
+
+
+def _own_truth(prompt: Prompt) -> Any:
+    truth = prompt.ground_truth
+    return truth["code"] if isinstance(truth, dict) and set(truth) == set(prompt.verifiers) else truth
 
 
 def _forms(ground_truth: Any) -> list[str]:
@@ -212,5 +235,6 @@ def run_checks(cfg: ShoalConfig, parts: Parts, folder: Path) -> list[CheckResult
         if cfg.source.kind == "rollout_api"
         else check_rewards(parts.task, parts.scorer),
         *([formatted] if formatted else ()),
+        *check_program_tests(parts.task, parts.scorer),
         check_logprobs(cfg, parts, parts.sync.check.tolerance),
     ]

@@ -22,8 +22,11 @@ ASK_AGAIN = 0.2
 _opener = build_opener(ProxyHandler({}))
 
 
-def run_there(url: str, program: str, tests: Tests, limits: Limits, *, total_seconds: float) -> list[TestResult]:
-    """As `Sandbox.run`. A token is taken from the environment variable SHOAL_CODE_TOKEN.
+def run_there(
+    url: str, program: str, tests: Tests, limits: Limits, *, total_seconds: float, tier: str = "bubblewrap"
+) -> list[TestResult]:
+    """As `Sandbox.run`; a server of a weaker tier than `tier` refuses. A token is taken from SHOAL_CODE_TOKEN in the
+    environment.
 
     Raises:
         SandboxError: the server cannot be reached, has no place in time, or failed.
@@ -33,6 +36,7 @@ def run_there(url: str, program: str, tests: Tests, limits: Limits, *, total_sec
         "tests": tests.to_json(),
         "limits": asdict(limits),
         "total_seconds": total_seconds,
+        "tier": tier,
     }
     headers = {"Content-Type": "application/json"}
     if token := os.environ.get(TOKEN_VARIABLE):

@@ -11,6 +11,11 @@ from shoal.rewards.sandbox.launch import Launch
 from shoal.rewards.sandbox.limits import Limits
 
 NOBODY = 65534
+NOT_HELD = (
+    "tier process stops accidents, not programs that mean harm: it does not hold back reading and writing what the "
+    "user can read and write, the network, signals to the user's other processes, or a process that stays after its "
+    "program; use it for programs that you trust (docs/sandbox.md)"
+)
 
 
 class Process:

@@ -21,6 +21,7 @@ from shoal.rewards.sandbox.client import BUSY, TOKEN_VARIABLE
 from shoal.rewards.sandbox.core import Sandbox
 from shoal.rewards.sandbox.limits import Limits
 from shoal.rewards.sandbox.outcome import SandboxError, Tests
+from shoal.rewards.sandbox.process import NOT_HELD
 
 logger = getLogger(__name__)
 
@@ -72,6 +73,11 @@ class CodeServer(ThreadingHTTPServer):
             program = str(request["program"])
         except (TypeError, ValueError, KeyError) as error:
             raise DataError(f"a request needs program, tests, limits and total_seconds: {error!r}") from error
+        if request.get("tier") == "bubblewrap" and self.sandbox.tier.name != "bubblewrap":
+            raise DataError(
+                f"this server runs tier {self.sandbox.tier.name}, which holds no hostile program, and bubblewrap is "
+                "asked for: start it with --tier bubblewrap, or ask for it by name: reward.code.tier=process"
+            )
         with self.running:
             results = self.sandbox.run(program, tests, limits, total_seconds=total)
         with self.lock:
@@ -164,6 +170,8 @@ def serve_code(host: str, port: int, *, tier: str, python: str | None, workers: 
     """
     with CodeServer(host, port, tier=tier, python=python, workers=workers) as server:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        if tier == "process":
+            logger.warning("%s", NOT_HELD)
         logger.info("code sandbox: tier %s, %d workers, http://%s:%d", tier, workers, host, server.server_port)
         try:
             server.serve_forever()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import cache
+from logging import getLogger
 from typing import Any
 
 from shoal.config.nodes.code import CodeConfig
@@ -15,7 +16,10 @@ from shoal.rewards.sandbox.client import run_there
 from shoal.rewards.sandbox.core import Sandbox
 from shoal.rewards.sandbox.limits import Limits
 from shoal.rewards.sandbox.outcome import SandboxError, StdioTest, TestResult, Tests
+from shoal.rewards.sandbox.process import NOT_HELD
 from shoal.rewards.verifiers.strings import tagged_answer
+
+logger = getLogger(__name__)
 
 FENCE = re.compile(
     r"^(?P<before>[ \t]*(?:(?:[-*+]|\d+[.)])[ \t]+)*)(?P<fence>`{3,}|~{3,})[ \t]*(?P<language>[\w+#.-]*)[^\n`]*\n"
@@ -49,7 +53,7 @@ def code(submission: Submission, **options: Any) -> float:
     if config.url is None:
         results = _sandbox(config.tier, config.python).run(program, tests, limits, total_seconds=config.total_seconds)
     else:
-        results = run_there(config.url, program, tests, limits, total_seconds=config.total_seconds)
+        results = run_there(config.url, program, tests, limits, total_seconds=config.total_seconds, tier=config.tier)
     return score_of(results, config)
 
 
@@ -60,10 +64,19 @@ def check_code(config: CodeConfig) -> None:
         ConfigError: the tier is missing or does not work here, or the server does not answer.
     """
     if config.url is None:
+        if config.tier == "process":
+            logger.warning("reward.code.tier=process: %s", NOT_HELD)
         _sandbox(config.tier, config.python)
         return
     try:
-        run_there(config.url, "", Tests(stdio=(StdioTest("", ""),)), Limits(), total_seconds=config.total_seconds)
+        run_there(
+            config.url,
+            "",
+            Tests(stdio=(StdioTest("", ""),)),
+            Limits(),
+            total_seconds=config.total_seconds,
+            tier=config.tier,
+        )
     except SandboxError as error:
         raise ConfigError(f"reward.code.url: {error}; start one with `shoal serve code --port PORT`") from error
 

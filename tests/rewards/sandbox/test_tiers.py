@@ -7,16 +7,20 @@ import shutil
 import struct
 import sys
 import tempfile
+from threading import BoundedSemaphore, Lock
 
 import pytest
 
-from shoal.errors import ConfigError
+from shoal.config.nodes.code import CodeConfig
+from shoal.errors import ConfigError, DataError
 from shoal.rewards.sandbox import tiers
 from shoal.rewards.sandbox.core import Sandbox
 from shoal.rewards.sandbox.interpreter import Interpreter
 from shoal.rewards.sandbox.limits import Limits
 from shoal.rewards.sandbox.outcome import Status, Tests
 from shoal.rewards.sandbox.seccomp import ARCHITECTURES, RETURN, seccomp_filter
+from shoal.rewards.sandbox.serve import CodeServer
+from shoal.rewards.verifiers.code import check_code
 
 SYSTEM_PYTHON = "/usr/bin/python3"  # one that an unprivileged user can reach, where this one is in /root
 
@@ -141,3 +145,15 @@ def test_tier_process_does_not_hold_what_needs_namespaces(process, bubblewrap, l
     if "kill" not in attempt or os.geteuid() != 0:  # as root, tier process drops to a user who may not
         assert process.run(program, tests, limits)[0].passed
     assert not bubblewrap.run(program, tests, limits)[0].passed
+
+
+def test_tier_process_says_what_it_does_not_hold_and_is_not_taken_for_bubblewrap(process, limits, caplog):
+    server = CodeServer.__new__(CodeServer)
+    server.sandbox, server.running, server.lock, server.done = process, BoundedSemaphore(1), Lock(), 0
+    request = {"program": "print(1)", "tests": [{"input": "", "output": "1"}], "limits": {}}
+    with pytest.raises(DataError, match=r"runs tier process.*reward\.code\.tier=process"):
+        server.run({**request, "tier": "bubblewrap"})
+    assert server.run({**request, "tier": "process"})[0]["status"] == "passed"
+    check_code(CodeConfig(tier="process", python=process.interpreter.command[0]))
+    for word in ("reading and writing", "network", "signals", "stays after"):
+        assert word in caplog.text
