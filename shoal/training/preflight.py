@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import psutil
 import torch
 
 from shoal.config import ShoalConfig
+from shoal.config.environment import EnvironmentConfig
 from shoal.environments.single_turn import roll_out
 from shoal.learners.memory_plan import estimate
 from shoal.rewards.scorer import MISSING, Scorer
@@ -22,6 +24,7 @@ from shoal.training.sources import sampling_params
 from shoal.types import FORMAT_PART, Completion, Group, Prompt, Segment, StopReason
 from shoal.weight_sync.check import distances
 
+WITHOUT_TRUTH = ("format", "max_length", "up_to_max_length")  # verifiers that do not look for a right answer
 WRONG_ANSWER = "I do not know."
 GIB = 2**30
 FORMATTED = (
@@ -52,9 +55,9 @@ def check_rewards(task: Task, scorer: Scorer) -> CheckResult:
     """A known-right and a known-wrong answer to a real prompt, through the path that training uses.
 
     The task's own verifiers must score its demonstrated answer above the wrong one. Others may want another form, so
-    the ground truth is tried in several more, one of which must score higher: a reward that is the same whatever is
-    answered teaches nothing. Where the task demonstrates nothing, nothing is claimed. A run does not start where no
-    score can be had.
+    the ground truth is tried in several more, one of which must score higher. That is asked of Shoal's verifiers of
+    answers alone; a function of the user's may reward something else, such as brevity: then nothing is refused. Where
+    the task demonstrates nothing, nothing is claimed. A run does not start where no score can be had.
     """
     name = "rewards"
     prompt = task.train[0]
@@ -69,14 +72,17 @@ def check_rewards(task: Task, scorer: Scorer) -> CheckResult:
     scorer.score([Group(id="start-up check", completions=[wrong, *right], prompt=prompt)])
     # The verifiers' part only: the known-right answer need not have the format or the length that is rewarded.
     low, high = scorer.verified(wrong), [scorer.verified(answer) for answer in right]
-    known = [(score, answer.text) for score, answer in zip(high, right, strict=True) if score is not None]
-    if low is None or (right and not known):
+    if low is None or (right and set(high) == {None}):
         return CheckResult(name, False, f"no score can be had: {_why_missing([wrong, *right])}")
     if judged:
         # What is good in a judge's eyes need not be what is right.
         return CheckResult(name, True, f"the judge replies: {' and '.join(str(score) for score in (low, *high))}")
+    strict = [name for name in asked if _compares_answers(name, scorer)]
+    if strict:
+        low, high = _sum(wrong, strict, scorer), [_sum(answer, strict, scorer) for answer in right]
     if not right:
         return CheckResult(name, None, f"no right answer is known that could be tried; a wrong one scores {low}")
+    known = [(score, answer.text) for score, answer in zip(high, right, strict=True) if score is not None]
     best, text = max(known, key=lambda pair: pair[0])
     detail = f"a right answer scores {best}, a wrong one {low} ({text!r} against {wrong.text!r})"
     if best > low:
@@ -86,6 +92,8 @@ def check_rewards(task: Task, scorer: Scorer) -> CheckResult:
             f"; none of the {len(right)} ways in which the right answer was written scores higher: shoal score FILE "
             f"--verifier NAME tries answers of your own on {', '.join(asked)}"
         )
+    if not strict:
+        return CheckResult(name, None, f"{detail}; that is no fault in a reward for something else than the answer")
     return CheckResult(name, False if task.demonstrate else None, detail)
 
 
@@ -118,6 +126,36 @@ def check_format(parts: Parts) -> CheckResult | None:
         f"{text!r} scores {best}, but the tokenizer writes it as {read[scores.index(best)]!r}, which scores {at_best}: "
         "choose a format whose tags it has, or add them to the tokenizer",
     )
+
+
+def _compares_answers(name: str, scorer: Scorer) -> bool:
+    """Whether a verifier is Shoal's and scores by the ground truth."""
+    entry = scorer.entries.get(name)
+    return entry is not None and entry.function.__module__.startswith("shoal.") and name not in WITHOUT_TRUTH
+
+
+def _sum(answer: Completion, names: Sequence[str], scorer: Scorer) -> float:
+    """The weighted sum of these verifiers' parts; a missing one counts nothing."""
+    return sum(scorer.part_weights.get(name, 1.0) * (answer.reward_parts[name] or 0.0) for name in names)
+
+
+def check_verifiers(task: Task, scorer: Scorer, environment: EnvironmentConfig) -> CheckResult:
+    """Which verifier judges how many of the training prompts, and what judges none."""
+    name = "verifiers"
+    if not scorer.reward.verify:
+        return CheckResult(name, None, "reward.verify=false: none is asked")
+    counts = Counter(verifier for prompt in task.train for verifier in (prompt.verifiers or scorer.weights))
+    total = len(task.train)
+    lines = [
+        f"{verifier} judges {'all' if count == total else f'{count} of'} {total} prompts (weight "
+        f"{scorer.part_weights.get(verifier, 1.0):g})"
+        for verifier, count in counts.most_common()
+    ]
+    idle = [f"reward.options.{verifier}" for verifier in scorer.reward.options if verifier not in counts]
+    if environment.tools:
+        idle.append("environment.tools (shoal env reads it)")
+    lines += [f"{key} has no effect on any of them" for key in idle]
+    return CheckResult(name, None if idle else True, "; ".join(lines))
 
 
 def _forms(ground_truth: Any) -> list[str]:
@@ -214,5 +252,10 @@ def run_checks(cfg: ShoalConfig, parts: Parts, folder: Path) -> list[CheckResult
         if cfg.source.kind == "rollout_api"
         else check_rewards(parts.task, parts.scorer),
         *([formatted] if formatted else ()),
+        *(
+            [CheckResult("rewards", None, "the environments give them")]
+            if cfg.source.kind == "rollout_api"
+            else [check_verifiers(parts.task, parts.scorer, cfg.environment), check_rewards(parts.task, parts.scorer)]
+        ),
         check_logprobs(cfg, parts, parts.sync.check.tolerance),
     ]

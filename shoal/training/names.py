@@ -1,0 +1,53 @@
+"""What a configuration names and can be looked up at once: before a model is loaded or the network asked."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from shoal.config import ShoalConfig
+from shoal.config.mix import data_sources
+from shoal.environments.tool_calls import find_tool
+from shoal.errors import ConfigError
+from shoal.imports import import_named
+from shoal.rewards.judge import judge_template
+from shoal.rewards.judged import JUDGED
+from shoal.rewards.lookup import check_options, find_verifier
+from shoal.rewards.rubrics.criteria import general_criteria
+from shoal.tasks.chat import read_framing
+from shoal.tasks.rows import check_local
+
+
+def check_names(cfg: ShoalConfig, own: Collection[str] = ()) -> None:
+    """Accepts a configuration whose verifiers, tools, prompt files and local data are there.
+
+    `own` names functions that the caller brings.
+
+    Raises:
+        ConfigError, DataError: the first that is not, in one line.
+    """
+    sources = data_sources(cfg.data)
+    named = [*cfg.reward.verifiers, *(name for source in sources for name in source.verifiers)]
+    entries = {name: find_verifier(name) for name in named if name not in own and name not in JUDGED}
+    if cfg.reward.verify:
+        check_options({name: given for name, given in cfg.reward.options.items() if name not in own}, entries)
+    if "judge" in named:
+        judge_template(cfg.reward)
+    general_criteria(cfg.reward.rubric.general)
+    for tool in cfg.environment.tools:
+        find_tool(tool)
+    if cfg.source.launch and ":" in cfg.source.launch:
+        import_named(cfg.source.launch, "source.launch: environment")
+    for source in sources:
+        read_framing(source.system_prompt, source.instructions)
+        for path in dict.fromkeys((source.path, source.eval_path)):
+            if path is not None:
+                check_local(path)
+
+
+def refuse_idle_tools(cfg: ShoalConfig) -> None:
+    """Raises ConfigError where tools are configured that no rollout of this run would use."""
+    if cfg.environment.tools and cfg.source.kind != "rollout_api":
+        raise ConfigError(
+            f"environment.tools={cfg.environment.tools}: with source={cfg.source.kind} no rollout calls tools; serve "
+            "them by an environment: source=rollout_api source.launch=NAME (docs/coming-from.md), or leave them out"
+        )
