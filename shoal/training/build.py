@@ -43,6 +43,7 @@ from shoal.tasks.tokenizer_notes import tokenizer_notes
 from shoal.tasks.warm_start import Recipe, warm_started_model
 from shoal.training.checkpoint import CheckpointStore
 from shoal.training.evaluate import Evaluator
+from shoal.training.names import check_names, refuse_idle_tools
 from shoal.training.parts import Parts
 from shoal.training.recording import GroupRecording
 from shoal.training.sources import GroupSource, ReplaySource, SyncSource
@@ -77,6 +78,7 @@ def open_policy(cfg: ShoalConfig, runtime: Runtime) -> Policy:
 
 def build_parts(cfg: ShoalConfig, rewards: Mapping[str, Verifier], folder: Path | None = None) -> Parts:
     """Loads the model and the data and connects the parts. `folder` is the run's, where there is one."""
+    check_names(cfg, rewards)
     check_packages(cfg)
     runtime = resolve_runtime(cfg.runtime, cfg.model)
     prepare_process(cfg.runtime)
@@ -197,6 +199,7 @@ def build_reference(cfg: ShoalConfig, parts: Parts, folder: Path) -> Reference:
 def build_run(cfg: ShoalConfig, folder: Path, stopping: Callable[[], bool], rewards: Mapping[str, Verifier]) -> Run:
     """A run that is ready for the loop, at step 0."""
     started = monotonic()
+    refuse_idle_tools(cfg)
     with ExitStack() as undo:
         parts = build_parts(cfg, rewards, folder)
         undo.callback(parts.close)

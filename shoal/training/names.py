@@ -9,10 +9,11 @@ from shoal.config.mix import data_sources
 from shoal.environments.tool_calls import find_tool
 from shoal.errors import ConfigError
 from shoal.imports import import_named
+from shoal.learners.model import read_template
 from shoal.rewards.judge import judge_template
 from shoal.rewards.judged import JUDGED
 from shoal.rewards.lookup import check_options, find_verifier
-from shoal.rewards.rubrics.criteria import general_criteria
+from shoal.rewards.rubrics.rubric import general_criteria
 from shoal.tasks.chat import read_framing
 from shoal.tasks.rows import check_local
 
@@ -33,6 +34,8 @@ def check_names(cfg: ShoalConfig, own: Collection[str] = ()) -> None:
     if "judge" in named:
         judge_template(cfg.reward)
     general_criteria(cfg.reward.rubric.general)
+    if cfg.model.chat_template is not None:
+        read_template(cfg.model.chat_template)
     for tool in cfg.environment.tools:
         find_tool(tool)
     if cfg.source.launch and ":" in cfg.source.launch:
