@@ -248,14 +248,11 @@ def run_checks(cfg: ShoalConfig, parts: Parts, folder: Path) -> list[CheckResult
     return [
         check_disk(cfg, folder, saved),
         check_memory(plan, parts.runtime),
-        CheckResult("rewards", None, "the environments give them")
-        if cfg.source.kind == "rollout_api"
-        else check_rewards(parts.task, parts.scorer),
-        *([formatted] if formatted else ()),
         *(
             [CheckResult("rewards", None, "the environments give them")]
             if cfg.source.kind == "rollout_api"
             else [check_verifiers(parts.task, parts.scorer, cfg.environment), check_rewards(parts.task, parts.scorer)]
         ),
+        *([formatted] if formatted else ()),
         check_logprobs(cfg, parts, parts.sync.check.tolerance),
     ]

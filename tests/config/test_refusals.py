@@ -38,6 +38,17 @@ EXAMPLES: list[tuple[Values, Values]] = [
     ({"reward.format.gate": True}, {"reward.format.pattern": "think_answer"}),
     ({"reward.format.scale": 0.5}, {"reward.format.pattern": "think_answer"}),
     ({"reward.length.coef": 0.1}, {"reward.length.above": 20}),
+    ({"reward.format.pattern": ""}, {"reward.format.pattern": "think_answer"}),
+    (
+        {"reward.format.pattern": "(", "reward.format.scale": 1.0},
+        {"reward.format.pattern": None, "reward.format.scale": 0.0},
+    ),
+    ({"reward.scale": 0.0}, {"reward.scale": 1.0}),
+    ({"algorithm.clip_low": 0.0, "algorithm.clip_high": 0.0}, {"algorithm.clip_low": 0.2, "algorithm.clip_high": 0.2}),
+    (
+        {"algorithm.correction": "token_mask", "algorithm.correction_low": 1.0, "algorithm.correction_high": 1.0},
+        {"algorithm.correction_low": 0.5, "algorithm.correction_high": 2.0},
+    ),
     ({"reward.length.below": 5}, {"reward.length.coef": 0.1}),
     ({"reward.verify": False}, {"reward.format.pattern": "think_answer", "reward.format.scale": 1.0}),
     ({"reward.timeout": 0.0}, {"reward.timeout": 10.0}),
