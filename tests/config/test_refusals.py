@@ -29,6 +29,7 @@ EXAMPLES: list[tuple[Values, Values]] = [
         {"algorithm.zero_variance": "drop"},
     ),
     ({"source.kind": "replay", "source.path": "old", "run.record_groups": True}, {"run.record_groups": False}),
+    ({"source.max_unusable": 1.5}, {"source.max_unusable": 1.0}),
     ({"source.launch": "story"}, {"source.kind": "rollout_api"}),
     ({"environment.min_allocation": 1.5}, {"environment.min_allocation": 1.0}),
     ({"environment.tool_timeout": 0.0}, {"environment.tool_timeout": 10.0}),

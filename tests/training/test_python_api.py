@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
@@ -24,6 +25,7 @@ from shoal.monitor.rows import read_rows
 from shoal.rewards.scorer import Scorer
 from shoal.training import build
 from shoal.training.recording import GroupRecording
+from shoal.training.run import command
 from shoal.training.sources import SyncSource
 from shoal.weight_sync.in_place import InPlaceSync
 
@@ -249,3 +251,15 @@ def test_weights_that_break_in_the_last_step_are_found_by_the_evaluation(configu
     with pytest.raises(TrainingError, match=r"step 1: the sampler's log-probs of 6 of 6 completions are not finite"):
         train(configure("reward.verifiers={own:1}", *overrides), tmp_path, rewards={"own": by_length})
     assert not (tmp_path / "model").exists()
+
+
+def test_what_is_printed_as_next_works_where_the_environment_is_not_activated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = Path(sys.executable).with_name("shoal")
+    monkeypatch.setenv("PATH", str(script.parent))
+    assert command() == "shoal"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    words = command().split()
+    assert script.exists() == (len(words) == 1)
+    assert Path(words[0]).resolve() == (script if script.exists() else Path(sys.executable)).resolve()
