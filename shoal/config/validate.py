@@ -13,7 +13,7 @@ from shoal.config.root import ShoalConfig
 from shoal.errors import ConfigError
 
 # Beyond these no option means anything, and C code below overflows.
-LARGEST_INTEGER, LARGEST_NUMBER, SMALLEST_NUMBER = 2**31 - 1, 1e12, 1e-30
+LARGEST_INTEGER, LARGEST_NUMBER, SMALLEST_NUMBER = 2**31 - 1, 3.4e38, 1e-30  # a float32 holds no larger one
 SEAMS = ("source", "engine", "learner", "weight_sync")
 
 # Which kinds go together: in each row every kind of one seam works with every kind of the others.

@@ -31,7 +31,7 @@ from shoal.weight_sync.in_place import InPlaceSync
 
 
 def test_the_package_offers_a_few_documented_names():
-    assert shoal.__all__ == ["Submission", "evaluate", "load_config", "train", "verifier"]
+    assert shoal.__all__ == ["Submission", "batched", "evaluate", "load_config", "train", "verifier"]
     for name in shoal.__all__:
         assert getattr(shoal, name).__doc__
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
