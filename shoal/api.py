@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from logging import INFO, WARNING, getLogger
 from pathlib import Path
-from shutil import rmtree
+from shutil import rmtree, which
 from typing import Any
 
 from safetensors import SafetensorError
@@ -174,15 +176,24 @@ def conclude(run: Run, status: str) -> dict[str, Any]:
     return summary
 
 
+def command() -> str:
+    """How this terminal calls `shoal`: by its path where the environment is not activated."""
+    if which("shoal"):
+        return "shoal"
+    script = Path(sys.executable).with_name("shoal")
+    return os.path.relpath(script) if script.exists() else f"{sys.executable} -m shoal.cli"
+
+
 def what_next(run: Run) -> list[str]:
     """Commands that make sense after this run."""
-    steps = [f"shoal view {run.folder}"]
-    steps += [f"shoal eval model={run.folder / 'model'}"] if (run.folder / "model").exists() else []
+    shoal = command()
+    steps = [f"{shoal} view {run.folder}"]
+    steps += [f"{shoal} eval model={run.folder / 'model'}"] if (run.folder / "model").exists() else []
     if run.checkpoints.steps():
-        steps.append(f"shoal train resume={run.folder} run.steps={2 * run.total_steps}")
+        steps.append(f"{shoal} train resume={run.folder} run.steps={2 * run.total_steps}")
     if run.cfg.data.task == "story":
-        steps.append("shoal train --multirun algorithm=grpo,dapo,cispo run.seed=0,1")
-        steps.append("shoal train --config-name gsm8k model.name=Qwen/Qwen3-0.6B")
+        steps.append(f"{shoal} train --multirun algorithm=grpo,dapo,cispo run.seed=0,1")
+        steps.append(f"{shoal} train --config-name gsm8k model.name=Qwen/Qwen3-0.6B")
     return steps
 
 

@@ -46,6 +46,7 @@ from shoal.tasks.base import Task
 from shoal.tasks.warm_start import Recipe, warm_started_model
 from shoal.training.checkpoint import CheckpointStore
 from shoal.training.evaluate import Evaluator
+from shoal.training.names import check_names
 from shoal.training.parts import Parts
 from shoal.training.recording import GroupRecording
 from shoal.training.sources import GroupSource, ReplaySource, SyncSource
@@ -80,6 +81,7 @@ def open_policy(cfg: ShoalConfig, runtime: Runtime) -> Policy:
 
 def build_parts(cfg: ShoalConfig, rewards: Mapping[str, Verifier], folder: Path | None = None) -> Parts:
     """Loads the model and the data and connects the parts. `folder` is the run's, where there is one."""
+    check_names(cfg, rewards)
     check_packages(cfg)
     runtime = resolve_runtime(cfg.runtime, cfg.model)
     prepare_process(cfg.runtime)

@@ -14,6 +14,7 @@ from shoal.learners.memory_plan import estimate, read_model_config
 from shoal.runtime import resolve_runtime
 from shoal.tasks.story import story_tokenizer
 from shoal.tasks.warm_start import Recipe, architecture
+from shoal.training.names import check_names
 
 MIB = 2**20
 
@@ -25,6 +26,7 @@ def plan_lines(config: ShoalConfig) -> Iterator[str]:
         ConfigError: the machine or the model is not there; what could be said before has been yielded.
     """
     yield from OmegaConf.to_yaml(OmegaConf.create(escaped(asdict(config)))).splitlines()
+    check_names(config)
     runtime = resolve_runtime(config.runtime, config.model)
     products = runtime.compute_dtype or runtime.param_dtype
     yield "\nDevice plan"

@@ -92,6 +92,7 @@ def to_config(composed: DictConfig) -> ShoalConfig:
     with one_line_errors(PRESETS):
         plain = OmegaConf.to_container(composed, resolve=True)
         assert isinstance(plain, dict)
+        _refuse_missing(plain, "")
         for key in all_keys().values():
             if key.node and "." not in key.name and not isinstance(plain.get(key.name, {}), dict):
                 raise ConfigError(f"{key.name}: {plain[key.name]!r} is not {key.wanted}")
@@ -100,6 +101,17 @@ def to_config(composed: DictConfig) -> ShoalConfig:
     assert isinstance(config, ShoalConfig)
     validate(config)
     return config
+
+
+def _refuse_missing(value: Any, name: str) -> None:
+    if value == "???":
+        raise ConfigError(f"{name}=???: give it a value")
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            _refuse_missing(entry, f"{name}.{key}".lstrip("."))
+    elif isinstance(value, list):
+        for entry in value:
+            _refuse_missing(entry, name)
 
 
 def escaped(value: Any) -> Any:
@@ -112,8 +124,8 @@ def escaped(value: Any) -> Any:
 
 
 def _check_group_choice(group: str, choice: Any, folder: Path) -> None:
-    if group in GROUPS and isinstance(choice, str) and choice not in preset_names(folder, group):
-        raise ConfigError(_no_choice(f"{group}={choice}", choice, preset_names(folder, group)))
+    if group in GROUPS and not (isinstance(choice, str) and choice in preset_names(folder, group)):
+        raise ConfigError(_no_choice(f"{group}={choice}", str(choice), preset_names(folder, group)))
 
 
 def _no_choice(what: str, given: str, names: Sequence[str]) -> str:

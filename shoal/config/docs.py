@@ -75,7 +75,7 @@ def _doc(key: Key) -> str:
     if key.choices:
         values = "; one of " + ", ".join(f"`{choice}`" for choice in key.choices)
     elif key.least is not None:
-        values = f"; at least {key.least:g}"
+        values = f"; at least {key.least:g}" + ("" if key.most is None else f", at most {key.most:g}")
     return key.doc.replace("|", "\\|") + values
 
 

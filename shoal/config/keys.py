@@ -36,6 +36,7 @@ class Key:
     doc: str
     choices: tuple[str, ...]
     least: float | None
+    most: float | None
     node: bool
 
     @property
@@ -67,7 +68,17 @@ def _walk(node: type, prefix: str) -> Iterable[Key]:
         default = entry.default if entry.default_factory is MISSING else entry.default_factory()
         is_node = is_dataclass(inner)
         metadata = entry.metadata
-        yield Key(name, inner, optional, default, metadata["doc"], metadata["choices"], metadata["least"], is_node)
+        yield Key(
+            name,
+            inner,
+            optional,
+            default,
+            metadata["doc"],
+            metadata["choices"],
+            metadata["least"],
+            metadata["most"],
+            is_node,
+        )
         if isinstance(inner, type) and is_node:
             yield from _walk(inner, name + ".")
 

@@ -40,6 +40,21 @@ def _masks(c: ShoalConfig) -> bool:
     return c.algorithm.correction.endswith("_mask")
 
 
+def _no_pattern(c: ShoalConfig) -> bool:
+    """Whether the format's pattern is empty or no regular expression."""
+    pattern = c.reward.format.pattern
+    try:
+        return pattern is not None and (not pattern.strip() or re.compile(pattern) is None)
+    except re.error:
+        return True
+
+
+def _rewards_nothing(c: ShoalConfig) -> bool:
+    return c.reward.scale == 0 and c.reward.format.scale == 0 and c.reward.length.coef == 0 and not c.reward.non_stop
+
+
+SHORTEST = 0.01  # seconds that a call can take
+
 RUN = (
     Refusal(
         lambda c: 0 < c.run.episodes < _one_step(c),
@@ -80,8 +95,8 @@ RUN = (
         "environment.min_allocation={c.environment.min_allocation} is a share of every batch: at most 1",
     ),
     Refusal(
-        lambda c: c.environment.tool_timeout == 0,
-        "environment.tool_timeout=0 leaves no time for a tool: set seconds, such as 10",
+        lambda c: c.environment.tool_timeout < SHORTEST,
+        "environment.tool_timeout={c.environment.tool_timeout:g} leaves no time for a tool: set seconds, such as 10",
     ),
     Refusal(
         lambda c: c.memory_profile.enabled and c.memory_profile.interval == 0,
@@ -117,8 +132,8 @@ DATA = (
         "reward.verify=false leaves nothing to reward: set reward.format.scale with a pattern, or reward.length.coef",
     ),
     Refusal(
-        lambda c: c.reward.timeout == 0,
-        "reward.timeout=0 leaves no time for a verdict: set seconds, such as 10",
+        lambda c: c.reward.timeout < SHORTEST,
+        "reward.timeout={c.reward.timeout:g} leaves no time for a verdict: set seconds, such as 10",
     ),
     Refusal(
         lambda c: (
@@ -130,7 +145,7 @@ DATA = (
         "{c.reward.timeout}, so slow programs would be missing, not wrong: raise reward.timeout to 2 s more",
     ),
     Refusal(
-        lambda c: 0 in (c.reward.code.seconds, c.reward.code.cpu_seconds, c.reward.code.total_seconds),
+        lambda c: min(c.reward.code.seconds, c.reward.code.cpu_seconds, c.reward.code.total_seconds) < SHORTEST,
         "reward.code.seconds, .cpu_seconds and .total_seconds must leave some time: set seconds, such as 4",
     ),
     Refusal(
@@ -144,6 +159,27 @@ DATA = (
     Refusal(
         lambda c: bool(c.reward.verifiers) and not any(c.reward.verifiers.values()),
         "reward.verifiers={c.reward.verifiers}: every weight is 0, so every reward would be; give one a weight of 1",
+    ),
+)
+
+NONSENSE = (
+    Refusal(
+        _no_pattern,
+        "reward.format.pattern={c.reward.format.pattern!r} is no regular expression that a completion could have: set "
+        "think_answer, or leave it null",
+    ),
+    Refusal(
+        _rewards_nothing,
+        "reward.scale=0 makes every reward 0, so there is nothing to learn from: set 1.0, or reward.format.scale",
+    ),
+    Refusal(
+        lambda c: c.algorithm.surrogate != "cispo" and c.algorithm.clip_low == 0 == c.algorithm.clip_high,
+        "algorithm.clip_low=0 and algorithm.clip_high=0 clip every ratio but 1, so that nothing moves: set 0.2 and 0.2",
+    ),
+    Refusal(
+        lambda c: _masks(c) and c.algorithm.correction_low == c.algorithm.correction_high,
+        "algorithm.correction={c.algorithm.correction} keeps no ratio but {c.algorithm.correction_low:g} exactly "
+        "(correction_low and correction_high are equal): set 0.5 and 2.0",
     ),
 )
 
@@ -410,4 +446,4 @@ VLLM = (
     ),
 )
 
-REFUSALS = RUN + DATA + JUDGES + SAMPLING + ALGORITHM + OPTIMIZER + MACHINE + VLLM + WEIGHT_SYNC
+REFUSALS = RUN + DATA + NONSENSE + JUDGES + SAMPLING + ALGORITHM + OPTIMIZER + MACHINE + VLLM + WEIGHT_SYNC

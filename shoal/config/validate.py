@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import isfinite
+from math import copysign, isfinite
 from typing import Any
 
 from shoal.config.keys import Key, all_keys, nearest, value_of
@@ -12,6 +12,8 @@ from shoal.config.refusals import REFUSALS
 from shoal.config.root import ShoalConfig
 from shoal.errors import ConfigError
 
+# Beyond these no option means anything, and C code below overflows.
+LARGEST_INTEGER, LARGEST_NUMBER, SMALLEST_NUMBER = 2**31 - 1, 3.4e38, 1e-30  # a float32 holds no larger one
 SEAMS = ("source", "engine", "learner", "weight_sync")
 
 # Which kinds go together: in each row every kind of one seam works with every kind of the others.
@@ -45,6 +47,11 @@ def validate(config: ShoalConfig) -> None:
     """
     for key in all_keys().values():
         _check_value(key, key.name, value_of(config, key.name))
+    for name, options in config.reward.options.items():
+        if not isinstance(options, Mapping):
+            raise ConfigError(
+                f"reward.options.{name}: {options!r} is not options by name; write reward.options.{name}.OPTION=VALUE"
+            )
     for name, value in config.evaluation.sampling.items():
         _check_evaluation_sampling(name, value)
     for source in data_sources(config.data):
@@ -61,10 +68,25 @@ def _check_value(key: Key, name: str, value: Any) -> None:
             f"{name}={value}: the nearest choice is {nearest(str(value), key.choices)!r} "
             f"(there are: {', '.join(key.choices)})"
         )
-    if isinstance(value, float) and not isfinite(value):
+    if isinstance(value, list | Mapping) and not isinstance(value, str):
+        for number in value.values() if isinstance(value, Mapping) else value:
+            if isinstance(number, int | float):
+                _check_number(name, number, None, None)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        _check_number(name, value, key.least, key.most)
+
+
+def _check_number(name: str, value: float, least: float | None, most: float | None) -> None:
+    if not isfinite(value):
         raise ConfigError(f"{name}={value}: it must be a finite number")
-    if key.least is not None and isinstance(value, int | float) and value < key.least:
-        raise ConfigError(f"{name}={value}: the least is {key.least:g}")
+    if least is not None and value < least:
+        raise ConfigError(f"{name}={value}: the least is {least:g}")
+    if most is None:
+        most = LARGEST_INTEGER if isinstance(value, int) else LARGEST_NUMBER
+    if value > most or value < -most:
+        raise ConfigError(f"{name}={value}: the {'most' if value > 0 else 'least'} is {copysign(most, value):.12g}")
+    if 0 < abs(value) < SMALLEST_NUMBER:
+        raise ConfigError(f"{name}={value}: it is next to nothing; write 0, or at least {SMALLEST_NUMBER:g}")
 
 
 def _check_evaluation_sampling(name: str, value: Any) -> None:

@@ -146,7 +146,7 @@ def load_tokenizer(cfg: ModelConfig) -> Any:
             _cannot_load("tokenizer", name, error, "model.tokenizer" if cfg.tokenizer else "model.name")
         ) from error
     if cfg.chat_template is not None:
-        tokenizer.chat_template = _template(cfg.chat_template)
+        tokenizer.chat_template = read_template(cfg.chat_template)
     return tokenizer
 
 
@@ -204,7 +204,7 @@ def load_causal_lm(
     return model.eval()
 
 
-def _template(text: str) -> str:
+def read_template(text: str) -> str:
     """A template has braces; anything else is the name of a built-in one, or of a file."""
     if "{" in text:
         return text

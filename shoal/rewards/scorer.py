@@ -59,7 +59,8 @@ class _Begun:
 class Scorer:
     """Judges completions with the configured verifiers, or the task's (`defaults`, name to weight).
 
-    A prompt that names its own verifiers is judged by those, with the configured weight where they have one, else 1.
+    A prompt that names its own verifiers is judged by those, with the configured weight where they have one, else 1;
+    `tasks.dataset` adds to them what is configured and named by no row.
 
     `own` are functions by name that are called in this process, so they must return by themselves; where the
     configuration names no verifier, they judge alone, each with weight 1. `folder` is the run's: verifiers that ask
@@ -102,6 +103,15 @@ class Scorer:
             else:
                 self._entry(name)
         check_options(reward.options, self.entries)
+        for name in own or {}:
+            if reward.verify and name not in self.weights and name not in named:
+                raise ConfigError(
+                    f"the reward {name!r} judges no row: reward.verifiers names {', '.join(self.weights)}; add "
+                    f"reward.verifiers.{name}=1.0"
+                )
+        # Rows may name a verifier of the user's by its registered name, the configuration by its import path.
+        registered = {entry.name: self.weights[name] for name, entry in self.entries.items() if name in self.weights}
+        self.part_weights = {**registered, **self.weights}
 
     def score(self, groups: Sequence[Group], step: int | None = None) -> ScoreReport:
         """`begin` and `finish` of these groups at once."""
@@ -251,7 +261,7 @@ class Scorer:
             if completion.stop_reason in UNFINISHED:
                 report.unfinished += 1
             else:
-                completion.reward = shaped_reward(completion, self.weights, self.reward)
+                completion.reward = shaped_reward(completion, self.part_weights, self.reward)
                 penalty = length_penalty(completion, source, self.reward)
                 if self.reward.length.coef:
                     completion.penalties[LENGTH_PENALTY] = penalty
@@ -259,7 +269,7 @@ class Scorer:
 
     def verified(self, completion: Completion) -> float | None:
         """The verifiers' weighted sum for a scored completion, before scale, format and length."""
-        return verified_sum(completion, self.weights, self.reward)
+        return verified_sum(completion, self.part_weights, self.reward)
 
     def state_dict(self) -> dict[str, Any]:
         """What verifiers have learnt and what the judge has cost, as plain values."""
@@ -369,8 +379,9 @@ class Scorer:
 
 
 def own_ground_truth(prompt: Prompt, name: str) -> Any:
-    """The ground truth for one verifier: its own where the prompt's is a dict with exactly its verifiers as keys."""
+    """The ground truth for one verifier: its own where the prompt's is a dict with its verifiers as keys. A verifier
+    that the row did not name gets all of it."""
     truth = prompt.ground_truth
-    if isinstance(truth, dict) and prompt.verifiers and set(truth) == set(prompt.verifiers):
-        return truth.get(name)
+    if isinstance(truth, dict) and truth and set(truth) <= set(prompt.verifiers):
+        return truth.get(name, truth)
     return truth

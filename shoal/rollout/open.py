@@ -21,15 +21,15 @@ def kind_of(cfg: ShoalConfig) -> str:
     return cfg.environment.kind or ("tools" if cfg.environment.tools else "single_turn")
 
 
-def open_environment(cfg: ShoalConfig, tokenizer: Any, decode: Callable[[list[int]], str]) -> Environment:
-    """The environment of a configuration: built in, or a class of your own by its import path (package.module:Class).
+def environment_kind(cfg: ShoalConfig) -> type[Environment]:
+    """The class of a configuration's environment: built in, or your own by its import path (package.module:Class).
 
     Raises:
         ConfigError: there is no such class.
     """
     name = kind_of(cfg)
     if name in KINDS:
-        return KINDS[name](cfg, tokenizer, decode)
+        return KINDS[name]
     if ":" not in name:
         raise ConfigError(
             f"environment.kind={name}: there is no such environment (built in: {', '.join(KINDS)}); your own is "
@@ -38,4 +38,13 @@ def open_environment(cfg: ShoalConfig, tokenizer: Any, decode: Callable[[list[in
     kind = import_named(name, "environment.kind")
     if not (isinstance(kind, type) and issubclass(kind, Environment)):
         raise ConfigError(f"environment.kind={name} is no subclass of shoal.rollout.environment.Environment")
-    return kind(cfg, tokenizer, decode)
+    return kind
+
+
+def open_environment(cfg: ShoalConfig, tokenizer: Any, decode: Callable[[list[int]], str]) -> Environment:
+    """The environment of a configuration.
+
+    Raises:
+        ConfigError: there is no such class, or it cannot be made from this configuration.
+    """
+    return environment_kind(cfg)(cfg, tokenizer, decode)

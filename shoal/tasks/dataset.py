@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from shoal.config import ShoalConfig
 from shoal.config.mix import DataSource, data_sources
+from shoal.config.nodes.rubric import asks_rubric
 from shoal.errors import ConfigError, DataError
 from shoal.models.chat import read_framing, render
 from shoal.rewards.base import REGISTRY
@@ -26,6 +27,8 @@ from shoal.tasks.rows import is_single_file, line_of, read_rows
 from shoal.types import Prompt
 
 logger = getLogger(__name__)
+
+RUBRIC = "rubric"
 
 LAYOUTS: dict[str, Layout] = {
     "story": story.LAYOUT,
@@ -69,19 +72,32 @@ def task_of(cfg: ShoalConfig, sides: Sequence[Side], own_verifiers: Collection[s
     """The task that the sides make together; see `build_task`. Prompts whose layouts are judged differently get the
     names of their verifiers.
 
+    Nothing that is configured is left unasked: a verifier of reward.verifiers (or `own_verifiers`) that no row names
+    judges the rows that name others, beside these; so does `rubric` where reward.rubric asks for criteria.
+
     Raises:
+        ConfigError: there is no such configured verifier.
         DataError: a row names no verifier that there is.
     """
     sources = data_sources(cfg.data)
     defaults = [LAYOUTS[source.task].verifiers for source in sources]
-    configured = bool(own_verifiers or cfg.reward.verifiers)
+    configured = list(cfg.reward.verifiers or own_verifiers)
+    spellings = {name: _spelling(name, own_verifiers) for name in configured}
     alike = all(verifiers == defaults[0] for verifiers in defaults)
+    named = {name for side in sides for prompt in side.used for name in prompt.verifiers}
+    beside = [name for name in configured if name not in named and spellings[name] not in named]
+    rubric = asks_rubric(cfg.reward.rubric) and not {RUBRIC} & {*configured, *named}
     for side in sides:
         layout = LAYOUTS[side.source.task]
-        if not alike and not configured:
-            for prompt in side.used:
-                prompt.verifiers = prompt.verifiers or list(layout.verifiers)
-        _check_verifiers(side, own_verifiers, judged=configured or bool(layout.verifiers) or not cfg.reward.verify)
+        judged = bool(configured or layout.verifiers or rubric) or not cfg.reward.verify
+        _check_verifiers(side, own_verifiers, judged=judged)
+        for prompt in side.used:
+            if prompt.verifiers:
+                prompt.verifiers = [*prompt.verifiers, *beside]
+            elif rubric or not (alike or configured):
+                prompt.verifiers = list(configured or layout.verifiers)
+            if rubric:
+                prompt.verifiers = [*prompt.verifiers, RUBRIC]
     train, evaluation = (
         interleave([side.used for side in sides if side.evaluation is wanted]) for wanted in (False, True)
     )
@@ -220,6 +236,11 @@ def _say_what_is_left(side: Side, limit: int) -> None:
             side.name,
             limit,
         )
+
+
+def _spelling(name: str, own: Collection[str]) -> str:
+    """The name under which a verifier is registered: rows may name one of the user's by that, once it is imported."""
+    return name if name in own or name in JUDGED else find_verifier(name).name
 
 
 def _check_verifiers(side: Side, own: Collection[str], *, judged: bool) -> None:

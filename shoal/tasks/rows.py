@@ -80,6 +80,19 @@ def line_of(path: str, index: int) -> str:
     return f", line {filled[index]}" if index < len(filled) and not lines[0].lstrip().startswith("[") else ""
 
 
+def check_local(path: str) -> None:
+    """Accepts a path whose rows could be read, and a name that may be one on the Hub.
+
+    Raises:
+        DataError: a file that is not there, or cannot be read as JSON; or a folder that is not there.
+    """
+    local = Path(path).expanduser()
+    if local.suffix in JSON_FILES:
+        _read_json(path, local)
+    elif (is_single_file(path) or path.startswith(("/", "./", "../", "~"))) and not local.exists():
+        raise DataError(f"{path}: no such file")
+
+
 def _check_columns(path: str, columns: Sequence[Sequence[str]], there: Sequence[str], names: Mapping[str, str]) -> None:
     if missing := [alternatives for alternatives in columns if not set(alternatives) & set(there)]:
         hint = "" if names else f" (data.columns={{{missing[0][0]}: NAME}} says which column it is)"

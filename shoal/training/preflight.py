@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import compress
@@ -24,6 +25,7 @@ from shoal.training.parts import Parts
 from shoal.types import FORMAT_PART, Completion, Group, Prompt, Segment, StopReason
 from shoal.weight_sync.check import distances
 
+WITHOUT_TRUTH = ("format", "max_length", "up_to_max_length")  # verifiers that do not look for a right answer
 WRONG_ANSWER = "I do not know."
 GIB = 2**30
 FORMATTED = (
@@ -55,9 +57,9 @@ def check_rewards(task: Task, scorer: Scorer) -> CheckResult:
     """A known-right and a known-wrong answer to a real prompt, through the path that training uses.
 
     The task's own verifiers must score its demonstrated answer above the wrong one. Others may want another form, so
-    the ground truth is tried in several more, one of which must score higher: a reward that is the same whatever is
-    answered teaches nothing. Where the task demonstrates nothing, nothing is claimed. A run does not start where no
-    score can be had.
+    the ground truth is tried in several more, one of which must score higher. That is asked of Shoal's verifiers of
+    answers alone; a function of the user's may reward something else, such as brevity: then nothing is refused. Where
+    the task demonstrates nothing, nothing is claimed. A run does not start where no score can be had.
     """
     name = "rewards"
     prompt = task.train[0]
@@ -72,14 +74,17 @@ def check_rewards(task: Task, scorer: Scorer) -> CheckResult:
     scorer.score([Group(id="start-up check", completions=[wrong, *right], prompt=prompt)])
     # The verifiers' part only: the known-right answer need not have the format or the length that is rewarded.
     low, high = scorer.verified(wrong), [scorer.verified(answer) for answer in right]
-    known = [(score, answer.text) for score, answer in zip(high, right, strict=True) if score is not None]
-    if low is None or (right and not known):
+    if low is None or (right and set(high) == {None}):
         return CheckResult(name, False, f"no score can be had: {_why_missing([wrong, *right])}")
     if judged:
         # What is good in a judge's eyes need not be what is right.
         return CheckResult(name, True, f"the judge replies: {' and '.join(str(score) for score in (low, *high))}")
+    strict = [name for name in asked if _compares_answers(name, scorer)]
+    if strict:
+        low, high = _sum(wrong, strict, scorer), [_sum(answer, strict, scorer) for answer in right]
     if not right:
         return CheckResult(name, None, f"no right answer is known that could be tried; a wrong one scores {low}")
+    known = [(score, answer.text) for score, answer in zip(high, right, strict=True) if score is not None]
     best, text = max(known, key=lambda pair: pair[0])
     detail = f"a right answer scores {best}, a wrong one {low} ({text!r} against {wrong.text!r})"
     if best > low:
@@ -89,6 +94,8 @@ def check_rewards(task: Task, scorer: Scorer) -> CheckResult:
             f"; none of the {len(right)} ways in which the right answer was written scores higher: shoal score FILE "
             f"--verifier NAME tries answers of your own on {', '.join(asked)}"
         )
+    if not strict:
+        return CheckResult(name, None, f"{detail}; that is no fault in a reward for something else than the answer")
     return CheckResult(name, False if task.demonstrate else None, detail)
 
 
@@ -142,6 +149,34 @@ def check_program_tests(task: Task, scorer: Scorer) -> list[CheckResult]:
 def _own_truth(prompt: Prompt) -> Any:
     truth = prompt.ground_truth
     return truth["code"] if isinstance(truth, dict) and set(truth) == set(prompt.verifiers) else truth
+
+
+def _compares_answers(name: str, scorer: Scorer) -> bool:
+    """Whether a verifier is Shoal's and scores by the ground truth."""
+    entry = scorer.entries.get(name)
+    return entry is not None and entry.function.__module__.startswith("shoal.") and name not in WITHOUT_TRUTH
+
+
+def _sum(answer: Completion, names: Sequence[str], scorer: Scorer) -> float:
+    """The weighted sum of these verifiers' parts; a missing one counts nothing."""
+    return sum(scorer.part_weights.get(name, 1.0) * (answer.reward_parts[name] or 0.0) for name in names)
+
+
+def check_verifiers(task: Task, scorer: Scorer) -> CheckResult:
+    """Which verifier judges how many of the training prompts, and what judges none."""
+    name = "verifiers"
+    if not scorer.reward.verify:
+        return CheckResult(name, None, "reward.verify=false: none is asked")
+    counts = Counter(verifier for prompt in task.train for verifier in (prompt.verifiers or scorer.weights))
+    total = len(task.train)
+    lines = [
+        f"{verifier} judges {'all' if count == total else f'{count} of'} {total} prompts (weight "
+        f"{scorer.part_weights.get(verifier, 1.0):g})"
+        for verifier, count in counts.most_common()
+    ]
+    idle = [f"reward.options.{verifier}" for verifier in scorer.reward.options if verifier not in counts]
+    lines += [f"{key} has no effect on any of them" for key in idle]
+    return CheckResult(name, None if idle else True, "; ".join(lines))
 
 
 def _forms(ground_truth: Any) -> list[str]:
@@ -231,9 +266,11 @@ def run_checks(cfg: ShoalConfig, parts: Parts, folder: Path) -> list[CheckResult
     return [
         check_disk(cfg, folder, saved),
         check_memory(plan, parts.runtime),
-        CheckResult("rewards", None, "the environments give them")
-        if cfg.source.kind == "rollout_api"
-        else check_rewards(parts.task, parts.scorer),
+        *(
+            [CheckResult("rewards", None, "the environments give them")]
+            if cfg.source.kind == "rollout_api"
+            else [check_verifiers(parts.task, parts.scorer), check_rewards(parts.task, parts.scorer)]
+        ),
         *([formatted] if formatted else ()),
         *check_program_tests(parts.task, parts.scorer),
         check_logprobs(cfg, parts, parts.sync.check.tolerance),

@@ -123,9 +123,9 @@ def test_each_source_is_judged_by_its_layouts_verifiers_or_by_those_it_is_given(
     task = build_task(mixed_config(mix), tokenizer)
     judges = {prompt.source: prompt.verifiers for prompt in task.train}
     assert judges == {"words": ["gsm8k"], "sums": ["exact_answer"]}
-    # Functions of the caller's judge what names no verifier.
+    # Functions of the caller's judge what names no verifier, and beside those that are named.
     task = build_task(mixed_config(mix), tokenizer, own_verifiers=("mine",))
-    assert {prompt.source: prompt.verifiers for prompt in task.train} == {"words": [], "sums": ["exact_answer"]}
+    assert {prompt.source: prompt.verifiers for prompt in task.train} == {"words": [], "sums": ["exact_answer", "mine"]}
 
 
 def test_only_what_the_layouts_own_verifiers_judge_has_a_known_right_answer(

@@ -28,6 +28,7 @@ from shoal.training.preflight import (
     check_logprobs,
     check_memory,
     check_rewards,
+    check_verifiers,
     run_checks,
 )
 from shoal.types import StopReason
@@ -57,6 +58,7 @@ def test_all_checks_pass_on_the_built_in_task(configure: Configure, build: Build
     assert [(result.name, result.ok) for result in results] == [
         ("disk", True),
         ("memory", True),
+        ("verifiers", True),
         ("rewards", True),
         ("log-probs", True),
     ]
@@ -80,19 +82,58 @@ def boxed(submission: Submission) -> float:
     ("function", "ok", "detail"),
     [
         (boxed, True, "a right answer scores 1.0, a wrong one 0.0 ('\\\\boxed{"),
-        (easy_rewards.always_zero, False, "a right answer scores 0.0, a wrong one 0.0"),
-        (lambda submission: 1.0, False, "a right answer scores 1.0, a wrong one 1.0"),
-        (lambda submission: -float(submission.ground_truth in submission.text), False, "a right answer scores -1.0, a"),
+        (easy_rewards.always_zero, None, "a right answer scores 0.0, a wrong one 0.0"),
+        (lambda submission: 1.0, None, "a right answer scores 1.0, a wrong one 1.0"),
+        (lambda submission: -float(submission.ground_truth in submission.text), None, "a right answer scores -1.0, a"),
         (easy_rewards.always_raises, False, "no score can be had: own: "),
         (lambda submission: float("nan"), False, "no score can be had: own: gave nan"),
     ],
 )
-def test_other_verifiers_may_want_another_form_but_must_tell_right_from_wrong(
+def test_a_function_of_ones_own_may_reward_something_else_than_the_right_answer(
     configure: Configure, build: Build, function: Any, ok: bool, detail: str
 ):
     parts = build(configure("reward.verifiers={own:1}"), own=function)
     result = check_rewards(parts.task, parts.scorer)
     assert result.ok is ok and result.detail.startswith(detail), result
+
+
+@pytest.mark.parametrize(
+    ("verifiers", "ok"),
+    [
+        ("{exact_answer:1}", True),
+        ("{exact_answer:1,own:1}", True),  # the answer's share is looked at by itself
+        ("{gsm8k_torchrl:-1,own:1}", False),  # turned round: no answer scores above a wrong one
+        ("{max_length:1}", None),
+    ],
+)
+def test_verifiers_of_answers_must_tell_right_from_wrong_whatever_is_rewarded_beside(
+    configure: Configure, build: Build, verifiers: str, ok: bool | None
+):
+    own = {"own": lambda submission: -float(len(submission.text))} if "own" in verifiers else {}
+    cfg = configure(f"reward.verifiers={verifiers}")
+    parts = build(cfg, **own)
+    parts.task.train[0].ground_truth = "7"
+    if "max_length" in verifiers:
+        parts.task.train[0].ground_truth = 0
+    assert check_rewards(parts.task, parts.scorer).ok is ok
+
+
+def test_the_check_lists_which_verifier_judges_how_many_prompts(configure: Configure, build: Build, tmp_path: Path):
+    cfg = configure("reward.verifiers={starts_with_a_digit:0.5,own:1}")
+    cfg.reward.options = {"gsm8k": {"compat": True}}
+    parts = build(cfg, own=lambda submission: 1.0)
+    for prompt in parts.task.train[:3]:
+        prompt.verifiers = ["gsm8k", "own"]
+    result = check_verifiers(parts.task, parts.scorer)
+    assert (result.ok, result.detail) == (
+        True,
+        "own judges all 9 prompts (weight 1); starts_with_a_digit judges 6 of 9 prompts (weight 0.5); gsm8k judges 3 "
+        "of 9 prompts (weight 1)",
+    )
+    cfg.reward.options = {"max_length": {"scale": 10}}
+    assert "reward.options.max_length has no effect" in check_verifiers(parts.task, parts.scorer).detail
+    cfg.reward.options = {}
+    assert check_verifiers(parts.task, parts.scorer).ok is True
 
 
 def test_a_ground_truth_that_cannot_be_written_as_an_answer_is_no_failure(configure: Configure, build: Build):
@@ -191,8 +232,8 @@ def test_failed_checks_are_one_line_and_skipped_ones_do_not_count():
 
 
 def test_a_run_with_a_broken_reward_does_not_start_and_check_says_why(configure: Configure, tmp_path: Path):
-    cfg = configure("run.preflight=true", "run.steps=1", "reward.verifiers={always_zero:1}")
-    with pytest.raises(TrainingError, match=r"start-up check: rewards: a right answer scores 0\.0"):
+    cfg = configure("run.preflight=true", "run.steps=1", "reward.verifiers={exact_answer:-1}")
+    with pytest.raises(TrainingError, match=r"start-up check: rewards: a right answer scores -1\.0"):
         train(cfg, tmp_path)
     assert read_rows(tmp_path) == []
     assert [result.name for result in check(cfg) if result.ok is False] == ["rewards"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
@@ -15,6 +16,7 @@ from small_runs import Configure, trained_rows
 
 import shoal
 from shoal import Submission, build, evaluate, load_config, train
+from shoal.api import command
 from shoal.config import ShoalConfig
 from shoal.engines.builtin.engine import TorchEngine
 from shoal.errors import ConfigError, TrainingError
@@ -28,7 +30,7 @@ from shoal.weight_sync.in_place import InPlaceSync
 
 
 def test_the_package_offers_a_few_documented_names():
-    assert shoal.__all__ == ["Submission", "evaluate", "load_config", "train", "verifier"]
+    assert shoal.__all__ == ["Submission", "batched", "evaluate", "load_config", "train", "verifier"]
     for name in shoal.__all__:
         assert getattr(shoal, name).__doc__
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
@@ -248,3 +250,15 @@ def test_weights_that_break_in_the_last_step_are_found_by_the_evaluation(configu
     with pytest.raises(TrainingError, match=r"step 1: the sampler's log-probs of 6 of 6 completions are not finite"):
         train(configure("reward.verifiers={own:1}", *overrides), tmp_path, rewards={"own": by_length})
     assert not (tmp_path / "model").exists()
+
+
+def test_what_is_printed_as_next_works_where_the_environment_is_not_activated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = Path(sys.executable).with_name("shoal")
+    monkeypatch.setenv("PATH", str(script.parent))
+    assert command() == "shoal"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    words = command().split()
+    assert script.exists() == (len(words) == 1)
+    assert Path(words[0]).resolve() == (script if script.exists() else Path(sys.executable)).resolve()

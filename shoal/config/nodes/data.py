@@ -65,10 +65,13 @@ class RewardConfig:
         False, "Reward 0 where no tool was called, a call failed or timed out, or none gave any output"
     )
     code: CodeConfig = option(CodeConfig, "The verifier `code`")
-    timeout: float = option(10.0, "Seconds that one verdict may take; later it is missing", least=0)
-    workers: int = option(1, "Processes for verifiers that need one", least=1)
+    timeout: float = option(10.0, "Seconds that one verdict may take; later it is missing", least=0, most=1e6)
+    workers: int = option(1, "Processes for verifiers that need one", least=1, most=1024)
     memory_gib: float = option(
-        4.0, "Memory that one such process may use; a verifier that wants more gives no reward. 0: no limit", least=0
+        4.0,
+        "Memory that one such process may use; a verifier that wants more gives no reward. 0: no limit",
+        least=0,
+        most=1e6,
     )
     max_missing: float = option(0.5, "Share of missing rewards in a step above which the run stops", least=0)
     judge: JudgeConfig = option(JudgeConfig, "The judge")

@@ -22,9 +22,9 @@ class EnvironmentConfig:
     min_allocation: float = option(0.0, "Least share of every batch that is this environment's. 0: none", least=0)
     drop_equal: bool = option(False, "Do not send groups whose rewards are all equal")
     max_failed: int = option(100, "Rollouts that may fail before the environment stops", least=0)
-    timeout: float = option(600.0, "Seconds that a server or an engine is waited for", least=1)
+    timeout: float = option(600.0, "Seconds that a server or an engine is waited for", least=1, most=1e6)
     tools: list[str] = option(
         list, "Tools that the model may call: calculator, or package.module:function. Empty: one turn, no tools"
     )
-    tool_timeout: float = option(10.0, "Seconds that one call of a tool may take", least=0)
+    tool_timeout: float = option(10.0, "Seconds that one call of a tool may take", least=0, most=1e6)
     max_turns: int = option(8, "Most turns of the model in one completion", least=1)

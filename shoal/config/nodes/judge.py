@@ -28,11 +28,14 @@ class JudgeConfig:
         32768, "A longer question (4 characters count as one token) is not asked: no verdict. 0: no limit", least=0
     )
     body: dict[str, Any] = option(dict, "Further fields of a request, such as {seed: 1}; null takes a field out")
-    concurrency: int = option(32, "Requests at one time", least=1)
-    timeout: float = option(60.0, "Seconds that one request may take", least=0.01)
+    concurrency: int = option(32, "Requests at one time", least=1, most=4096)
+    timeout: float = option(60.0, "Seconds that one request may take", least=0.01, most=1e6)
     retries: int = option(3, "Further requests after one that failed or whose reply cannot be read", least=0)
     backoff: float = option(
-        1.0, "Seconds before the first retry, doubled each time; Retry-After is obeyed up to judge.timeout", least=0
+        1.0,
+        "Seconds before the first retry, doubled each time; Retry-After is obeyed up to judge.timeout",
+        least=0,
+        most=1e6,
     )
     cache: str | None = option(
         None, "Folder of the replies that are known already, for several runs to share. None: the run folder"

@@ -32,7 +32,7 @@ class SourceConfig:
     max_unusable: float = option(
         0.5, "Share of unusable groups, of the last 100, above which the run stops. 1: never", least=0
     )
-    timeout: float = option(600.0, "Seconds that a server or a batch is waited for", least=1)
+    timeout: float = option(600.0, "Seconds that a server or a batch is waited for", least=1, most=1e6)
     launch: str | None = option(
         None,
         "Start the server and this environment (a name or package.module:Class) with the run, and end them with it",
@@ -51,7 +51,7 @@ class EngineConfig:
     max_batch: int = option(256, "Most completions decoded at a time", least=1)
     max_cache_tokens: int = option(0, "Most tokens held in the KV cache. 0: no bound but max_batch", least=0)
     serve_host: str = option("127.0.0.1", "Where environments reach the engine, with source=rollout_api")
-    serve_port: int = option(9001, "Its port. 0: a free one, which the log names", least=0)
+    serve_port: int = option(9001, "Its port. 0: a free one, which the log names", least=0, most=65535)
     vllm: VllmConfig = option(VllmConfig, "vLLM")
 
 
@@ -89,7 +89,7 @@ class WeightSyncConfig:
         "Requests that run when new weights come: they end first, go on with the new ones, or are asked again",
         choices=("drain", "keep", "abort"),
     )
-    timeout: float = option(300.0, "Seconds that any part of a publication may take", least=1)
+    timeout: float = option(300.0, "Seconds that any part of a publication may take", least=1, most=1e6)
     host: str = option("127.0.0.1", "broadcast: this machine's address, as the engine's workers reach it")
     bridge: str | None = option(
         None, "shared: folder of the bridge that a server started by hand has written. None: $LOGDIR"

@@ -43,3 +43,8 @@ class RubricConfig:
         choices=("off", "rubrics", "responses"),
     )
     log_direction_agreement: bool = option(False, "Log each criterion's correlation with the score")
+
+
+def asks_rubric(rubric: RubricConfig) -> bool:
+    """Whether criteria are configured that do not come from the data: then the verifier `rubric` judges every row."""
+    return rubric.general is not None or rubric.adaptive

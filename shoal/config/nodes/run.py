@@ -11,7 +11,7 @@ class RunConfig:
 
     name: str | None = option(None, "Folder under `root` and name on trackers. None: date and time")
     root: str = option("outputs", "Where run folders are made")
-    seed: int = option(0, "Seeds data order, sampling and initialisation", least=0)
+    seed: int = option(0, "Seeds data order, sampling and initialisation", least=0, most=2**63 - 1)
     steps: int = option(100, "Training steps", least=0)
     episodes: int = option(0, "Length in completions instead of steps. 0: use steps", least=0)
     prompts_per_step: int = option(32, "Prompts of one step", least=1)
@@ -70,7 +70,7 @@ class MemoryProfileConfig:
     """Samples of the memory of this process and its children."""
 
     enabled: bool = option(False, "Sample memory and write memory_profile/")
-    interval: float = option(1.0, "Seconds between samples", least=0.01)
+    interval: float = option(1.0, "Seconds between samples", least=0.01, most=1e6)
     top_n_children: int = option(8, "Child processes listed in a sample", least=0)
     mark_steps: bool = option(True, "Record a sample at the phases of each step")
     step_interval: int = option(1, "Steps between marked steps", least=1)

@@ -14,7 +14,7 @@ class RuntimeConfig:
     mixed_precision: str = option(
         "auto", "Dtype of matrix products over float32 parameters", choices=("auto", "none", "bf16", "fp16")
     )
-    threads: int = option(0, "CPU threads of torch. 0: all cores", least=0)
+    threads: int = option(0, "CPU threads of torch. 0: all cores", least=0, most=1024)
     tune_malloc: bool = option(
         True, "Small models: keep freed memory in the process (glibc), for fewer page faults on a CPU"
     )

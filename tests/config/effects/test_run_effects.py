@@ -75,9 +75,10 @@ def test_recorded_groups_lie_in_the_run_folder(settings, trained):
 
 @effect("run.preflight")
 def test_the_start_up_check_stops_a_run_whose_reward_tells_nothing(settings, trained):
-    trained(settings(), reward=always_one)
-    with pytest.raises(TrainingError, match=r"start-up check: rewards: a right answer scores 1\.0, a wrong one 1\.0"):
-        trained(settings({"run.preflight": True}), reward=always_one)
+    turned_round = {"reward.verifiers": {"exact_answer": -1.0, "made": 0.0}}
+    trained(settings(turned_round))
+    with pytest.raises(TrainingError, match=r"start-up check: rewards: a right answer scores 0\.0, a wrong one 0\.0"):
+        trained(settings({**turned_round, "run.preflight": True}))
 
 
 @effect("run.made_up_advantages")

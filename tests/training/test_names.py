@@ -1,0 +1,120 @@
+"""What a configuration names is looked up before a model is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_runs import Configure
+
+from shoal import build
+from shoal.build import build_parts, build_run
+from shoal.cli.dry_run import plan_lines
+from shoal.config import ShoalConfig
+from shoal.errors import ConfigError, DataError, ShoalError
+from shoal.rollout.tool_calls import find_tool
+from shoal.rollout_api.environment.modes import open_environment
+
+MODULE = """
+from shoal.rollout.dataset import DatasetEnvironment
+
+class Mine(DatasetEnvironment):
+    pass
+
+def add(a: int, b: int) -> int:
+    "Adds."
+    return a + b
+
+not_a_function = 3
+"""
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading a model fails the test."""
+
+    def load(*arguments: Any) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(build, "open_policy", load)
+    monkeypatch.setattr("shoal.cli.dry_run.estimate", load)
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    """A file whose second line is no JSON."""
+    file = tmp_path / "broken.jsonl"
+    file.write_text('{"question": "?", "answer": "#### 1"}\n{ no\n')
+    return file
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["reward.verifiers={no_such_module:f:1}"], "no_such_module cannot be imported"),
+        (["reward.verifiers={gsm9k:1}"], "no verifier is named 'gsm9k'"),
+        (["data.verifiers=[gsm9k]"], "no verifier is named 'gsm9k'"),
+        (["reward.options={gsm8k:{kompat:true}}"], "has no such option"),
+        (["environment.tools=[no_such_module:f]"], "no_such_module cannot be imported"),
+        (["environment.tools=[calculater]"], "there is no tool 'calculater'"),
+        (["source.launch=no_such_module:Environment"], "no_such_module cannot be imported"),
+        (["reward.rubric.general=no_such_file.yaml"], "no_such_file.yaml"),
+        (["reward.verifiers={judge:1}", "reward.judge.template_file=no_such.jinja"], "no_such.jinja"),
+        (["data.system_prompt=no_such_file.txt"], "no_such_file.txt"),
+        (["data.task=gsm8k", "data.path=no_such_file.jsonl"], "no_such_file.jsonl: no such file"),
+        (["data.task=gsm8k", "data.path=./no_such_folder"], "no_such_folder: no such file"),
+        (["data.task=gsm8k", "data.path=no_such_file.parquet"], "no_such_file.parquet: no such file"),
+        (["data.task=gsm8k", "data.path=BROKEN"], "line 2: cannot be read as JSON"),
+        (["model.chat_template=no_such_template"], "no_such_template"),
+    ],
+)
+def test_a_wrong_name_is_said_before_a_model_is_loaded_and_by_the_dry_run(
+    configure: Configure, no_model: None, broken: Path, overrides: list[str], line: str
+) -> None:
+    cfg: ShoalConfig = configure("source=rollout_api" if "source.launch" in overrides[0] else "run.seed=0")
+    for override in overrides:
+        key, _, value = override.replace("BROKEN", str(broken)).partition("=")
+        node, _, last = key.rpartition(".")
+        target: Any = cfg
+        for part in node.split("."):
+            target = getattr(target, part)
+        setattr(target, last, parsed(value))
+    for start in (lambda: build_parts(cfg, {}), lambda: list(plan_lines(cfg))):
+        with pytest.raises(ShoalError) as caught:
+            start()
+        assert line in str(caught.value) and "\n" not in str(caught.value)
+        assert isinstance(caught.value, ConfigError | DataError)
+
+
+def parsed(value: str) -> Any:
+    """A value of these overrides, as Hydra reads it."""
+    names = {"gsm9k:1": {"gsm9k": 1.0}, "no_such_module:f:1": {"no_such_module:f": 1.0}, "judge:1": {"judge": 1.0}}
+    if value.startswith("{"):
+        return names.get(value[1:-1], {"gsm8k": {"kompat": True}})
+    return value[1:-1].split(",") if value.startswith("[") else value
+
+
+def test_modules_of_the_working_folder_hold_environments_and_tools(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "module_of_mine.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    assert find_tool("module_of_mine:add").schema["function"]["description"] == "Adds."
+    assert type(open_environment("module_of_mine:Mine", configure())).__name__ == "Mine"
+    with pytest.raises(ConfigError, match="module_of_mine has no 'ad'; the nearest is 'add'"):
+        find_tool("module_of_mine:ad")
+    with pytest.raises(ConfigError, match="int is no function"):
+        find_tool("module_of_mine:not_a_function")
+    with pytest.raises(ConfigError, match="no subclass of"):
+        open_environment("module_of_mine:add", configure())
+    (tmp_path / "broken_of_mine.py").write_text("1 / 0")
+    with pytest.raises(ConfigError, match=r"broken_of_mine cannot be imported \(division by zero\)"):
+        find_tool("broken_of_mine:add")
+
+
+def test_an_environment_that_is_not_there_is_named(configure: Configure, no_model: None, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"environment\.kind 'no_module:Class': no_module cannot be imported"):
+        build_run(configure("environment=no_module:Class"), tmp_path, lambda: False, {})
+    with pytest.raises(ConfigError, match=r"environment\.kind=nothing: there is no such environment"):
+        build_run(configure("environment=nothing"), tmp_path, lambda: False, {})
