@@ -13,13 +13,13 @@ from shoal.build import build_parts, build_run
 from shoal.cli.dry_run import plan_lines
 from shoal.config import ShoalConfig
 from shoal.errors import ConfigError, DataError, ShoalError
+from shoal.rollout.open import environment_kind
 from shoal.rollout.tool_calls import find_tool
-from shoal.rollout_api.environment.modes import open_environment
 
 MODULE = """
-from shoal.rollout.dataset import DatasetEnvironment
+from shoal.rollout.single_turn import SingleTurnEnvironment
 
-class Mine(DatasetEnvironment):
+class Mine(SingleTurnEnvironment):
     pass
 
 def add(a: int, b: int) -> int:
@@ -101,13 +101,13 @@ def test_modules_of_the_working_folder_hold_environments_and_tools(
     (tmp_path / "module_of_mine.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
     assert find_tool("module_of_mine:add").schema["function"]["description"] == "Adds."
-    assert type(open_environment("module_of_mine:Mine", configure())).__name__ == "Mine"
+    assert environment_kind(configure("environment.kind=module_of_mine:Mine")).__name__ == "Mine"
     with pytest.raises(ConfigError, match="module_of_mine has no 'ad'; the nearest is 'add'"):
         find_tool("module_of_mine:ad")
     with pytest.raises(ConfigError, match="int is no function"):
         find_tool("module_of_mine:not_a_function")
     with pytest.raises(ConfigError, match="no subclass of"):
-        open_environment("module_of_mine:add", configure())
+        environment_kind(configure("environment.kind=module_of_mine:add"))
     (tmp_path / "broken_of_mine.py").write_text("1 / 0")
     with pytest.raises(ConfigError, match=r"broken_of_mine cannot be imported \(division by zero\)"):
         find_tool("broken_of_mine:add")
@@ -115,6 +115,6 @@ def test_modules_of_the_working_folder_hold_environments_and_tools(
 
 def test_an_environment_that_is_not_there_is_named(configure: Configure, no_model: None, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"environment\.kind 'no_module:Class': no_module cannot be imported"):
-        build_run(configure("environment=no_module:Class"), tmp_path, lambda: False, {})
+        build_run(configure("environment.kind=no_module:Class"), tmp_path, lambda: False, {})
     with pytest.raises(ConfigError, match=r"environment\.kind=nothing: there is no such environment"):
-        build_run(configure("environment=nothing"), tmp_path, lambda: False, {})
+        build_run(configure("environment.kind=nothing"), tmp_path, lambda: False, {})

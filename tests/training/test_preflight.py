@@ -179,10 +179,18 @@ def test_an_engine_that_samples_nothing_is_named(configure: Configure, build: Bu
     cfg = configure()
     parts = build(cfg)
 
-    def refuse(requests: list[Request], *_: Any) -> list[EngineOutput]:
-        return [EngineOutput(request.id, [], [], StopReason.ERROR) for request in requests]
+    submit = parts.engine.submit
 
-    monkeypatch.setattr(parts.engine, "generate", refuse)
+    def fail(requests: list[Request]) -> None:
+        submit(requests)
+        parts.engine.abort([request.id for request in requests])
+
+    def failed(timeout: float) -> list[EngineOutput]:
+        return [EngineOutput(one.request_id, [], [], StopReason.ERROR) for one in poll(timeout)]
+
+    poll = parts.engine.poll
+    monkeypatch.setattr(parts.engine, "submit", fail)
+    monkeypatch.setattr(parts.engine, "poll", failed)
     result = check_logprobs(cfg, parts, 1e-4)
     assert result.ok is False and "sampled no token: its completions ended with error" in result.detail
 
