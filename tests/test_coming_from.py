@@ -18,7 +18,8 @@ from shoal.config.compose import compose_config, search_folder
 from shoal.config.keys import all_keys, holder_of
 from shoal.config.overrides import GROUPS, check_overrides
 from shoal.engines.vllm.arguments import VllmArguments
-from shoal.engines.vllm.process import ServerProcess, free_port
+from shoal.engines.vllm.process import ServerProcess
+from shoal.network import free_port
 
 PAGE = (Path(__file__).parent.parent / "docs" / "coming-from.md").read_text(encoding="utf-8")
 OPEN_INSTRUCT2 = PAGE.partition("## Open-Instruct2")[2].partition("\n## ")[0]

@@ -11,7 +11,7 @@ from http.cookies import CookieError, SimpleCookie
 from typing import Any, Self
 from urllib.parse import parse_qs
 
-from shoal.rewards.sandbox.serve import is_loopback
+from shoal.network import is_loopback
 
 TOKEN = "SHOAL_VIEW_TOKEN"
 COOKIE = "shoal_view_token"

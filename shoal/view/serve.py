@@ -7,13 +7,14 @@ import os
 import signal
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from logging import getLogger
 from pathlib import Path
 
 import uvicorn
 
 from shoal.errors import ConfigError
-from shoal.rewards.sandbox.serve import is_loopback
+from shoal.network import is_loopback, listen
 from shoal.view.access import Visitors
 from shoal.view.app import build_app
 
@@ -71,10 +72,7 @@ def how_to_reach(host: str, port: int) -> list[str]:
 
 def _listen(host: str, port: int | None) -> socket.socket:
     ports = range(FIRST_PORT, FIRST_PORT + TRIED_PORTS) if port is None else [port]
-    reason: OSError | None = None
-    for one in ports:
-        try:
-            return socket.create_server((host, one), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-        except OSError as error:
-            reason = error
-    raise ConfigError(f"{host} port {ports[-1]} cannot be served: {reason}; choose another --port") from reason
+    for one in ports[:-1]:
+        with suppress(ConfigError):
+            return listen(host, one, option="--port")
+    return listen(host, ports[-1], option="--port")

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.distributed import PrefixStore, ProcessGroupGloo, TCPStore
 
+from shoal.network import is_loopback
+
 BUCKET = 2**20  # bytes: smaller tensors are packed into buckets of at most so many
 ALIGNMENT = 16  # bytes: where a tensor may begin within a bucket
 
@@ -112,11 +114,6 @@ class WeightGroup:
     def broadcast(self, tensor: Tensor) -> None:
         """Rank 0's values, a contiguous tensor of bytes, to all. Raises RuntimeError at a lost peer or deadline."""
         self.group.broadcast(tensor, 0).wait(self.timeout)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address is this machine's own, for processes of this machine only."""
-    return host == "localhost" or host.startswith("127.")
 
 
 def listen(host: str, seconds: float) -> TCPStore:

@@ -19,7 +19,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from shoal.cli.command import main
-from shoal.engines.vllm.process import free_port
+from shoal.network import free_port
 from shoal.tasks.warm_start import warm_started_model
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]

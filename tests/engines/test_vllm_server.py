@@ -22,8 +22,8 @@ from shoal.engines.base import EngineOutput, Request, SamplingParams
 from shoal.engines.vllm.client import PlainVllmClient, VllmClient
 from shoal.engines.vllm.control import VllmControl
 from shoal.engines.vllm.endpoint import check_endpoint, has_shoal_routes
-from shoal.engines.vllm.process import free_port
 from shoal.errors import EngineError, ServerDied
+from shoal.network import free_port
 from shoal.references.vllm import VllmReference
 from shoal.types import Completion, Group, Segment, StopReason
 

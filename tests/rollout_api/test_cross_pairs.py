@@ -19,8 +19,8 @@ import pytest
 from atropos_python import atropos_python
 
 from shoal import load_config, train
-from shoal.engines.vllm.process import free_port
 from shoal.monitor.rows import read_rows
+from shoal.network import free_port
 from shoal.tasks.story import story_rows, story_tokenizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

@@ -16,7 +16,7 @@ import httpx
 import pytest
 from counting import ACKNOWLEDGED, ATTEMPTED, BATCH, DONE, GROUP, LIVE, STOP
 
-from shoal.engines.vllm.process import free_port
+from shoal.network import free_port
 
 pytestmark = pytest.mark.slow
 

@@ -18,7 +18,7 @@ import pytest
 from test_cross_pairs import QUIET, left_over, process, steps_of, wait_until_served
 from transformers import AutoTokenizer
 
-from shoal.engines.vllm.process import free_port
+from shoal.network import free_port
 from shoal.tasks.story import story_rows
 from shoal.tasks.warm_start import warm_started_model
 

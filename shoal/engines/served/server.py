@@ -7,7 +7,6 @@ import hmac
 import os
 import secrets
 from logging import getLogger
-from socket import create_server
 from threading import Thread
 from time import monotonic, sleep
 from typing import Any
@@ -21,7 +20,7 @@ from shoal.engines.served.dialect import GenerateRequest, reply
 from shoal.engines.served.engine import ServedEngine
 from shoal.engines.stopping import text_decoder
 from shoal.errors import ConfigError, EngineError
-from shoal.rewards.sandbox.serve import is_loopback
+from shoal.network import listen, refuse_public_without_token
 from shoal.types import StopReason
 
 logger = getLogger(__name__)
@@ -118,11 +117,9 @@ class GenerateServer:
 
     def __init__(self, engine: ServedEngine, tokenizer: Any, host: str, port: int) -> None:
         token = os.environ.get(TOKEN_VARIABLE)
-        if not token and not is_loopback(host):
-            raise ConfigError(
-                f"engine.serve_host={host} can be reached from other machines: set {TOKEN_VARIABLE} to a secret here "
-                "and where the environments run, or leave the host out"
-            )
+        refuse_public_without_token(
+            host, {TOKEN_VARIABLE: token}, option="engine.serve_host", users="the environments run"
+        )
         app = make_app(engine, tokenizer, token)
         self.waiting: Waiting = app.state.waiting
         config = Config(
@@ -135,10 +132,7 @@ class GenerateServer:
             timeout_graceful_shutdown=GRACE_SECONDS,
         )
         self.server = Server(config)
-        try:
-            self.socket = create_server((host, port))
-        except OSError as error:
-            raise ConfigError(f"{host} port {port} cannot be served: {error}; set engine.serve_port") from error
+        self.socket = listen(host, port, option="engine.serve_port")
         self.port: int = self.socket.getsockname()[1]
         self.url = f"http://{host}:{self.port}"
         self.thread = Thread(target=self.server.run, args=([self.socket],), name="engine server", daemon=True)

@@ -19,19 +19,13 @@ import httpx
 from shoal.engines.owner import OWNER
 from shoal.engines.vllm.client import tls
 from shoal.errors import EngineError
+from shoal.network import free_port
 
 logger = getLogger(__name__)
 
 STOP_SECONDS = 15.0  # for an orderly end, before SIGKILL
 NEWS_SECONDS = 10.0  # between lines on a server that is starting
 ERROR_LINE = re.compile(r"\b(\w+(?:Error|Exception)): (.+)")
-
-
-def free_port(host: str) -> int:
-    """A port that nothing listens on just now."""
-    with socket.socket() as found:
-        found.bind((host, 0))
-        return int(found.getsockname()[1])
 
 
 def refuse_taken_port(host: str, port: int, key: str) -> None:

@@ -19,7 +19,7 @@ from shoal.engines.vllm.inside import app as vllm_app
 from shoal.engines.vllm.inside.routes import BRIDGE
 from shoal.engines.vllm.process import refuse_taken_port
 from shoal.errors import ConfigError
-from shoal.rewards.sandbox.serve import is_loopback
+from shoal.network import refuse_public_without_token
 
 TRAINED_IN = {"cuda": "bfloat16", "cpu": "float32"}  # what model.dtype=auto is there
 LONGEST = 4096  # tokens of prompt and completion, where nothing else is said
@@ -108,11 +108,9 @@ def serve_vllm(options: ServeOptions) -> int:
         EngineError: vLLM is missing, or the port is taken.
     """
     key = os.environ.get(API_KEY_VARIABLE)
-    if not key and not is_loopback(options.host):
-        raise ConfigError(
-            f"host {options.host} can be reached from other machines: set {API_KEY_VARIABLE} to a secret here and "
-            "where trainer and environments run, or leave --host out"
-        )
+    refuse_public_without_token(
+        options.host, {API_KEY_VARIABLE: key}, option="--host", users="the trainer and the environments run"
+    )
     check_vllm()
     arguments = arguments_of(options)
     refuse_taken_port(options.host, options.port, "--port")

@@ -20,6 +20,7 @@ import httpx
 from shoal.config.nodes.judge import JudgeConfig
 from shoal.errors import BudgetError, ConfigError
 from shoal.loop_thread import LoopThread
+from shoal.network import is_loopback
 from shoal.rewards.judging.cache import ReplyCache
 from shoal.rewards.judging.spending import Spending
 from shoal.rewards.verdict import LONGEST_REASON
@@ -27,7 +28,6 @@ from shoal.rewards.verdict import LONGEST_REASON
 logger = getLogger(__name__)
 
 OPENAI = "https://api.openai.com/v1"
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 CHARACTERS_PER_TOKEN = 4
 PASSING = (408, 409, 425, 429)  # and all from 500: another try may succeed
 
@@ -194,7 +194,7 @@ class JudgeClient:
     def _connection(self) -> httpx.AsyncClient:
         if self.http is None:
             # A judge on this machine is not asked through a proxy.
-            near = urlsplit(self.url).hostname in LOOPBACK
+            near = is_loopback(urlsplit(self.url).hostname or "")
             limits = httpx.Limits(max_connections=self.options.concurrency)
             # Deadlines are set over whole requests: a reply that trickles would never meet one of httpx's own.
             self.http = httpx.AsyncClient(headers=self.headers, limits=limits, timeout=None, trust_env=not near)

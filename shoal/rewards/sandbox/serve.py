@@ -11,12 +11,12 @@ import json
 import os
 import signal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from ipaddress import ip_address
 from logging import getLogger
 from threading import BoundedSemaphore, Lock
 from typing import Any
 
 from shoal.errors import ConfigError, DataError
+from shoal.network import refuse_public_without_token
 from shoal.rewards.sandbox.client import BUSY, TOKEN_VARIABLE
 from shoal.rewards.sandbox.core import Sandbox
 from shoal.rewards.sandbox.limits import Limits
@@ -43,11 +43,7 @@ class CodeServer(ThreadingHTTPServer):
 
     def __init__(self, host: str, port: int, *, tier: str, python: str | None, workers: int) -> None:
         self.token = os.environ.get(TOKEN_VARIABLE)
-        if not self.token and not is_loopback(host):
-            raise ConfigError(
-                f"host {host} can be reached from other machines: set {TOKEN_VARIABLE} to a secret here and where the "
-                "verifier runs, or leave --host out"
-            )
+        refuse_public_without_token(host, {TOKEN_VARIABLE: self.token}, option="--host", users="the verifier runs")
         self.sandbox = Sandbox(tier, python=python)
         self.workers = workers
         self.places = BoundedSemaphore(workers * (1 + QUEUE_PER_WORKER))
@@ -150,16 +146,6 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, form: str, *words: Any) -> None:
         """Goes to this module's logger instead of stderr."""
         logger.debug(form, *words)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the address."""
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def serve_code(host: str, port: int, *, tier: str, python: str | None, workers: int) -> int:

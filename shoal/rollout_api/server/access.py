@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from shoal.errors import ConfigError
-from shoal.rewards.sandbox.serve import is_loopback
+from shoal.network import refuse_public_without_token
 from shoal.rollout_api.protocol import ENVIRONMENT_TOKEN, TRAINER_TOKEN
 
 TRAINER, ENVIRONMENT = "trainer", "environment"
@@ -46,16 +46,9 @@ class Tokens:
             ConfigError: the address is public and a token is missing; only one is set; both are the same.
         """
         tokens = cls(os.environ.get(TRAINER_TOKEN, ""), os.environ.get(ENVIRONMENT_TOKEN, ""))
-        missing = [
-            name
-            for name, token in ((TRAINER_TOKEN, tokens.trainer), (ENVIRONMENT_TOKEN, tokens.environment))
-            if not token
-        ]
-        if missing and not is_loopback(host):
-            raise ConfigError(
-                f"--host {host} can be reached from other machines: set {' and '.join(missing)} to secrets here and "
-                "where the trainer and the environments run, or leave --host out"
-            )
+        by_name = {TRAINER_TOKEN: tokens.trainer, ENVIRONMENT_TOKEN: tokens.environment}
+        refuse_public_without_token(host, by_name, option="--host", users="the trainer and the environments run")
+        missing = [name for name, token in by_name.items() if not token]
         if len(missing) == 1:
             raise ConfigError(f"{missing[0]} is not set but the other token is: set both, or none")
         if not missing and tokens.trainer == tokens.environment:

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from shoal.rewards.sandbox.serve import is_loopback
+from shoal.network import is_loopback
 from shoal.rollout_api.server.compression import Piece, gzip_of
 from shoal.rollout_api.server.exchange import Delivery
 

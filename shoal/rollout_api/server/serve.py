@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import signal
-import socket
 from logging import getLogger
 from pathlib import Path
 
 import uvicorn
 
-from shoal.errors import ConfigError
+from shoal.network import listen
 from shoal.rollout_api.server.access import Tokens
 from shoal.rollout_api.server.app import build_app
 from shoal.rollout_api.server.exchange import Policy
@@ -27,13 +26,7 @@ def serve_api(host: str, port: int, store: Path, policy: Policy) -> int:
         ConfigError: the address is public and tokens are missing, it cannot be served, or the store cannot be used.
     """
     tokens = Tokens.for_host(host)
-    try:
-        listening = socket.create_server(
-            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=1024
-        )
-    except OSError as error:
-        raise ConfigError(f"{host} port {port} cannot be served: {error}; choose another --port") from error
-    with listening:
+    with listen(host, port, option="--port", backlog=1024) as listening:
         app = build_app(Store(store), policy, tokens)
         app.bodies.start_worker()
         config = uvicorn.Config(

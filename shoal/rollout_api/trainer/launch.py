@@ -12,9 +12,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from shoal.engines.owner import OWNER
-from shoal.engines.vllm.process import free_port
 from shoal.errors import ConfigError, RolloutApiError
-from shoal.rewards.sandbox.serve import is_loopback
+from shoal.network import free_port, is_loopback
 from shoal.run_folder import SAVED
 
 logger = getLogger(__name__)

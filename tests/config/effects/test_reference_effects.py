@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM
 from effects.made import LENGTHS, made_groups
 from effects.registry import effect
 from shoal.build import build_reference
-from shoal.engines.vllm.process import ServerProcess, free_port
+from shoal.engines.vllm.process import ServerProcess
 from shoal.errors import EngineError
+from shoal.network import free_port
 from shoal.references import vllm as reference_vllm
 from shoal.references.base import Reference
 from shoal.references.model import ModelReference
