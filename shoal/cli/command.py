@@ -17,6 +17,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from shoal.child_process import end_with_owner
 from shoal.cli.serve import add_serve
 from shoal.cli.view import add_view
 from shoal.config import ShoalConfig, load_config
@@ -24,7 +25,6 @@ from shoal.config.compose import preset_names, search_folder, to_config
 from shoal.config.overrides import GROUPS, check_overrides, overridden, parse_overrides, split_resume
 from shoal.config.smoke import shrink
 from shoal.config.sweep import check_sweep, collect_runs, format_table, run_sweep
-from shoal.engines.owner import end_with_owner
 from shoal.errors import ConfigError, DataError, ShoalError
 from shoal.files import file_trouble
 from shoal.run_folder import (

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from logging import getLogger
 from pathlib import Path
-from time import monotonic, sleep
+from time import monotonic
 
 import httpx
 
-from shoal.engines.owner import OWNER
+from shoal.child_process import ChildProcess
 from shoal.engines.vllm.client import tls
 from shoal.errors import EngineError
 from shoal.network import free_port
 
 logger = getLogger(__name__)
 
-STOP_SECONDS = 15.0  # for an orderly end, before SIGKILL
-NEWS_SECONDS = 10.0  # between lines on a server that is starting
 ERROR_LINE = re.compile(r"\b(\w+(?:Error|Exception)): (.+)")
 
 
@@ -71,7 +65,7 @@ class ServerProcess:
         self.log = log
         self.start_timeout = start_timeout
         self.key = key
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: ChildProcess | None = None
         self.launch(arguments)
 
     @property
@@ -80,40 +74,28 @@ class ServerProcess:
 
     def launch(self, arguments: Sequence[str]) -> None:
         """Starts the server; returns at once."""
-        self.log.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "shoal.engines.vllm.inside.app", *arguments]
-        with self.log.open("ab") as output:
-            self.log_start = output.tell()
-            self.process = subprocess.Popen(
-                [*command, f"--host={self.host}", f"--port={self.port}"],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                env={**os.environ, **self.environment, OWNER: str(os.getpid())},
-            )
+        self.process = ChildProcess(
+            [*command, f"--host={self.host}", f"--port={self.port}"], environment=self.environment, log=self.log
+        )
         logger.info("vLLM server on %s: starting (log: %s)", self.url, self.log)
 
     def wait_until_healthy(self) -> None:
         """Raises EngineError where the server ends, or does not answer in time; its line has what the log says."""
-        assert self.process is not None
+        process = self.process
+        assert process is not None
         started = monotonic()
-        news = started + NEWS_SECONDS
-        while not self.healthy():
-            if self.process.poll() is not None:
-                self.stop()
-                raise EngineError(f"the vLLM server on {self.url} ended while starting: {self._why()}")
-            now = monotonic()
-            if now - started > self.start_timeout:
-                self.stop()
-                raise EngineError(
-                    f"the vLLM server on {self.url} has not answered within {self.start_timeout:.0f} s; read "
-                    f"{self.log}, or raise {self.key}.start_timeout"
-                )
-            if now > news:
-                logger.info("vLLM server on %s: still starting, %.0f s", self.url, now - started)
-                news = now + NEWS_SECONDS
-            sleep(0.25)
+        try:
+            ready = process.wait_until(self.healthy, self.start_timeout, self._say_starting)
+        except TimeoutError as error:
+            self.stop()
+            raise EngineError(
+                f"the vLLM server on {self.url} has not answered within {self.start_timeout:.0f} s; read {self.log}, "
+                f"or raise {self.key}.start_timeout"
+            ) from error
+        if not ready:
+            self.stop()
+            raise EngineError(f"the vLLM server on {self.url} ended while starting: {self._why(process.output())}")
         logger.info("vLLM server on %s: ready after %.1f s", self.url, monotonic() - started)
 
     def healthy(self, timeout: float = 2.0) -> bool:
@@ -131,24 +113,15 @@ class ServerProcess:
         """Ends the server and everything it started."""
         if self.process is None:
             return
-        group = self.process.pid
-        if self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                logger.warning("vLLM server on %s: does not end by itself, so it is killed", self.url)
-        # What the server started may be left even where it has ended itself.
-        with suppress(ProcessLookupError):
-            os.killpg(group, signal.SIGKILL)
-        self.process.wait(STOP_SECONDS)
+        if not self.process.stop():
+            logger.warning("vLLM server on %s: did not end by itself, so it was killed", self.url)
         self.process = None
 
-    def _why(self) -> str:
+    def _say_starting(self, seconds: float) -> None:
+        logger.info("vLLM server on %s: still starting, %.0f s", self.url, seconds)
+
+    def _why(self, text: str) -> str:
         """What the log says of the server's end, in one line with a remedy."""
-        with self.log.open("rb") as file:
-            file.seek(self.log_start)
-            text = file.read().decode(errors="replace")
         if "Address already in use" in text or "address already in use" in text:
             return f"port {self.port} was taken meanwhile; set {self.key}.port to another one, or 0"
         found = [f"{name}: {line}" for name, line in ERROR_LINE.findall(text) if "SystemExit" not in name]

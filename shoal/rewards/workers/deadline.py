@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
 import sys
 import time
 from collections import deque
@@ -18,6 +16,7 @@ from logging import getLogger
 from selectors import EVENT_READ, DefaultSelector
 from types import TracebackType
 
+from shoal.child_process import ChildProcess
 from shoal.errors import TrainingError
 from shoal.rewards.base import Submission
 from shoal.rewards.verdict import Verdict
@@ -42,15 +41,9 @@ class _Worker:
 
     def __init__(self, paths: Sequence[str], timeout: float, memory_gib: float) -> None:
         command = [sys.executable, "-P", "-m", "shoal.rewards.workers.worker", str(timeout), str(memory_gib), *paths]
-        # The worker must find what this process finds. A session of its own keeps Ctrl-C away from it, and lets what
-        # the verifier started be killed with it.
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
-            start_new_session=True,
-        )
+        # The worker must find what this process finds.
+        found = {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+        self.process = ChildProcess(command, environment=found, pipes=True)
         self.ready = False
         self.jobs: deque[tuple[int, int]] = deque()
         self.started = time.monotonic()
@@ -78,17 +71,14 @@ class _Worker:
 
     def kill(self) -> int:
         """Ends the process and all that it started; gives its exit status."""
-        try:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            logger.debug("worker %d had ended", self.process.pid)
+        status = self.process.kill_group()
         for pipe in (self.process.stdin, self.process.stdout):
             assert pipe is not None
             try:
                 pipe.close()
             except BrokenPipeError:
                 logger.debug("worker %d left a request unread", self.process.pid)
-        return self.process.wait()
+        return status
 
 
 class DeadlinePool:

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
 import sys
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from logging import getLogger
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from shoal.engines.owner import OWNER
+from shoal.child_process import ChildProcess
 from shoal.errors import ConfigError, RolloutApiError
 from shoal.network import free_port, is_loopback
 from shoal.run_folder import SAVED
 
 logger = getLogger(__name__)
 
-STOP_SECONDS = 15.0
 MISTAKEN = 2  # the status of a command whose words or configuration are wrong
 
 
@@ -30,19 +26,10 @@ class Companion:
 
     def __init__(self, name: str, words: list[str], log: Path) -> None:
         self.name, self.words, self.log = name, words, log
-        log.parent.mkdir(parents=True, exist_ok=True)
         self.process = self._start()
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        with self.log.open("ab") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "shoal.cli", *self.words],
-                env={**os.environ, OWNER: str(os.getpid())},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+    def _start(self) -> ChildProcess:
+        process = ChildProcess([sys.executable, "-m", "shoal.cli", *self.words], log=self.log)
         logger.info("started %s (process %d), log %s", self.name, process.pid, self.log)
         return process
 
@@ -51,8 +38,7 @@ class Companion:
         status = self.process.poll()
         if not status:
             return ""
-        last = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
-        return f"{self.name} has ended with status {status}: {' '.join(last)[:400]} (all of it: {self.log})"
+        return f"{self.name} has ended with status {status}: {self.process.last_line()[:400]} (all of it: {self.log})"
 
     @property
     def mistaken(self) -> bool:
@@ -61,20 +47,12 @@ class Companion:
 
     def start_again(self) -> None:
         """After an end by an error: what it started goes, and it starts anew."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.kill_group()
         self.process = self._start()
 
     def stop(self) -> None:
-        """Ends its process group: asked to first, then by SIGKILL."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGTERM)
-        try:
-            self.process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            with suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait(STOP_SECONDS)
+        """Ends it and what it started."""
+        self.process.stop()
 
 
 class Companions:

@@ -26,7 +26,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from shoal.engines.owner import end_with_owner
+from shoal.child_process import end_with_owner
 from shoal.engines.vllm import compat as vllm_compat
 from shoal.engines.vllm.inside import routes as vllm_routes
 

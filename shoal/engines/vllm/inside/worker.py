@@ -18,7 +18,7 @@ from torch import nn
 from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager, WorkerLoRAManager
 from vllm.model_executor.layers import utils as vllm_layers
 
-from shoal.engines.owner import end_with_owner
+from shoal.child_process import end_with_owner
 from shoal.wire.shared import adopt_on_cpu, share_on_cpu, share_on_cuda
 from shoal.wire.stream import WeightGroup, WeightSpec, find, receive
 from shoal.wire.versions import UNKNOWN, version_in

@@ -1,0 +1,90 @@
+"""Children end whole, whoever is killed first."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from time import monotonic, sleep
+
+import psutil
+import pytest
+
+from shoal.child_process import ChildProcess
+
+SLEEPER = "import time; print('up', flush=True); time.sleep(600)"
+PARENT = f"""
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", {SLEEPER!r}])
+print(child.pid, flush=True)
+child.wait()
+"""
+STUBBORN = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("up", flush=True)
+time.sleep(600)
+"""
+OWNER = """
+import sys, time
+from shoal.child_process import ChildProcess
+watching = "from shoal.child_process import end_with_owner; end_with_owner(); import time; time.sleep(600)"
+print(ChildProcess([sys.executable, "-c", watching], pipes=True).pid, flush=True)
+time.sleep(600)
+"""
+
+
+def until(true: Callable[[], bool], seconds: float = 60) -> bool:
+    deadline = monotonic() + seconds
+    while not true():
+        if monotonic() > deadline:
+            return False
+        sleep(0.01)
+    return True
+
+
+def gone(pid: int) -> bool:
+    """One that waits to be reaped has ended."""
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def says(child: ChildProcess) -> Callable[[], bool]:
+    return lambda: bool(child.output().strip())
+
+
+def test_what_a_child_started_ends_with_it(tmp_path: Path) -> None:
+    child = ChildProcess([sys.executable, "-c", PARENT], log=tmp_path / "logs" / "log")
+    assert child.wait_until(lambda: "up" in child.output(), 60, lambda _: None)
+    grandchild = int(child.output().split()[0])
+    assert child.stop()
+    assert until(lambda: gone(grandchild))
+
+
+def test_a_child_that_does_not_end_by_itself_is_killed(tmp_path: Path) -> None:
+    child = ChildProcess([sys.executable, "-c", STUBBORN], log=tmp_path / "log")
+    assert child.wait_until(says(child), 60, lambda _: None)
+    assert not child.stop(seconds=0.1)
+    assert child.returncode == -9
+
+
+def test_waiting_for_a_child_ends_at_its_end_and_at_the_deadline(tmp_path: Path) -> None:
+    ended = ChildProcess([sys.executable, "-c", "print('why')"], log=tmp_path / "log")
+    assert not ended.wait_until(lambda: False, 60, lambda _: None)
+    assert ended.last_line() == "why"
+    slow = ChildProcess(["sleep", "600"], log=tmp_path / "log")
+    with pytest.raises(TimeoutError):
+        slow.wait_until(lambda: False, 0.01, lambda _: None)
+    assert slow.output() == "", "the log of an earlier child is not this one's"
+    assert slow.kill_group() == -9
+
+
+def test_a_child_ends_with_an_owner_that_is_killed() -> None:
+    owner = subprocess.Popen([sys.executable, "-c", OWNER], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    child = int(owner.stdout.readline())
+    assert not gone(child)
+    owner.kill()
+    owner.wait(60)
+    owner.stdout.close()
+    assert until(lambda: gone(child))
