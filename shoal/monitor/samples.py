@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import count
+from itertools import count, groupby
 from math import isfinite
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from shoal.files import write_atomically
 from shoal.monitor.tokens import token_columns
-from shoal.types import Group, Prompt
+from shoal.types import Completion, Group, Prompt
 
 SAMPLES, EVALUATIONS = "samples", "evaluations"
 
@@ -68,8 +69,8 @@ def sample_rows(
 ) -> Iterator[dict[str, Any]]:
     """One JSON-ready row a completion. `length` counts sampled tokens; `versions` are (first token, weights) runs.
 
-    Where there is something to say: `messages`, the prompt's, in the first row of a group; `info`, what verifiers,
-    tools and environments added; `left_out`, why it was not trained on, by its index over all groups; `tokens`, where
+    Where there is something to say: `messages`, the prompt's, in the first row of a group; `turns`, who said what,
+    where not every token is the model's; `info`, what verifiers, tools and environments added; `left_out`, why it was not trained on, by its index over all groups; `tokens`, where
     `learner` is given: see `token_columns`.
     """
     place = count()
@@ -82,7 +83,7 @@ def sample_rows(
                 "index": index,
                 "source": group.prompt.source if group.prompt else None,
                 "prompt": prompt,
-                "text": completion.text,
+                "text": completion.text or _sampled_text(completion, decode),
                 "ground_truth": group.prompt.ground_truth if group.prompt else None,
                 "reward": completion.reward,
                 "reward_parts": completion.reward_parts,
@@ -94,6 +95,8 @@ def sample_rows(
             }
             if group.prompt and group.prompt.messages and index == 0:
                 row["messages"] = plain(group.prompt.messages)
+            if decode is not None and has_turns(completion):
+                row["turns"] = turns(completion, decode)
             if completion.info:
                 row["info"] = plain(completion.info)
             number = next(place)
@@ -102,6 +105,29 @@ def sample_rows(
             if learner is not None:
                 row["tokens"] = token_columns(completion, learner[number], decode)
             yield row
+
+
+def has_turns(completion: Completion) -> bool:
+    """Whether somebody else spoke between the model's words."""
+    return len(completion.segments) > 1 or not all(map(all, (segment.mask for segment in completion.segments)))
+
+
+def turns(completion: Completion, decode: Decode) -> list[dict[str, str]]:
+    """Runs of trained tokens (`assistant`) and of others (`environment`: what tools and others said), in their order;
+    before a later segment, what it was sampled after (`context`)."""
+    made: list[dict[str, str]] = []
+    for number, segment in enumerate(completion.segments):
+        if number:
+            made.append({"role": "context", "content": decode(segment.context_ids)})
+        for trained, run in groupby(zip(segment.mask, segment.sampled_ids, strict=True), key=itemgetter(0)):
+            role = "assistant" if trained else "environment"
+            made.append({"role": role, "content": decode([id_ for _, id_ in run])})
+    return made
+
+
+def _sampled_text(completion: Completion, decode: Decode | None) -> str:
+    """For environments that send tokens alone."""
+    return "" if decode is None else "".join(decode(segment.sampled_ids) for segment in completion.segments)
 
 
 def plain(value: Any) -> Any:

@@ -24,15 +24,17 @@ ORDERS = {
     "lowest": "c.reward IS NULL, c.reward, g.step DESC, c.id",
     "longest": "c.length DESC, g.step DESC, c.id",
     "shortest": "c.length, g.step DESC, c.id",
+    "gap": "c.gap IS NULL, c.gap DESC, g.step DESC, c.id",
     "advantage": "abs(c.advantage) DESC, g.step DESC, c.id",
 }
 KEPT_RESULTS = 8
+LEFT_OUT = "left out"
 
 
 @dataclass(frozen=True)
 class Query:
     """What is looked for. Empty fields do not restrict; `text` is looked for in prompts and completions, whatever the
-    case of its letters; `prompt` in prompt ids."""
+    case of its letters; `prompt` in prompt ids. The outcome `left out` is that of single completions."""
 
     kind: str = SAMPLES
     text: str = ""
@@ -75,7 +77,7 @@ class Query:
             ("instr(lower(g.name), lower(?)) > 0", self.prompt or None),
             ("g.source = ?", self.source or None),
             ("c.stop = ?", self.stop or None),
-            ("g.outcome = ?", self.outcome or None),
+            ("g.outcome = ?", self.outcome if self.outcome not in ("", LEFT_OUT) else None),
             ("c.reward >= ?", self.low),
             ("c.reward <= ?", self.high),
             ("g.step >= ?", self.first),
@@ -84,6 +86,8 @@ class Query:
             if value is not None:
                 parts.append(text)
                 values.append(value)
+        if self.outcome == LEFT_OUT:
+            parts.append("c.left_out")
         return " AND ".join(parts), values
 
 
@@ -213,12 +217,24 @@ class Finder:
                 row[0]: row[1:]
                 for row in self.index.connection.execute(
                     "SELECT c.id, g.step, g.place, c.id - g.first, g.name, g.outcome, c.reward, c.advantage, c.stop, "
-                    "c.length FROM completions c JOIN groups g ON g.id = c.grp "
+                    "c.length, c.left_out, c.gap FROM completions c JOIN groups g ON g.id = c.grp "
                     f"WHERE c.id IN ({','.join('?' * len(ids))})",
                     list(ids),
                 )
             }
-        names = ("step", "group", "index", "name", "outcome", "reward", "advantage", "stop", "length")
+        names = (
+            "step",
+            "group",
+            "index",
+            "name",
+            "outcome",
+            "reward",
+            "advantage",
+            "stop",
+            "length",
+            "left_out",
+            "gap",
+        )
         return [
             {**dict(zip(names, known[number], strict=True)), **_beginnings(texts.get(number, {}))}
             for number in ids

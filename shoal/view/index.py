@@ -23,7 +23,7 @@ from shoal.view.scan import scan
 
 logger = getLogger(__name__)
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 NAME = re.compile(r"step_(\d{1,15})\.jsonl")
 
 SCHEMA = """
@@ -36,7 +36,7 @@ CREATE TABLE groups (
   outcome TEXT);
 CREATE TABLE completions (
   id INTEGER PRIMARY KEY, grp INTEGER, idx INTEGER, offset INTEGER, size INTEGER, reward REAL, advantage REAL,
-  stop TEXT, length INTEGER, rightly INTEGER);
+  stop TEXT, length INTEGER, rightly INTEGER, left_out INTEGER, gap REAL);
 CREATE INDEX by_place ON groups (kind, step, place);
 CREATE INDEX by_name ON groups (kind, name);
 """
@@ -156,7 +156,7 @@ class SampleIndex:
                 completion_id += 1
             group_id += 1
         self.connection.executemany(f"INSERT INTO groups VALUES ({', '.join('?' * 17)})", groups)
-        self.connection.executemany(f"INSERT INTO completions VALUES ({', '.join('?' * 10)})", completions)
+        self.connection.executemany(f"INSERT INTO completions VALUES ({', '.join('?' * 12)})", completions)
         bounds = (first_group, group_id - 1, first, completion_id - 1)
         row = (number, kind, step, path, size, mtime, found.broken, *bounds)
         self.connection.execute(f"INSERT INTO files VALUES ({', '.join('?' * 11)})", row)

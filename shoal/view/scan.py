@@ -14,6 +14,14 @@ from shoal.view.lines import LONGEST_LINE, number, read_line
 from shoal.view.rows import is_right, normal, outcome
 
 
+class Tokens(msgspec.Struct):
+    """The columns of recorded tokens that the index looks at."""
+
+    sampler: list[float | None] | None = None
+    learner: list[float | None] | None = None
+    mask: list[int] | None = None
+
+
 class Line(msgspec.Struct):
     """What the index keeps of a line. Other fields, the texts above all, are skipped without being decoded."""
 
@@ -27,6 +35,8 @@ class Line(msgspec.Struct):
     advantage: float | None = None
     stop_reason: str | None = None
     length: int | None = None
+    left_out: str | None = None
+    tokens: Tokens | None = None
 
 
 DECODER = msgspec.json.Decoder(Line)
@@ -44,12 +54,14 @@ class Found:
     stop: str
     length: int | None
     right: bool
+    left_out: bool
+    gap: float | None
 
     def numbers(self) -> tuple[Any, ...]:
         """All of it, in this order."""
         return (
             *(self.index, self.offset, self.size, self.reward, self.advantage),
-            *(self.stop, self.length, self.right),
+            *(self.stop, self.length, self.right, self.left_out, self.gap),
         )
 
 
@@ -112,6 +124,8 @@ def scan(path: Path) -> Scan:
                 line.stop_reason or "",
                 line.length,
                 is_right(line.reward_parts, reward),
+                bool(line.left_out),
+                largest_gap(line.tokens),
             )
         )
         before = line
@@ -182,7 +196,18 @@ def _loosely(row: dict[str, Any]) -> Line:
         advantage=number(row.get("advantage")),
         stop_reason=text(row.get("stop_reason")),
         length=whole(row.get("length")),
+        left_out=text(row.get("left_out")),
     )
+
+
+def largest_gap(tokens: Tokens | None) -> float | None:
+    """The largest difference between the log-probs of sampler and learner on a trained token."""
+    if tokens is None or tokens.sampler is None or tokens.learner is None:
+        return None
+    masks = tokens.mask if tokens.mask is not None else [1] * len(tokens.sampler)
+    columns = zip(tokens.sampler, tokens.learner, masks, strict=False)
+    gaps = [abs(b - a) for a, b, mask in columns if mask and a is not None and b is not None]
+    return max(gaps, default=None)
 
 
 def _begins_group(before: Line, line: Line) -> bool:

@@ -86,3 +86,18 @@ def test_notes_keep_what_was_said_and_warned_with_the_step_it_happened_in(tmp_pa
         (1, "warning", "3 of 8 rewards missing"),
         (1, "error", "the weights have diverged"),
     ]
+
+
+def test_turns_tell_the_models_words_from_those_of_tools():
+    one = completion(1.0)
+    one.segments = [Segment([72], list(b"call 5!done"), [0.0] * 11, [True] * 5 + [False] * 2 + [True] * 4)]
+    one.text = ""
+    plain_one = completion(0.0)
+    rows = list(sample_rows([group("a", [one, plain_one])], decode))
+    assert rows[0]["turns"] == [
+        {"role": "assistant", "content": "call "},
+        {"role": "environment", "content": "5!"},
+        {"role": "assistant", "content": "done"},
+    ]
+    assert rows[0]["text"] == "call 5!done", "an environment may send tokens alone"
+    assert "turns" not in rows[1]

@@ -12,8 +12,9 @@ export async function runPage(page, given, about, show) {
   const charts = [];
   const facts = h("dl.facts");
   const notes = h("div");
+  const moved = h("div");
   const body = h("div");
-  fill(page, h("h1.unseen", `Run ${given.run}`), facts, notes, body);
+  fill(page, h("h1.unseen", `Run ${given.run}`), facts, notes, moved, body);
   let known = { generation: -1, rows: 0, series: {} };
   const marks = [...new Set(about.notes.filter((one) => one.level === "warning" && typeof one.step === "number").map((one) => one.step))];
   const openStep = (step) => about.pages.includes("steps") && go("steps", { run: given.run, step });
@@ -43,6 +44,7 @@ export async function runPage(page, given, about, show) {
     if (!grown) return found;
     known = merged(known, found, fresh.length > 0);
     for (const [drawn, keys] of charts) drawn.set(keys.map((key) => known.series[key] || [[], []]));
+    fill(moved, movesOf(known.series));
     return found;
   };
   page.update = update;
@@ -76,7 +78,7 @@ function merged(known, found, whole) {
 
 function drawFacts(facts, given, about) {
   const { summary } = about;
-  const pair = (name, value) => [h("dt", name), h("dd", value)];
+  const pair = (name, value) => h("div", h("dt", name), h("dd", value));
   fill(
     facts,
     pair("status", about.status),
@@ -104,6 +106,20 @@ function drawNotes(element, about) {
     .reverse()
     .map((one) => h("li", { class: one.level }, h("span.dim", typeof one.step === "number" ? `step ${one.step}` : "", " ", h("time", moment(one.time))), " ", one.level === "warning" ? h("b", "warning: ") : null, letters(one.text)));
   fill(element, h("details.notes", { open }, h("summary", count(about.notes.length, "note"), warnings ? `, ${count(warnings, "warning")}` : ""), h("ol", { reversed: true }, rows)));
+}
+
+/** What rose and what fell: means over the first and the last tenth of the steps. */
+function movesOf(series) {
+  const names = Object.keys(series).filter((key) => key === "reward/mean" || /^reward_part\/.*\/mean$/.test(key) || key === "length/mean");
+  const rows = names.map((key) => {
+    const values = series[key][1].filter((one) => one !== null);
+    const tenth = Math.max(1, Math.floor(values.length / 10));
+    const mean = (some) => some.reduce((a, b) => a + b, 0) / some.length;
+    const [first, last] = [mean(values.slice(0, tenth)), mean(values.slice(-tenth))];
+    const label = key === "reward/mean" ? "reward" : key === "length/mean" ? "length" : `part ${key.slice(12, -5)}`;
+    return values.length > 1 ? h("span.move", letters(label), " ", h("b", `${num(first)} → ${num(last)}`), h("span", { class: last < first ? "fell" : "rose" }, last < first ? " fell" : last > first ? " rose" : " as it was")) : null;
+  });
+  return rows.some(Boolean) ? h("p.moves", h("span.dim", "first tenth → last tenth: "), rows) : null;
 }
 
 /** Any number of the run: what one picks becomes a chart, and part of the address. */

@@ -10,8 +10,8 @@ import { line } from "./plain.js";
 import { go, note, place, to } from "./route.js";
 
 const FIELDS = ["text", "prompt", "source", "stop", "outcome", "low", "high", "first", "last", "order"];
-const OUTCOMES = { mixed: "mixed", right: "all right", wrong: "all wrong", equal: "all rewards equal", missing: "no reward known" };
-const LIST_ORDERS = { step: "newest step", oldest: "oldest step", reward: "highest reward", lowest: "lowest reward", advantage: "largest advantage", longest: "longest", shortest: "shortest" };
+const OUTCOMES = { mixed: "mixed", right: "all right", wrong: "all wrong", equal: "all rewards equal", missing: "no reward known", "left out": "left out of training" };
+const LIST_ORDERS = { step: "newest step", oldest: "oldest step", reward: "highest reward", lowest: "lowest reward", advantage: "largest advantage", gap: "largest gap between sampler and learner", longest: "longest", shortest: "shortest" };
 
 export async function stepsPage(page, given, about, show) {
   const { run, kind } = given;
@@ -124,7 +124,7 @@ function searchPart(given, data) {
     return h(
       "a.row",
       { href: to("completion", place(given.run, given.kind, row.step, row.group, { index: row.index, text: query.text })) },
-      h("span.numbers", h("b", `${row.step}/${row.group}/${row.index}`), h("span", { class: `reward ${tone(row.reward)}` }, num(row.reward)), h("span.dim", signed(row.advantage)), h("span.dim", `${num(row.length)} tok`), h("span.dim", row.stop)),
+      h("span.numbers", h("b", `${row.step}/${row.group}/${row.index}`), h("span", { class: `reward ${tone(row.reward)}` }, num(row.reward)), h("span.dim", signed(row.advantage)), h("span.dim", `${num(row.length)} tok`), h("span.dim", row.stop), row.left_out ? h("span.warning", "left out") : null, row.gap !== null ? h("span.dim", { title: "largest difference of log-probs between sampler and learner" }, `gap ${num(row.gap)}`) : null),
       h("span.one", h("span.dim", line(row.prompt, 120, true)), " ", line(row.text, 160)),
     );
   }

@@ -1,6 +1,7 @@
 // Conversations: who said what, calls of tools and what came back.
 
 import { h } from "./dom.js";
+import { count } from "./format.js";
 import { block, letters } from "./plain.js";
 
 /** What was asked: as messages where they are known, else as the text that the model saw. */
@@ -46,9 +47,10 @@ function argumentsOf(call) {
 /** What the model wrote, with the turns between, where there are some; then what its tools came to. */
 export function conversation(one, options = {}) {
   const info = one.info && typeof one.info === "object" ? one.info : {};
-  const said = Array.isArray(info.messages) && info.messages.length ? info.messages : null;
+  const said = [info.messages, one.turns].find((some) => Array.isArray(some) && some.length);
   const tools = Array.isArray(info.tools) ? info.tools : [];
-  return h("div.talk", said ? said.map(message) : block(one.text, options), tools.map((call, number) => tool(call, number)));
+  const calls = tools.length ? h("details", { open: tools.length < 4 }, h("summary", count(tools.length, "tool call")), tools.map(tool)) : null;
+  return h("div.talk", said ? said.map(message) : block(one.text, options), calls);
 }
 
 function tool(call, number) {
