@@ -1,9 +1,9 @@
 # make train: install into .venv and run the default job. make test: install and run the fast tests, in two processes.
 PYTHON ?= python3
 BIN := .venv/bin
-ALL_EXTRAS := dev,lora,wandb,optim8bit,math,ifeval,json,cluster,vllm,bench
+ALL_EXTRAS := dev,lora,wandb,optim8bit,math,ifeval,json,cluster,vllm,bench,browser
 
-.PHONY: train test test-all style quality docs clean
+.PHONY: chromium train test test-all style quality docs clean
 
 train: .venv/base
 	$(BIN)/shoal train
@@ -11,7 +11,7 @@ train: .venv/base
 test: .venv/dev
 	$(BIN)/pytest -m "not slow and not vllm and not ray and not slurm and not gpu" -n 2 --dist loadfile
 
-test-all: .venv/all .venv-atropos/ready
+test-all: .venv/all .venv-atropos/ready chromium
 	$(BIN)/pytest
 
 style: .venv/dev
@@ -47,6 +47,10 @@ clean:
 	DS_BUILD_OPS=0 $(BIN)/pip install -q -c constraints.txt -e ".[$(ALL_EXTRAS)]"
 	$(BIN)/pip uninstall -q -y torchvision torchaudio torchcodec triton
 	@touch $@
+
+# The browser of the tests of `shoal view`; where it cannot be installed they are skipped.
+chromium:
+	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } || true
 
 # The real thing that the rollout API's tests and benchmark run against; it needs older packages than Shoal.
 .venv-atropos/ready: constraints-atropos.txt

@@ -70,8 +70,8 @@ def sample_rows(
     """One JSON-ready row a completion. `length` counts sampled tokens; `versions` are (first token, weights) runs.
 
     Where there is something to say: `messages`, the prompt's, in the first row of a group; `turns`, who said what,
-    where not every token is the model's; `info`, what verifiers, tools and environments added; `left_out`, why it was not trained on, by its index over all groups; `tokens`, where
-    `learner` is given: see `token_columns`.
+    where not every token is the model's; `info`, what verifiers, tools and environments added; `left_out`, why it was
+    not trained on, by its index over all groups; `tokens`, where `learner` is given: see `token_columns`.
     """
     place = count()
     for group in groups:

@@ -147,7 +147,8 @@ class Finder:
                 (
                     number
                     for (number,) in self.index.connection.execute(
-                        f"SELECT c.id FROM completions c JOIN groups g ON g.id = c.grp WHERE {where} "
+                        "SELECT c.id FROM groups g CROSS JOIN completions c "
+                        f"ON c.id BETWEEN g.first AND g.first + g.count - 1 WHERE {where} "
                         f"ORDER BY {ORDERS[query.order]}",
                         values,
                     )

@@ -25,7 +25,6 @@ class Tokens(msgspec.Struct):
 class Line(msgspec.Struct):
     """What the index keeps of a line. Other fields, the texts above all, are skipped without being decoded."""
 
-    text: msgspec.Raw | None = None
     group: str | int | None = None
     epoch: int | None = None
     index: int | None = None
@@ -165,7 +164,7 @@ def _decode(raw: bytes, place: int) -> Line | None:
         return None
     try:
         line = DECODER.decode(raw)
-        if line.text is not None:
+        if line.group is not None:  # else it may be a row of `shoal score`
             return line
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         pass

@@ -202,6 +202,11 @@ def test_a_running_run_is_followed_and_what_a_resume_drops_goes(run_dir, client)
     assert [(one["step"], one["name"]) for one in told["rows"]] == [(1, "other"), (3, "new"), (3, "new")]
 
 
+def test_good_lines_are_indexed_without_their_texts_being_decoded(run_dir, monkeypatch):
+    monkeypatch.setattr("shoal.view.scan.read_line", lambda raw: pytest.fail("decoded as a whole"))
+    assert heat_map(indexed(run_dir), "samples")["completions"] == 20
+
+
 def indexed(folder: Path) -> SampleIndex:
     index = SampleIndex(folder)
     index.update(60)

@@ -125,7 +125,7 @@ export function heatMap(open, moved) {
   function move(dx, dy) {
     const last = columns.length - 1;
     if (last < 0) return;
-    if (!cursor) cursor = [last, 0];
+    if (!cursor) cursor = [dx === -Infinity ? 0 : last, 0];
     else cursor = [Math.max(0, Math.min(last, cursor[0] + dx)), cursor[1] + dy];
     cursor[1] = Math.max(0, Math.min(columns[cursor[0]].length - 1, cursor[1]));
     const x = cursor[0] * size;

@@ -48,8 +48,7 @@ function prompt(one, run) {
         const dropped = step.dropped.includes(criterion.key);
         return h(
           "td",
-          { class: cell ? `heat-${Math.round((cell.mean ?? 0) * 8)} ${cell.spread ? "" : "flat"}` : "" },
-          cell ? [h("b", num(cell.mean)), h("span", ` ± ${num(cell.spread)}`)] : null,
+          cell ? [h("i.swatch", { class: `heat-${Math.max(0, Math.min(8, Math.round((cell.mean ?? 0) * 8)))}`, "aria-hidden": "true" }), h("b", num(cell.mean)), h("span", ` ± ${num(cell.spread)}`)] : null,
           added ? h("span.tag", " added") : null,
           dropped ? h("span.tag", " given up") : null,
         );

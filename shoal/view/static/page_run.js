@@ -16,7 +16,7 @@ export async function runPage(page, given, about, show) {
   const body = h("div");
   fill(page, h("h1.unseen", `Run ${given.run}`), facts, notes, moved, body);
   let known = { generation: -1, rows: 0, series: {} };
-  const marks = [...new Set(about.notes.filter((one) => one.level === "warning" && typeof one.step === "number").map((one) => one.step))];
+  const marks = [...new Set(about.notes.filter((one) => one.level !== "note" && typeof one.step === "number").map((one) => one.step))];
   const openStep = (step) => about.pages.includes("steps") && go("steps", { run: given.run, step });
 
   for (const section of SECTIONS) {
@@ -99,12 +99,12 @@ function drawNotes(element, about) {
     fill(element);
     return;
   }
-  const warnings = about.notes.filter((one) => one.level === "warning").length;
+  const warnings = about.notes.filter((one) => one.level !== "note").length;
   const open = element.querySelector("details") ? element.querySelector("details").open : warnings > 0;
   const rows = about.notes
     .slice()
     .reverse()
-    .map((one) => h("li", { class: one.level }, h("span.dim", typeof one.step === "number" ? `step ${one.step}` : "", " ", h("time", moment(one.time))), " ", one.level === "warning" ? h("b", "warning: ") : null, letters(one.text)));
+    .map((one) => h("li", { class: one.level }, h("span.dim", typeof one.step === "number" ? `step ${one.step}` : "", " ", h("time", moment(one.time))), " ", one.level === "note" ? null : h("b", `${one.level}: `), letters(one.text)));
   fill(element, h("details.notes", { open }, h("summary", count(about.notes.length, "note"), warnings ? `, ${count(warnings, "warning")}` : ""), h("ol", { reversed: true }, rows)));
 }
 

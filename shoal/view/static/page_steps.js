@@ -90,7 +90,7 @@ function searchPart(given, data) {
     field("high", "to", narrow),
     field("first", "steps from", narrow),
     field("last", "to", narrow),
-    h("label", "first the ", select("order", LIST_ORDERS.step, LIST_ORDERS)),
+    h("label", "first the ", h("select", { name: "order" }, Object.entries(LIST_ORDERS).map(([value, title]) => h("option", { value, selected: query.order === value }, title)))),
     state,
   );
   let turn = 0;
