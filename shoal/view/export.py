@@ -155,8 +155,11 @@ def telling_groups(run: Run, kind: str, count: int) -> list[tuple[int, int]]:
         mixed = chosen("high > low", "(high - low) * min(rights, count - rights) DESC, step DESC, place", count // 2)
         odd = chosen("(known < count OR outcome = 'wrong')", "known - count, step DESC, place", count // 4)
         every = chosen("1", "step, place", -1)
-    spread = every[:: max(len(every) // max(count - len(mixed) - len(odd), 1), 1)]
-    return sorted(set([*mixed, *odd, *spread][:count]))
+    first = list(dict.fromkeys([*mixed, *odd]))[:count]
+    rest = [one for one in every if one not in first]
+    wanted = max(count - len(first), 0)
+    spread = rest[:: max(len(rest) // max(wanted, 1), 1)][:wanted]
+    return sorted([*first, *spread])
 
 
 def key_of(name: str, given: dict[str, str]) -> str:

@@ -19,6 +19,7 @@ from view.run_folders import write_samples
 
 from shoal.monitor.rows import read_rows
 from shoal.view.app import build_app
+from shoal.view.export import export
 
 playwright = pytest.importorskip("playwright.sync_api")
 expect = playwright.expect
@@ -367,3 +368,33 @@ def test_pictures_for_the_docs_can_be_taken(browser, tmp_path):
         page.wait_for_load_state("networkidle")
         page.screenshot(path=folder / f"{name}.png")
         assert (folder / f"{name}.png").stat().st_size > 10_000
+
+
+def test_an_exported_file_shows_the_run_without_a_server(browser, root, tmp_path):
+    assert export([root / "finished"], tmp_path / "run.html", groups=8) == 0
+    page = browser.window()
+    page.goto(f"file://{tmp_path / 'run.html'}#run?run=finished")
+    expect(page.locator("body")).to_have_attribute("data-ready", re.compile("."))
+    assert legend(page, "Reward")["training"] == pytest.approx(metrics_row(STEPS)["reward/mean"], rel=1e-3)
+    page.get_by_role("link", name="Steps").click()
+    page.locator(".map").focus()
+    for key in ("Home", "ArrowRight", "ArrowLeft"):
+        page.keyboard.press(key)
+    until(page, "step 1, group 0: mixed, 2 of 4 right", ".tip")
+    page.get_by_role("link", name="Evaluations").click()
+    page.get_by_role("button", name="1 lost again").click()
+    until(page, LOST, "table.grid")
+    held = [url for url in browser.asked if not url.startswith("file://")]
+    assert held == [], "nothing is asked for"
+
+
+def test_a_long_list_scrolls_to_its_end(browser, root):
+    page = browser.open(browser.window(), "steps", run="finished", order="oldest")
+    until(page, "192 completions found")
+    page.locator(".long").evaluate("list => { list.scrollTop = list.scrollHeight; }")
+    until(page, "12/3/3", ".long [data-place='191']")
+    page.locator(".long [data-place='191']").focus()
+    page.keyboard.press("ArrowUp")
+    expect(page.locator(".long [data-place='190']")).to_be_focused()
+    page.keyboard.press("Enter")
+    page.get_by_role("heading", name="Completion 2").wait_for()
