@@ -125,7 +125,7 @@ class Finder:
         with self.lock:
             result = self._result(query)
             until = monotonic() + seconds
-            while result.left and monotonic() < until and len(result.found) < max(start + count, 1) * 50:
+            while result.left and monotonic() < until:
                 self._look(query, result)
             chosen = result.found[start : start + count]
             return {

@@ -92,24 +92,28 @@ def read_group(index: SampleIndex, kind: str, step: int, place: int) -> dict[str
 
 
 def words_for(group: dict[str, Any]) -> str:
-    """What came of a group, in a sentence."""
+    """What came of a group, in a sentence or two."""
     count, known, rights = group["count"], group["known"], group["rights"]
-    reasons = {str(one["left_out"]) for one in group["completions"] if one.get("left_out")}
-    texts = {
-        "missing": "No reward is known: the group teaches nothing.",
-        "wrong": f"All {known} completions failed: every advantage is 0.",
-        "right": f"All {known} completions are right: every advantage is 0.",
-        "equal": f"All rewards are {group['low']:g}: every advantage is 0." if group["low"] is not None else "",
-        "mixed": f"{rights} of {count} completions are right." if rights else f"None of {count} completions is right.",
-    }
-    sentence = texts[group["outcome"]]
-    if group["kind"] == EVALUATIONS:
-        sentence = f"{rights} of {count} completions are right." if known else "No reward is known."
-    if known < count and known:
-        sentence += f" {count - known} of {count} rewards are missing."
+    if group["kind"] == EVALUATIONS or group["outcome"] == "mixed":
+        sentence = f"{rights} of {count} {'completion' if count == 1 else 'completions'} right."
+    elif known < 2:
+        sentence = (
+            "No reward is known." if not known else f"{rights} of {known} completions with a known reward is right."
+        )
+    else:
+        all_of_them = f"All {known} completions" if known == count else f"All {known} completions with a known reward"
+        texts = {
+            "wrong": f"{all_of_them} failed: every advantage is 0.",
+            "right": f"{all_of_them} are right: every advantage is 0.",
+            "equal": f"{all_of_them} have the reward {group['low']:g}: every advantage is 0.",
+        }
+        sentence = texts[group["outcome"]]
+    if known < count:
+        sentence += f" {count - known} of {count} rewards {'is' if count - known == 1 else 'are'} missing."
+    reasons = sorted({str(one["left_out"]) for one in group["completions"] if one.get("left_out")})
     if reasons:
-        everything = all(one.get("left_out") for one in group["completions"])
-        sentence += f" Left out of training{'' if everything else ' in part'}: {'; '.join(sorted(reasons))}."
+        in_part = "" if all(one.get("left_out") for one in group["completions"]) else ", in part"
+        sentence += f" Left out of training{in_part}: {'; '.join(reasons)}."
     return sentence
 
 

@@ -210,7 +210,7 @@ def test_a_sweep_is_compared_by_the_keys_that_differ(browser):
     page.get_by_role("heading", name="Compare 2 runs").wait_for()
     rows = page.locator("section", has_text="What differs").locator("tbody tr").all_inner_texts()
     assert rows == ["optimizer.lr\t0.1\t0.2"]
-    assert legend(page, "Reward: training")["0"] == pytest.approx(metrics_row(3)["reward/mean"], rel=1e-3)
+    assert legend(page, "Reward: training")["0: lr 0.1"] == pytest.approx(metrics_row(3)["reward/mean"], rel=1e-3)
 
 
 def test_the_map_opens_a_group_by_keys_and_by_mouse(browser):

@@ -2,7 +2,7 @@
 
 import { clearCharts, redraw } from "./chart.js";
 import { exported, head, unfollow } from "./data.js";
-import { add, fill, h, say } from "./dom.js";
+import { fill, h, say } from "./dom.js";
 import { everywhere, help, onPage } from "./keys.js";
 import { go, to, where } from "./route.js";
 import { comparePage } from "./page_compare.js";
@@ -135,5 +135,4 @@ try {
 document.documentElement.dataset.theme = ["light", "dark"].includes(stored) ? stored : "auto";
 window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
 window.addEventListener("hashchange", show);
-add(main, []);
 show();

@@ -55,10 +55,12 @@ function standing(runs, shortNames) {
   return add(h("section"), [table(["run", "status", "step", "reward", "held-out accuracy", "time"], rows, { class: "numbers", label: "Where the runs stand" })]);
 }
 
-/** Names without what they have in common. */
-function shortened(names) {
+/** Names without what they have in common, with what differs where that is short. */
+function shortened(names, differing) {
   const parts = names.map((name) => name.split("/"));
   let same = 0;
   while (parts.every((one) => one.length > same + 1 && one[same] === parts[0][same])) same += 1;
-  return new Map(names.map((name, index) => [name, parts[index].slice(same).join("/")]));
+  const telling = differing.length <= 2 ? differing : [];
+  const words = (index) => telling.map(([key, ...values]) => `${key.split(".").pop()} ${setting(values[index])}`).join(", ");
+  return new Map(names.map((name, index) => [name, `${parts[index].slice(same).join("/")}${telling.length ? `: ${words(index)}` : ""}`]));
 }
