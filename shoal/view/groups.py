@@ -95,11 +95,9 @@ def words_for(group: dict[str, Any]) -> str:
     """What came of a group, in a sentence or two."""
     count, known, rights = group["count"], group["known"], group["rights"]
     if group["kind"] == EVALUATIONS or group["outcome"] == "mixed":
-        sentence = f"{rights} of {count} {'completion' if count == 1 else 'completions'} right."
+        sentence = f"{rights} of {count} completions {'is' if rights == 1 else 'are'} right."
     elif known < 2:
-        sentence = (
-            "No reward is known." if not known else f"{rights} of {known} completions with a known reward is right."
-        )
+        sentence = f"Only one reward of {count} is known." if known else "No reward is known."
     else:
         all_of_them = f"All {known} completions" if known == count else f"All {known} completions with a known reward"
         texts = {
@@ -108,7 +106,7 @@ def words_for(group: dict[str, Any]) -> str:
             "equal": f"{all_of_them} have the reward {group['low']:g}: every advantage is 0.",
         }
         sentence = texts[group["outcome"]]
-    if known < count:
+    if 2 <= known < count:
         sentence += f" {count - known} of {count} rewards {'is' if count - known == 1 else 'are'} missing."
     reasons = sorted({str(one["left_out"]) for one in group["completions"] if one.get("left_out")})
     if reasons:

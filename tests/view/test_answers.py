@@ -79,8 +79,8 @@ def test_why_a_group_was_left_out_is_said_in_words(tmp_path, ask):
     rows = [row("a", 0, 1.0, left_out=why), row("a", 1, None, left_out="its reward is missing")]
     write_samples(tmp_path / "run", 1, rows)
     words = ask(tmp_path / "run", "group", step=1, group=0)["words"]
-    assert words.startswith("1 of 1 completions with a known reward is right. 1 of 2 rewards is missing.")
-    assert f"Left out of training: {why}" in words
+    assert words.startswith("Only one reward of 2 is known. Left out of training")
+    assert f"{why}; its reward is missing" in words
 
 
 @pytest.mark.parametrize(
