@@ -150,7 +150,7 @@ def _env(verbs: Any) -> None:
         "--mode",
         default="serve",
         choices=("serve", "process", "evaluate"),
-        help="serve: until the trainer has had its last step. process: write groups.jsonl and a page that shows them. "
+        help="serve: until the trainer has had its last step. process: write groups for shoal view. "
         "evaluate: accuracy on held-out prompts",
     )
     env.add_argument("--groups", type=int, default=8, metavar="N", help="groups of --mode process (default: 8)")
@@ -295,8 +295,8 @@ def run_env(options: Namespace) -> int:
     if options.mode == "serve":
         environment_modes.serve(options.name, config, options.api, options.engine)
     elif options.mode == "process":
-        page = environment_modes.process(options.name, config, options.engine, options.groups, Path(options.output))
-        print(page)
+        folder = environment_modes.process(options.name, config, options.engine, options.groups, Path(options.output))
+        print(f"shoal view {folder}")
     else:
         for name, value in environment_modes.evaluate(options.name, config, options.engine).items():
             print(f"{name}: {value:.4f}")

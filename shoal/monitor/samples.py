@@ -34,10 +34,12 @@ class SampleFiles:
         decode: Decode | None,
         left_out: Mapping[int, str] | None = None,
         learner: LearnerLogprobs | None = None,
+        *,
+        tokens: bool = False,
     ) -> Path:
         """One line a completion, in the groups' order; the whole file appears at once. See `sample_rows`."""
         path = self.folder / f"step_{step}.jsonl"
-        write_samples(path, groups, decode, left_out, learner)
+        write_samples(path, groups, decode, left_out, learner, tokens=tokens)
         return path
 
     def drop_after(self, step: int) -> None:
@@ -53,9 +55,11 @@ def write_samples(
     decode: Decode | None,
     left_out: Mapping[int, str] | None = None,
     learner: LearnerLogprobs | None = None,
+    *,
+    tokens: bool = False,
 ) -> None:
     """One line a completion, in the groups' order; the whole file appears at once. See `sample_rows`."""
-    rows = sample_rows(groups, decode, left_out, learner)
+    rows = sample_rows(groups, decode, left_out, learner, tokens=tokens)
     # A lone surrogate, which a model can be made to write, has no UTF-8.
     lines = [json.dumps(row, ensure_ascii=False).encode("utf-8", "replace").decode() + "\n" for row in rows]
     write_atomically(path, "".join(lines), durable=False)
@@ -66,12 +70,15 @@ def sample_rows(
     decode: Decode | None,
     left_out: Mapping[int, str] | None = None,
     learner: LearnerLogprobs | None = None,
+    *,
+    tokens: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """One JSON-ready row a completion. `length` counts sampled tokens; `versions` are (first token, weights) runs.
 
     Where there is something to say: `messages`, the prompt's, in the first row of a group; `turns`, who said what,
     where not every token is the model's; `info`, what verifiers, tools and environments added; `left_out`, why it was
-    not trained on, by its index over all groups; `tokens`, where `learner` is given: see `token_columns`.
+    not trained on, by its index over all groups; `tokens`, where `learner` is given
+    or `tokens` asks for them: see `token_columns`.
     """
     place = count()
     for group in groups:
@@ -102,8 +109,8 @@ def sample_rows(
             number = next(place)
             if left_out and number in left_out:
                 row["left_out"] = left_out[number]
-            if learner is not None:
-                row["tokens"] = token_columns(completion, learner[number], decode)
+            if tokens or learner is not None:
+                row["tokens"] = token_columns(completion, learner[number] if learner is not None else None, decode)
             yield row
 
 

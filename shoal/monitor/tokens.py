@@ -12,12 +12,13 @@ DIGITS = 5
 
 
 def token_columns(
-    completion: Completion, learner: Sequence[Sequence[float]], decode: Callable[[list[int]], str] | None
+    completion: Completion, learner: Sequence[Sequence[float]] | None, decode: Callable[[list[int]], str] | None
 ) -> dict[str, Any]:
     """Columns with one entry for each sampled token, over all segments: `text`, `sampler` and `learner` log-probs,
     `advantage`, `mask`. `segments` are pairs of a later segment's first token and what it was sampled after.
 
-    `learner` are its log-probs per segment when the step began, [sampled] each. Numbers are rounded to 5 digits after
+    `learner` are its log-probs per segment when the step began, [sampled] each; without them there is no such column.
+    Numbers are rounded to 5 digits after
     the point; one that is not finite is None. Where all tokens have the completion's advantage, that stands alone.
     """
     texts: list[str] = []
@@ -30,14 +31,16 @@ def token_columns(
         texts += token_texts(segment.sampled_ids, decode)
         own = segment.advantages
         advantages += [completion.advantage] * len(segment.sampled_ids) if own is None else list(own)
-    return {
+    columns: dict[str, Any] = {
         "text": texts,
         "sampler": [_short(value) for segment in completion.segments for value in segment.logprobs],
-        "learner": [_short(value) for row in learner for value in row],
         "advantage": [_short(value) for value in advantages] if own_advantages else _short(completion.advantage),
         "mask": [int(value) for segment in completion.segments for value in segment.mask],
         "segments": segments,
     }
+    if learner is not None:
+        columns["learner"] = [_short(value) for row in learner for value in row]
+    return columns
 
 
 def token_texts(ids: Sequence[int], decode: Callable[[list[int]], str] | None) -> list[str]:

@@ -155,16 +155,16 @@ def cfg(tmp_path: Path) -> ShoalConfig:
     return load_config("story", overrides)
 
 
-def test_process_writes_groups_and_a_page_that_shows_them(
+def test_process_writes_groups_and_samples_with_their_tokens_for_the_view(
     engine: ServedEngine, url: str, cfg: ShoalConfig, tmp_path: Path
 ):
     with engine.serving():
-        page = process("story", cfg, url, 3, tmp_path / "out")
+        folder = process("story", cfg, url, 3, tmp_path / "out")
     groups = [json.loads(line) for line in (tmp_path / "out" / "groups.jsonl").read_text().splitlines()]
     assert len(groups) == 3 and all(len(group["tokens"]) == 2 for group in groups)
-    html = page.read_text()
-    assert html.count('class="completion"') == 6 and html.count('class="trained"') > 6
-    assert "How many?" in html and "hsl(" in html
+    rows = [json.loads(line) for line in (folder / "samples" / "step_0.jsonl").read_text().splitlines()]
+    assert len(rows) == 6 and all("How many?" in row["prompt"] for row in rows)
+    assert all(len(row["tokens"][name]) == row["length"] for row in rows for name in ("text", "sampler", "mask"))
     tags = groups[0]["generation_params"]["shoal"]
     assert tags["versions"] == [[[0, 3]], [[0, 3]]] and groups[0]["generation_params"]["weights_version"] == 3
 

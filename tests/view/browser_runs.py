@@ -10,7 +10,7 @@ from typing import Any
 from view.run_folders import group, row, write_lines, write_samples
 
 from shoal.config import load_config
-from shoal.config.run_folder import save_config
+from shoal.run_folder import save_config
 
 STEPS = 12
 LOST, NEVER = "held_out/lost", "held_out/never"

@@ -94,7 +94,7 @@ def serve(name: str, cfg: ShoalConfig, api: str, engine: str) -> Counts:
 
 
 def process(name: str, cfg: ShoalConfig, engine: str, groups: int, folder: Path) -> Path:
-    """Rolls out and scores `groups` groups and writes them to `folder`: groups.jsonl and groups.html, which is given.
+    """Rolls out and scores `groups` groups and writes them to `folder`, which is given: groups.jsonl, and samples.
 
     Raises:
         EngineError: the engine was not there before environment.timeout.
@@ -103,7 +103,7 @@ def process(name: str, cfg: ShoalConfig, engine: str, groups: int, folder: Path)
     sampling = sampling_params(cfg)
     items = opened.items(groups)
     made = with_engine(opened, engine, lambda rollouts: scored(rollouts, opened, items, cfg.run.group_size))
-    return write_groups(folder, made, sampling, opened.environment.tokenizer, title=name)
+    return write_groups(folder, made, sampling, opened.environment.tokenizer.decode)
 
 
 def evaluate(name: str, cfg: ShoalConfig, engine: str) -> dict[str, float]:
