@@ -1,4 +1,4 @@
-"""A model that starts from nothing learns to call a tool, to read what it says and to answer; four processes."""
+"""A model that starts from nothing learns to call a tool, to read what it says and to answer."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import pytest
 import torch
@@ -51,23 +52,45 @@ def model(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_model_learns_to_call_a_tool_and_to_say_what_it_said(model: Path, tmp_path: Path):
+def train(model: Path, folder: Path, *words: str) -> list[dict[str, Any]]:
+    """The rows of a run with the calculator, in which an answer is right only if its last calls were good ones."""
     prompts = ["3", "7", "33", "37", "73", "77", "333", "777"]
     rows = [{"prompt": prompt, "ground_truth": "7", "verifiers": ["gsm8k"]} for prompt in prompts]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = [sys.executable, "-m", "shoal.cli", "train", "--config-name", "story_api"]
-    command += [f"model.name={model}", "data.task=messages", f"data.path={tmp_path / 'rows.jsonl'}"]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = [sys.executable, "-m", "shoal.cli", "train", *words]
+    command += [f"model.name={model}", "data.task=messages", f"data.path={folder / 'rows.jsonl'}"]
     command += ["environment.tools=[calculator]", "environment.max_turns=2", "reward.only_good_outputs=true"]
     command += [f"run.steps={STEPS}", "run.prompts_per_step=8", "run.group_size=16", "sampling.max_new_tokens=40"]
-    command += ["optimizer.lr=2e-3", "optimizer.scheduler=constant", "run.preflight=false", "evaluation.at_start=false"]
-    command += ["evaluation.every=0", "evaluation.at_end=false", "checkpoint.every=0", "monitor.progress=lines"]
-    command += ["source.url=http://127.0.0.1:0", "engine.serve_port=0", f"run.root={tmp_path}", "run.name=run"]
-    done = subprocess.run([*command, "runtime.target=cpu", "runtime.threads=1"], capture_output=True, text=True)
+    command += ["optimizer.lr=2e-3", "optimizer.scheduler=constant", "run.preflight=false", "checkpoint.every=0"]
+    command += ["monitor.progress=lines", f"run.root={folder}", "run.name=run"]
+    done = subprocess.run(
+        [*command, "runtime.target=cpu", "runtime.threads=1", "runtime.mixed_precision=none"],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
-    steps = [row for row in read_rows(tmp_path / "run") if "count/completions" in row]
+    return read_rows(folder / "run")
+
+
+def assert_learnt(rows: list[dict[str, Any]]) -> None:
+    steps = [row for row in rows if "count/completions" in row]
     assert len(steps) == STEPS
     rewards = [row["reward/mean"] for row in steps]
     assert mean(rewards[:3]) < 0.3 and mean(rewards[-5:]) > 0.8
     # What the tool said stands between two turns: masked, but in the context of what follows.
     differences = [row.get("sampler/abs_difference", 0.0) for row in steps if row["staleness/max"] == 0]
     assert 0 < max(differences) < 1e-4
+
+
+def test_a_model_learns_to_call_a_tool_in_plain_training_and_its_evaluation_has_the_tool(model: Path, tmp_path: Path):
+    data = f"data.eval_path={tmp_path / 'rows.jsonl'}"
+    rows = train(model, tmp_path, "environment=tools", data, "evaluation.every=0", "evaluation.at_end=true")
+    assert_learnt(rows)
+    accuracies = [value for row in rows for key, value in row.items() if key.endswith("/accuracy")]
+    assert accuracies[0] < 0.4 and accuracies[-1] > 0.8
+
+
+def test_a_model_learns_to_call_a_tool_of_an_environment_in_another_process(model: Path, tmp_path: Path):
+    quiet = ["evaluation.every=0", "evaluation.at_start=false", "evaluation.at_end=false"]
+    served = ["source.url=http://127.0.0.1:0", "engine.serve_port=0"]
+    assert_learnt(train(model, tmp_path, "--config-name", "story_api", *quiet, *served))
