@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
 from logging import getLogger
 from pathlib import Path
 from time import monotonic
@@ -27,11 +26,10 @@ from shoal.engines.vllm.server_engine import VllmServerEngine
 from shoal.errors import ConfigError
 from shoal.learners.base import Learner
 from shoal.learners.local import LocalLearner
-from shoal.learners.model import Policy, load_policy
+from shoal.learners.model import Policy
 from shoal.learners.own_tokens import own_samples, rounding
 from shoal.models.tokenizer_notes import tokenizer_notes
 from shoal.monitor.monitor import Monitor
-from shoal.monitor.progress import ProgressDisplay
 from shoal.references.base import Reference
 from shoal.references.model import ModelReference
 from shoal.references.vllm import endpoint_reference, launched_reference
@@ -43,11 +41,11 @@ from shoal.rollout.rollouts import Rollouts
 from shoal.rollout.task import environment_task, with_own_reward
 from shoal.runtime import Runtime, prepare_allocator, prepare_process, resolve_runtime
 from shoal.tasks.base import Task
-from shoal.tasks.warm_start import Recipe, warm_started_model
 from shoal.training.checkpoint import CheckpointStore
 from shoal.training.evaluate import Evaluator
 from shoal.training.names import check_names
 from shoal.training.parts import Parts
+from shoal.training.policy import open_policy
 from shoal.training.recording import GroupRecording
 from shoal.training.sources import GroupSource, ReplaySource, SyncSource
 from shoal.training.state import Run
@@ -63,20 +61,6 @@ def total_steps(cfg: ShoalConfig) -> int:
     """Length of the run in steps; episodes are completions."""
     per_step = cfg.run.prompts_per_step * cfg.run.group_size
     return cfg.run.episodes // per_step if cfg.run.episodes else cfg.run.steps
-
-
-def open_policy(cfg: ShoalConfig, runtime: Runtime) -> Policy:
-    """Loads the policy; makes the built-in one first where it is asked for."""
-    if cfg.model.name != "story":
-        return load_policy(cfg.model, runtime)
-    recipe = Recipe()
-    display = ProgressDisplay(cfg.monitor.progress, recipe.steps)
-    try:
-        with display.task("warm start (once; then cached)", recipe.steps) as advance:
-            folder = warm_started_model(recipe, lambda step, steps, loss: advance())
-    finally:
-        display.close()
-    return load_policy(replace(cfg.model, name=str(folder)), runtime)
 
 
 def build_parts(cfg: ShoalConfig, rewards: Mapping[str, Verifier], folder: Path | None = None) -> Parts:

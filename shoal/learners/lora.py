@@ -13,30 +13,11 @@ from torch import Tensor, nn
 
 from shoal.config.nodes.model import LoraConfig
 from shoal.errors import ConfigError
+from shoal.models.adapters import ADAPTER_CONFIG, adapts_head
 
 logger = getLogger(__name__)
 
-
-ADAPTER_CONFIG = "adapter_config.json"
 MISSING = "an adapter (model.train=lora) needs PEFT: pip install 'shoal-rl[lora]'"
-
-
-def adapter_base(name: str) -> str | None:
-    """The model that the adapter in a local folder belongs to; None where `name` is no such folder."""
-    file = Path(name) / ADAPTER_CONFIG
-    return str(json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]) if file.is_file() else None
-
-
-def whole_model(name: str, revision: str | None) -> tuple[str, str | None]:
-    """The whole model behind a name, and its revision: of an adapter's folder its base, else the name itself.
-
-    `revision` is the base's where it is given; otherwise the one that the adapter was trained on.
-    """
-    base = adapter_base(name)
-    if base is None:
-        return name, revision
-    written = json.loads((Path(name) / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    return base, revision or written.get("revision")
 
 
 def load_adapter(model: Any, folder: str, *, train: bool) -> Any:
@@ -107,19 +88,9 @@ def refuse_tied_head(wrapped: Any) -> None:
         )
 
 
-def adapts_head(wrapped: Any) -> bool:
-    """Whether the adapter changes the head."""
-    return hasattr(wrapped.get_base_model().get_output_embeddings(), "lora_A")
-
-
-def rank_of(wrapped: Any) -> int:
-    """The largest rank of a wrapper's adapters."""
-    return max(one.r for one in wrapped.peft_config.values())
-
-
 def refuse_unused_settings(folder: str, cfg: LoraConfig) -> None:
     """Raises ConfigError where model.lora says other things than the adapter in the folder, which would be ignored."""
-    saved = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
+    saved = json.loads((Path(folder) / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     names = {"r": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
     names |= {"target_modules": "target_modules", "layers": "layers_to_transform"}
     plain = LoraConfig()

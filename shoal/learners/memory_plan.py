@@ -11,7 +11,7 @@ from shoal.algorithms.logprobs import WORKING_COPY
 from shoal.config import ShoalConfig
 from shoal.errors import ConfigError
 from shoal.hub import look_for_hub
-from shoal.learners.lora import whole_model
+from shoal.models.adapters import whole_model
 from shoal.runtime import Runtime
 
 # Vectors of the hidden size that one layer keeps per token for its backward pass: two norms' inputs and outputs,

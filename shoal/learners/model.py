@@ -20,7 +20,8 @@ from shoal.learners.cpu.mixed import use_mixed_linears
 from shoal.learners.cpu.norm import use_lean_norms
 from shoal.learners.cpu.rotary import use_rotary_tables
 from shoal.learners.cpu.tree_attention import use_tree_attention
-from shoal.learners.lora import adapter_base, add_lora, load_adapter, refuse_unused_settings, whole_model
+from shoal.learners.lora import add_lora, load_adapter, refuse_unused_settings
+from shoal.models.adapters import adapter_base, whole_model
 from shoal.models.templates import TEMPLATES
 from shoal.runtime import Runtime
 

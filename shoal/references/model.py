@@ -13,10 +13,11 @@ from torch import Tensor
 
 from shoal.config import ShoalConfig
 from shoal.errors import ConfigError
-from shoal.learners.lora import adapted_weights, adapter_base
+from shoal.learners.lora import adapted_weights
 from shoal.learners.model import Policy, compute_as_learners_do, load_frozen
 from shoal.learners.optimizer import on_cpu
 from shoal.learners.passes import Passes
+from shoal.models.adapters import adapter_base
 from shoal.references.base import Reference, unscored_segments
 from shoal.runtime import Runtime
 from shoal.types import Group

@@ -18,8 +18,8 @@ from shoal.engines.vllm.endpoint import check_endpoint, has_shoal_routes, key_or
 from shoal.engines.vllm.process import ServerProcess
 from shoal.engines.vllm.requests import scored, scoring_request
 from shoal.errors import EngineError
-from shoal.learners.lora import adapter_base
 from shoal.learners.model import Policy, load_frozen
+from shoal.models.adapters import adapter_base
 from shoal.references.base import Reference, unscored_segments
 from shoal.runtime import Runtime
 from shoal.types import Group, Segment

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from shoal.build import open_policy
 from shoal.config import ShoalConfig
 from shoal.files import replace_folder
 from shoal.runtime import prepare_process, resolve_runtime
 from shoal.training.checkpoint import STATE, read_state, unusable
+from shoal.training.policy import open_policy
 
 logger = getLogger(__name__)
 

@@ -12,7 +12,7 @@ from shoal.config import ShoalConfig
 from shoal.config.nodes.vllm import VllmConfig
 from shoal.errors import ConfigError
 from shoal.learners.local import LocalLearner
-from shoal.learners.lora import adapter_base, rank_of
+from shoal.models.adapters import adapter_base, rank_of
 from shoal.weight_sync.broadcast import BroadcastSync
 from shoal.weight_sync.check import SelfCheck
 from shoal.weight_sync.lora import LoraSync

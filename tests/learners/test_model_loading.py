@@ -16,8 +16,9 @@ from shoal.config import ShoalConfig
 from shoal.engines.stopping import eos_ids
 from shoal.errors import ConfigError
 from shoal.learners.cpu.mixed import MixedLinear, SharedCast
-from shoal.learners.lora import adapts_head, linear_names, rank_of
+from shoal.learners.lora import linear_names
 from shoal.learners.model import Policy, load_policy
+from shoal.models.adapters import adapts_head, rank_of
 from shoal.runtime import resolve_runtime
 
 Folder = Callable[[str], Path]

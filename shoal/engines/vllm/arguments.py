@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import torch
 
 from shoal.config import ShoalConfig
 from shoal.errors import ConfigError
-from shoal.learners.lora import adapts_head, rank_of, whole_model
-from shoal.learners.model import Policy
+from shoal.models.adapters import adapted_modules, adapts_head, rank_of, whole_model
 from shoal.runtime import Runtime
 
 SERVED_NAME = "policy"
@@ -103,7 +103,19 @@ class VllmArguments:
         return found
 
 
-def policy_arguments(cfg: ShoalConfig, policy: Policy, runtime: Runtime) -> VllmArguments:
+class SampledModel(Protocol):
+    """What is asked of the model that a vLLM samples from: the learner's policy has it."""
+
+    model: Any
+    tokenizer: Any
+    max_positions: int
+
+    @property
+    def causal_lm(self) -> Any:
+        """The causal language model without PEFT's wrapper."""
+
+
+def policy_arguments(cfg: ShoalConfig, policy: SampledModel, runtime: Runtime) -> VllmArguments:
     """The vLLM that samples from the policy: it starts from the weights that the policy was loaded from."""
     vllm = cfg.engine.vllm
     if cfg.weight_sync.kind == "lora" and adapts_head(policy.model):
@@ -129,7 +141,7 @@ def policy_arguments(cfg: ShoalConfig, policy: Policy, runtime: Runtime) -> Vllm
         prefix_cache=vllm.prefix_cache,
         sleep=vllm.sleep and colocated and cfg.weight_sync.kind != "shared",  # what sleeps cannot be shared
         max_lora_rank=lora_room(rank_of(policy.model)) if cfg.weight_sync.kind == "lora" else 0,
-        lora_targets=adapted_modules(policy) if cfg.weight_sync.kind == "lora" else (),
+        lora_targets=adapted_modules(policy.model) if cfg.weight_sync.kind == "lora" else (),
         extra=tuple(vllm.extra_args),
     )
 
@@ -150,12 +162,6 @@ def longest(cfg: ShoalConfig) -> int:
     """Most tokens that a prompt and its completion can have, in training or evaluation."""
     new = max(cfg.sampling.max_new_tokens, int(cfg.evaluation.sampling.get("max_new_tokens", 0)))
     return cfg.data.max_prompt_tokens + new
-
-
-def adapted_modules(policy: Policy) -> tuple[str, ...]:
-    """Names of the layers that the policy's adapter changes; none where it names them by a pattern."""
-    [adapter] = policy.model.peft_config.values()
-    return () if isinstance(adapter.target_modules, str) else tuple(sorted(adapter.target_modules))
 
 
 def lora_room(rank: int) -> int:

@@ -6,11 +6,11 @@ import signal
 from logging import getLogger
 from threading import Event
 
-from shoal.build import open_policy
 from shoal.config import ShoalConfig
 from shoal.engines.served.engine import ServedEngine
 from shoal.engines.served.server import GenerateServer
 from shoal.runtime import prepare_allocator, prepare_process, resolve_runtime
+from shoal.training.policy import open_policy
 
 logger = getLogger(__name__)
 
