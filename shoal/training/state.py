@@ -159,6 +159,7 @@ class Run:
             },
             report.left_out,
             self.learner_logprobs,
+            self.source.passed_over,
         )
         if report.made_up_groups:
             self.monitor.message(
