@@ -86,7 +86,7 @@ def train(
             if status == "stopped" or cfg.checkpoint.every:
                 run.save_if_new()
             if status == "finished" and cfg.checkpoint.save_final:
-                replace_folder(folder / "model", run.parts.learner.save_pretrained)
+                replace_folder(folder / "model", run.parts.learner.export)
             if status == "finished" and cfg.run.made_up_advantages:
                 leave_little(run)
         except ShoalError as error:

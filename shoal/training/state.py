@@ -15,11 +15,12 @@ from shoal.algorithms.batch import BatchReport, make_batch
 from shoal.config import ShoalConfig
 from shoal.errors import TrainingError
 from shoal.files import replace_folder, write_atomically
+from shoal.learners.saved import STATE, unusable
 from shoal.learners.step import NonFiniteError
 from shoal.monitor.monitor import Monitor
 from shoal.references.base import Reference, penalise_with_kl
 from shoal.run_folder import step_named
-from shoal.training.checkpoint import STATE, CheckpointStore, rng_state, set_rng_state, unusable
+from shoal.training.checkpoint import CheckpointStore, rng_state, set_rng_state
 from shoal.training.evaluate import Evaluator
 from shoal.training.parts import Parts
 from shoal.training.recording import GroupRecording
@@ -111,7 +112,7 @@ class Run:
         while True:
             self.learner_logprobs = self.score_tokens(groups) if self.monitor.writes_samples(step) else None
             try:
-                metrics = self.parts.learner.train(batch, self.parts.sync.writing)
+                metrics = self.parts.learner.train(batch, self.parts.sync)
                 break
             except NonFiniteError as error:
                 positions = [report.positions[number] for number in error.completions]
@@ -187,19 +188,19 @@ class Run:
         if score > self.best_score:
             self.best_score = score
             if self.cfg.checkpoint.keep_best and self.step > 0:
-                replace_folder(self.folder / "best", self.parts.learner.save_pretrained)
+                replace_folder(self.folder / "best", self.parts.learner.export)
         return metrics
 
     def save(self) -> Path:
         """Writes a checkpoint of this moment."""
         with self.monitor.phase("checkpoint"):
-            return self.checkpoints.save(self.step, self.state_dict())
+            return self.checkpoints.save(self.step, self.state_dict(), self.parts.learner.save)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the run stands: nothing that the configuration says, so that a resumed run goes by its own."""
+        """Where the run stands: nothing that the configuration says, so that a resumed run goes by its own. What the
+        learner holds is not in it: the learner writes that itself."""
         return {
             "step": self.step,
-            "learner": self.parts.learner.state_dict(),
             "reference": self.reference.state_dict() if self.reference else {},
             "source": self.source.state_dict(),
             "scorer": self.parts.scorer.state_dict(),
@@ -209,14 +210,14 @@ class Run:
             "rng": rng_state(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from there.
+    def load_state_dict(self, state: dict[str, Any], checkpoint: Path) -> None:
+        """Goes on from there; `checkpoint` is the folder with the learner's own files.
 
         Raises:
             ConfigError, DataError: the model, the reference or the data are not those of the state.
         """
         step = state["step"]
-        self.parts.learner.load_state_dict(state["learner"])
+        self.parts.learner.load(checkpoint)
         if self.reference:
             self.reference.load_state_dict(state["reference"])
         self.source.load_state_dict(state["source"])
@@ -243,10 +244,10 @@ class Run:
             return
         step, state = found
         try:
-            self.load_state_dict(state)
+            self.load_state_dict(state, self.checkpoints.at(step))
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             # Another program's file, or that of a model of another shape.
-            file = self.checkpoints.folder / f"step_{step}" / STATE
+            file = self.checkpoints.at(step) / STATE
             why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise unusable(file, f"is no checkpoint of this run ({why})") from error
         self.checkpoints.drop_after(self.step)

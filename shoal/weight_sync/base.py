@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from shoal.engines.vllm.control import VllmControl
 from shoal.weight_sync.check import SelfCheck
@@ -27,10 +25,15 @@ class WeightSync(ABC):
 
     check: SelfCheck
 
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """A context around the optimizer's write: pauses generation where memory is shared, else nothing."""
-        yield
+    def before_write(self) -> None:
+        """The learner will write its weights: pauses generation where their memory is shared, else nothing.
+
+        Raises:
+            EngineError: the weights are still being read after `weight_sync.timeout` seconds, or a server fails.
+        """
+
+    def after_write(self) -> None:
+        """The learner has written its weights, or failed to."""
 
     @abstractmethod
     def publish(self, version: int, *, now: bool = False) -> PublishHandle:
