@@ -78,7 +78,7 @@ class Run:
             penalise_with_kl(groups, self.parts.learner, self.cfg.algorithm.kl_coef)
 
     def refuse_broken(self, step: int, groups: Sequence[Group]) -> None:
-        """Stops a run whose weights give no numbers any more, before rewards of noise are trained on.
+        """Stops a run whose weights produce NaN or infinity, before it trains on meaningless rewards.
 
         Raises:
             TrainingError: a log-prob of the sampler is not finite.
@@ -164,8 +164,8 @@ class Run:
         )
         if report.made_up_groups:
             self.monitor.message(
-                f"step {step}: {report.made_up_groups} groups have equal rewards and were trained on made-up "
-                "advantages (smoke test): this shows that training runs, not that it learns"
+                f"step {step}: {_groups_of_equal_rewards(report.made_up_groups)} trained on made-up advantages "
+                "(smoke test): this shows that training runs, not that it learns"
             )
         if self.cfg.run.record_groups:
             GroupRecording(self.folder).write(step, groups)
@@ -288,3 +288,7 @@ def without_nan(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [without_nan(one) for one in value]
     return None if isinstance(value, float) and not isfinite(value) else value
+
+
+def _groups_of_equal_rewards(count: int) -> str:
+    return "1 group has equal rewards and was" if count == 1 else f"{count} groups have equal rewards and were"
