@@ -64,6 +64,12 @@ class SampleIndex:
         self.files = {(kind, path): (size, mtime, number, broken) for kind, path, size, mtime, number, broken in rows}
 
     @property
+    def groups(self) -> int:
+        """How many are indexed, about: ids are given in their order."""
+        with self.lock:
+            return self._next("groups") - 1
+
+    @property
     def broken(self) -> int:
         """Lines that could not be read, over all files."""
         return sum(broken for *_, broken in self.files.values())

@@ -20,7 +20,7 @@ export const SECTIONS = [
     title: "Completions",
     charts: [
       { title: "Length", about: "sampled tokens", lines: [line("length/mean", "mean"), line("length/right", "right"), line("length/wrong", "wrong"), line("length/max", "longest")] },
-      { title: "Stop reasons", about: "shares", lines: [line("stop/stop", "stop"), line("stop/length", "length"), line("stop/abort", "abort"), line("stop/error", "error")] },
+      { title: "Stop reasons", about: "shares", lines: [line("stop/stop", "stop"), line("stop/length", "length"), line("stop/turns", "turns"), line("stop/abort", "abort"), line("stop/error", "error")] },
       { title: "Advantage", lines: [line("advantage/abs_mean", "mean size"), line("advantage/min", "lowest"), line("advantage/max", "highest")] },
     ],
   },
