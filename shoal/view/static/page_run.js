@@ -117,7 +117,7 @@ function movesOf(series) {
     const mean = (some) => some.reduce((a, b) => a + b, 0) / some.length;
     const [first, last] = [mean(values.slice(0, tenth)), mean(values.slice(-tenth))];
     const label = key === "reward/mean" ? "reward" : key === "length/mean" ? "length" : `part ${key.slice(12, -5)}`;
-    return values.length > 1 ? h("span.move", letters(label), " ", h("b", `${num(first)} → ${num(last)}`), h("span", { class: last < first ? "fell" : "rose" }, last < first ? " fell" : last > first ? " rose" : " as it was")) : null;
+    return values.length > 1 ? h("span.move", letters(label), " ", h("b", `${num(first)} → ${num(last)}`), h("span", { class: key === "length/mean" ? "dim" : last < first ? "fell" : "rose" }, last < first ? " fell" : last > first ? " rose" : " as it was")) : null;
   });
   return rows.some(Boolean) ? h("p.moves", h("span.dim", "first tenth → last tenth: "), rows) : null;
 }
