@@ -18,7 +18,7 @@ from time import monotonic
 
 from shoal.files import cache_folder
 from shoal.monitor.samples import EVALUATIONS, SAMPLES
-from shoal.view.lines import inside
+from shoal.view.lines import inside, part_of
 from shoal.view.scan import scan
 
 logger = getLogger(__name__)
@@ -104,7 +104,7 @@ class SampleIndex:
 
     def path(self, kind: str, name: str) -> Path:
         """The file of a row of `files`."""
-        return self.run_dir if self.run_dir.is_file() else self.run_dir / kind / name
+        return self.run_dir if self.run_dir.is_file() else part_of(self.run_dir, Path(kind) / name)
 
     def _listed(self) -> dict[tuple[str, str], tuple[int, int, int]]:
         found = {}
