@@ -177,7 +177,7 @@ class Run:
     def evaluate(self) -> dict[str, float]:
         """Evaluates the weights of now; keeps the model where it is the best so far."""
         if self.parts.engine.version != self.parts.learner.version:  # weight_sync.every
-            self.parts.sync.publish(self.parts.learner.version, now=True).wait()
+            self.parts.sync.publish(self.parts.learner.version, now=True).wait(self.cfg.weight_sync.timeout)
         with self.monitor.phase("evaluate"):
             metrics, self.samples = self.evaluator.run()
         self.refuse_broken(self.step, self.samples)
