@@ -3,15 +3,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 ALL_EXTRAS := dev,lora,wandb,optim8bit,math,ifeval,json,cluster,vllm,bench,browser
 
-.PHONY: chromium train test test-all style quality docs clean
+.PHONY: train test test-all bubblewrap chromium style quality docs clean
 
 train: .venv/base
 	$(BIN)/shoal train
 
-test: .venv/dev
+test: .venv/dev bubblewrap
 	$(BIN)/pytest -m "not slow and not vllm and not ray and not slurm and not gpu" -n 2 --dist loadfile
 
-test-all: .venv/all .venv-atropos/ready chromium
+test-all: .venv/all .venv-atropos/ready bubblewrap chromium
 	$(BIN)/pytest
 
 style: .venv/dev
@@ -25,6 +25,13 @@ quality: .venv/dev
 
 docs: .venv/base
 	$(BIN)/python -m shoal.config.docs
+
+# The sandbox's tests need bubblewrap, and as root setpriv; without them they are skipped.
+bubblewrap:
+	@{ command -v bwrap && command -v setpriv; } >/dev/null \
+	|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq \
+	  && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends bubblewrap util-linux >/dev/null; } \
+	|| echo "bubblewrap is not installed, so the tests of the code sandbox are skipped: sudo apt-get install bubblewrap util-linux"
 
 clean:
 	rm -rf .venv .venv-atropos outputs multirun .pytest_cache .mypy_cache .ruff_cache

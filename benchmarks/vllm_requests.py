@@ -24,7 +24,7 @@ from story_shape import story_shaped_model
 from shoal.config.nodes.vllm import VllmConfig
 from shoal.engines.base import Request, SamplingParams
 from shoal.engines.vllm.arguments import VllmArguments
-from shoal.engines.vllm.in_process import VllmEngine
+from shoal.engines.vllm.in_process import InProcessVllmEngine
 from shoal.engines.vllm.requests import RequestForm
 from shoal.engines.vllm.server_engine import VllmServerEngine
 from shoal.tasks.story import story_tokenizer
@@ -77,7 +77,7 @@ def main() -> None:
         tokenizer.save_pretrained(folder / "model")
         line = VllmArguments(str(folder / "model"), "float32", 256, PROMPTS * GROUP, "cpu", cache_gib=1.0, eager=True)
         server = VllmServerEngine(line, RequestForm(model, tokenizer, 256, 128), VllmConfig(), folder)
-        inside = VllmEngine(line, RequestForm(model, tokenizer, 256, 128), 600.0)
+        inside = InProcessVllmEngine(line, RequestForm(model, tokenizer, 256, 128), 600.0)
         doors: dict[str, Callable[[list[Request]], object]] = {
             "in process": inside.generate,
             "shoal": server.generate,

@@ -78,8 +78,8 @@ def publish_with(kind: str, size: str, runs: int) -> None:
             found: list[dict[str, float]] = []
             for version in range(1, runs + 1):
                 started = time.perf_counter()
-                with parts.sync.writing():
-                    pass
+                parts.sync.before_write()
+                parts.sync.after_write()
                 paused = time.perf_counter() - started
                 seconds = parts.sync.publish(version).wait()
                 total = time.perf_counter() - started

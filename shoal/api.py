@@ -79,14 +79,14 @@ def train(
             if cfg.resume:
                 run.restore()
             if cfg.run.preflight and run.step == 0:
-                run.parts.sync.publish(run.parts.learner.version).wait()
+                run.parts.sync.publish(run.parts.learner.version).wait(cfg.weight_sync.timeout)
                 refuse_failed(run_checks(cfg, run.parts, folder))
             train_within_budget(run)
             status = "finished" if run.finished else "stopped"
             if status == "stopped" or cfg.checkpoint.every:
                 run.save_if_new()
             if status == "finished" and cfg.checkpoint.save_final:
-                replace_folder(folder / "model", run.parts.learner.save_pretrained)
+                replace_folder(folder / "model", run.parts.learner.export)
             if status == "finished" and cfg.run.made_up_advantages:
                 leave_little(run)
         except ShoalError as error:
@@ -211,7 +211,7 @@ def evaluate(
     parts = build_parts(cfg, rewards or {})
     display = ProgressDisplay(cfg.monitor.progress, 0)
     try:
-        parts.sync.publish(0).wait()
+        parts.sync.publish(0).wait(cfg.weight_sync.timeout)
         metrics, groups = Evaluator(cfg, parts, display).run()
     finally:
         display.close()
@@ -225,7 +225,7 @@ def check(cfg: ShoalConfig) -> list[CheckResult]:
     """The start-up check by itself. Writes nothing."""
     parts = build_parts(cfg, {})
     try:
-        parts.sync.publish(0).wait()
+        parts.sync.publish(0).wait(cfg.weight_sync.timeout)
         return run_checks(cfg, parts, Path(cfg.run.root))
     finally:
         parts.close()

@@ -20,7 +20,7 @@ from shoal.engines.served.engine import ServedEngine
 from shoal.engines.stopping import eos_ids, text_decoder
 from shoal.engines.vllm.arguments import longest, policy_arguments
 from shoal.engines.vllm.compat import check_vllm
-from shoal.engines.vllm.in_process import VllmEngine
+from shoal.engines.vllm.in_process import InProcessVllmEngine
 from shoal.engines.vllm.requests import RequestForm
 from shoal.engines.vllm.server_engine import VllmServerEngine
 from shoal.errors import ConfigError
@@ -119,7 +119,7 @@ def build_engine(cfg: ShoalConfig, policy: Policy, runtime: Runtime, folder: Pat
         arguments = policy_arguments(cfg, policy, runtime)
         form = RequestForm(policy.causal_lm, policy.tokenizer, arguments.max_model_len, longest(cfg))
         if cfg.engine.kind == "vllm":
-            return VllmEngine(arguments, form, cfg.engine.vllm.request_timeout)
+            return InProcessVllmEngine(arguments, form, cfg.engine.vllm.request_timeout)
         return VllmServerEngine(arguments, form, servers_of(cfg), (folder or Path(cfg.run.root)) / "logs")
     # Environments ask the engine of a run that they send groups to.
     kind = ServedEngine if cfg.source.kind == "rollout_api" else TorchEngine

@@ -22,7 +22,7 @@ class StartRefused(TrainingError):
 
 
 class BudgetError(TrainingError):
-    """What may be spent on the judge is spent."""
+    """The judge's budget is exhausted."""
 
 
 class EngineError(TrainingError):

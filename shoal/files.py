@@ -142,10 +142,9 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes the files directly in `folder`, and their names, survive a power cut. Subfolders are not entered."""
-    for path in folder.iterdir():
-        if path.is_file():
-            _sync(path)
+    """Makes the files in `folder` and below it, and their names, survive a power cut."""
+    for path in folder.rglob("*"):
+        _sync(path)
     _sync(folder)
 
 

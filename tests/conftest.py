@@ -8,18 +8,33 @@ from collections.abc import Iterator
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is first imported, so before any test module
 
 import pytest
+import torch
 from hypothesis import settings
+
+from shoal.errors import ConfigError
+from shoal.rewards.sandbox.core import Sandbox
 
 # A busy machine makes any example slow; pytest-timeout bounds the tests.
 settings.register_profile("shoal", deadline=None, derandomize="SHOAL_SAME_EXAMPLES" in os.environ)
 settings.load_profile("shoal")
 
 
+@pytest.fixture(scope="session")
+def bubblewrap() -> Sandbox:
+    """Tier bubblewrap as whoever runs the tests; where it cannot run, the test is skipped with what to install."""
+    try:
+        return Sandbox("bubblewrap")
+    except ConfigError as error:
+        pytest.skip(str(error))
+
+
 @pytest.fixture(autouse=True)
-def logging_as_it_was() -> Iterator[None]:
-    """The command line sets Shoal's logger up for its own process; here other tests follow."""
+def process_as_it_was() -> Iterator[None]:
+    """The command line sets Shoal's logger and torch's threads for its own process; here other tests follow."""
     logger = logging.getLogger("shoal")
-    handlers, level = logger.handlers, logger.level
+    handlers, level, threads = logger.handlers, logger.level, torch.get_num_threads()
     yield
     logger.handlers = handlers
     logger.setLevel(level)
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)

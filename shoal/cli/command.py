@@ -345,7 +345,7 @@ def _shrunk(config: ShoalConfig, steps: int | None, overrides: Sequence[str]) ->
 
 def _train_resumed(options: Namespace, where: str, overrides: Sequence[str]) -> int:
     if options.smoke_test is not None:
-        raise ConfigError("resume goes on with a run as it is: leave --smoke-test out")
+        raise ConfigError("resume continues a run unchanged: leave --smoke-test out")
     config, folder = open_run(where, overrides)
     if options.config_name not in (None, saved_preset(folder)):
         raise ConfigError(f"the run in {folder} was not started from {options.config_name}: leave --config-name out")

@@ -136,10 +136,10 @@ def run_serve_api(options: Namespace) -> int:
         if value is not None and not (value >= least and isfinite(value)):
             wanted = "at least 0" if least == 0 else "more than 0"
             raise ConfigError(f"--{name.replace('_', '-')} {value}: a number is needed that is {wanted}")
-    from shoal.rollout_api.server.exchange import Policy  # noqa: PLC0415 imports FastAPI, which --help must not wait for
     from shoal.rollout_api.server.serve import serve_api  # noqa: PLC0415 the same
+    from shoal.rollout_api.server.server_state import ServerOptions  # noqa: PLC0415 imports FastAPI, which --help must not wait for
 
-    policy = Policy(
+    server_options = ServerOptions(
         max_groups=options.max_groups,
         max_bytes=int(options.max_gigabytes * 2**30),
         max_request=int(options.max_request_mb * 2**20),
@@ -148,4 +148,4 @@ def run_serve_api(options: Namespace) -> int:
         minimum_wait=options.minimum_wait,
         drop_extra=options.extra_fields == "drop",
     )
-    return serve_api(options.host, options.port, Path(options.store), policy)
+    return serve_api(options.host, options.port, Path(options.store), server_options)

@@ -76,7 +76,7 @@ class StopStrings:
         return token < len(enders) and bool(enders[token])
 
     def found(self, stop: tuple[str, ...], ids: Sequence[int]) -> bool:
-        """Whether the text of `ids` holds one of the strings; it is taken that it did not before the last id."""
+        """Whether the text of `ids` holds one of the strings; assumes that no earlier prefix matched."""
         if not self.may_end(stop, ids[-1]):
             return False
         needed = max(len(text) for text in stop)

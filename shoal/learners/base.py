@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from torch import Tensor
 
 from shoal.errors import ConfigError
 from shoal.types import Batch, Segment
-from shoal.wire.stream import WeightSpec
+from shoal.wire.stream import Meeting, WeightSpec
 
-Writing = Callable[[], AbstractContextManager[None]]
+
+class Watcher(Protocol):
+    """Is told of every write to the weights: a weight sync. Two calls, since a context cannot cross processes."""
+
+    def before_write(self) -> None:
+        """The weights will be written; returns when they may be."""
+
+    def after_write(self) -> None:
+        """The weights are written; called too where writing them failed."""
 
 
 class Learner(ABC):
@@ -23,10 +30,10 @@ class Learner(ABC):
     version: int = 0
 
     @abstractmethod
-    def train(self, batch: Batch, writing: Writing = nullcontext) -> dict[str, float]:
+    def train(self, batch: Batch, watcher: Watcher | None = None) -> dict[str, float]:
         """Takes num_epochs x num_minibatches optimizer steps, then counts one version more.
 
-        `writing` is entered around each write to the weights. Returns metrics by name.
+        `watcher` is told before and after each write to the weights. Returns metrics by name.
 
         Raises:
             TrainingError: a loss or a gradient is not finite; names the completions.
@@ -37,27 +44,46 @@ class Learner(ABC):
         """Log-probs of each segment's sampled ids after its context, without gradient, dropout off."""
 
     @abstractmethod
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that resuming needs: weights, optimizer, schedule, scaler, version. Tensors on the CPU."""
+    def save(self, folder: Path) -> None:
+        """Writes everything that resuming needs into a checkpoint's folder, which exists: weights, optimizer, schedule,
+        scaler, version. Each process of a learner writes what it holds, in files of its own."""
 
     @abstractmethod
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`, exact."""
+    def load(self, folder: Path) -> None:
+        """The inverse of `save`, exact.
+
+        Raises:
+            ConfigError: the checkpoint is of another model.
+            TrainingError: its files are not there, or cannot be read.
+        """
 
     @abstractmethod
-    def save_pretrained(self, folder: Path) -> None:
+    def export(self, folder: Path) -> None:
         """Writes the model (or the adapter) and the tokenizer as `from_pretrained` reads them."""
 
     @abstractmethod
     def weight_specs(self) -> list[WeightSpec]:
-        """What `named_weights` yields, in its order, without gathering anything."""
+        """What `send_weights` sends, in its order, without gathering anything: the whole model's weights by their
+        Hugging Face names, adapters merged into them. Tied weights come once."""
 
-    @abstractmethod
-    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The whole model's weights by their Hugging Face names, one after another, adapters merged into them.
+    def join(self, meeting: Meeting) -> None:
+        """Becomes rank 0 of a group that takes the weights; returns when all have come. One that it was in is left.
 
-        Each tensor is whole, and valid until the next is asked for. Tied weights come once.
+        Raises:
+            RuntimeError: not all came in time.
         """
+        raise ConfigError(f"{type(self).__name__} sends no weights: weight_sync=broadcast needs a learner that does")
+
+    def send_weights(self, meeting: Meeting) -> None:
+        """Sends all weights to the group that came to this meeting, one after another, gathered one at a time.
+
+        Raises:
+            RuntimeError: a peer was lost, the deadline passed, or `join` was not called for this meeting.
+        """
+        raise ConfigError(f"{type(self).__name__} sends no weights: weight_sync=broadcast needs a learner that does")
+
+    def leave(self) -> None:
+        """Leaves the group that it joined, if any."""
 
     def trained_weights(self) -> Mapping[str, Tensor]:
         """The trained weights by the names of the policy's model, in float32, for a reference that follows them."""
@@ -72,7 +98,7 @@ class Learner(ABC):
         raise ConfigError(f"{type(self).__name__} writes no adapter")
 
     def move_weights(self, views: Mapping[str, Tensor]) -> None:
-        """Puts each weight into memory that is shared with the engine: `views` by the names of `named_weights`.
+        """Puts each weight into memory that is shared with the engine: `views` by the names of `weight_specs`.
 
         The learner's values are copied there; from then on it reads and writes them in that memory.
         """

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from logging import getLogger
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,15 +18,16 @@ from shoal.algorithms.measures import Measures
 from shoal.algorithms.micro_batch import MicroBatch
 from shoal.config import ShoalConfig
 from shoal.errors import ConfigError
-from shoal.learners.base import Learner, Writing
+from shoal.learners.base import Learner, Watcher
 from shoal.learners.lora import merged_weights, plain_weights
 from shoal.learners.model import Policy
 from shoal.learners.optimizer import PolicyOptimizer, on_cpu
 from shoal.learners.passes import Passes
+from shoal.learners.saved import LEARNER, read_learner
 from shoal.learners.step import Minibatch, NonFiniteError, TokenTable, minibatches, skipped_share
 from shoal.runtime import Runtime
 from shoal.types import Batch, Segment
-from shoal.wire.stream import WeightSpec
+from shoal.wire.stream import Meeting, WeightGroup, WeightSpec, bucket_size, send
 
 logger = getLogger(__name__)
 
@@ -48,11 +48,12 @@ class LocalLearner(Learner):
         self.cfg = cfg
         self.runtime = runtime
         self.version = 0
+        self.group: tuple[Meeting, WeightGroup] | None = None
         self.passes = Passes(policy, cfg.learner, runtime)
         steps = total_steps * cfg.algorithm.num_epochs * cfg.algorithm.num_minibatches
         self.optimizer = PolicyOptimizer(policy.model, cfg.optimizer, runtime, steps)
 
-    def train(self, batch: Batch, writing: Writing = nullcontext) -> dict[str, float]:
+    def train(self, batch: Batch, watcher: Watcher | None = None) -> dict[str, float]:
         """See `Learner.train`.
 
         Metrics beside those of `Measures.metrics`: `train/grad_norm` (mean over optimizer steps, before clipping),
@@ -79,7 +80,7 @@ class LocalLearner(Learner):
         for parts, packed in epochs:
             for part, micro_batches in zip(parts, packed, strict=True):
                 lr = self.optimizer.lr
-                norms.append(self._step(part, micro_batches, _table(part, old), batch.temperature, measures, writing))
+                norms.append(self._step(part, micro_batches, _table(part, old), batch.temperature, measures, watcher))
         self.version += 1
         seconds = perf_counter() - started
         every = [one for _, packed in epochs for some in packed for one in some]
@@ -148,7 +149,7 @@ class LocalLearner(Learner):
         table: TokenTable | None,
         temperature: float,
         measures: Measures,
-        writing: Writing,
+        watcher: Watcher | None,
     ) -> float:
         """One optimizer step; returns the gradient norm. Under loss scaling a gradient that overflows is computed
         again at half the scale."""
@@ -176,7 +177,7 @@ class LocalLearner(Learner):
                 scale,
                 self.optimizer.scale,
             )
-        self.optimizer.step(norm, writing)
+        self.optimizer.step(norm, watcher)
         self.optimizer.zero_grad()
         return float(norm)
 
@@ -241,12 +242,15 @@ class LocalLearner(Learner):
     def logprobs(self, segments: Sequence[Segment], temperature: float = 1.0) -> list[list[float]]:
         return self.passes.score_segments(segments, temperature)
 
-    def state_dict(self) -> dict[str, Any]:
+    def save(self, folder: Path) -> None:
         weights = {name: value for name, value in self.policy.model.named_parameters() if value.requires_grad}
-        return {"version": self.version, "weights": on_cpu(weights), "optimizer": self.optimizer.state_dict()}
+        state = {"version": self.version, "weights": on_cpu(weights), "optimizer": self.optimizer.state_dict()}
+        with (folder / LEARNER).open("wb") as file:
+            torch.save(state, file)
 
     @torch.no_grad()
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load(self, folder: Path) -> None:
+        state = read_learner(folder)
         weights = {name: value for name, value in self.policy.model.named_parameters() if value.requires_grad}
         if weights.keys() != state["weights"].keys():
             raise ConfigError(
@@ -258,7 +262,7 @@ class LocalLearner(Learner):
         self.optimizer.load_state_dict(state["optimizer"])
         self.version = state["version"]
 
-    def save_pretrained(self, folder: Path) -> None:
+    def export(self, folder: Path) -> None:
         self.policy.model.save_pretrained(folder)
         self.policy.tokenizer.save_pretrained(folder)
 
@@ -269,7 +273,29 @@ class LocalLearner(Learner):
         ]
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The weights of `weight_specs`, in its order. Each is whole, and valid until the next is asked for."""
         return merged_weights(self.policy.causal_lm)
+
+    def join(self, meeting: Meeting) -> None:
+        self.leave()
+        self.group = meeting, meeting.join(0, self._wire_device)
+
+    def send_weights(self, meeting: Meeting) -> None:
+        if self.group is None or self.group[0] != meeting:
+            raise RuntimeError(f"the learner is not in the group {meeting.name}")
+        _, group = self.group
+        send(group, self.named_weights(), bucket_size(self.weight_specs()), self._wire_device)
+
+    @property
+    def _wire_device(self) -> torch.device:
+        # NCCL carries what is on a GPU; everything else goes through memory.
+        return self.runtime.device if self.runtime.device.type == "cuda" else torch.device("cpu")
+
+    def leave(self) -> None:
+        self.group = None
+
+    def close(self) -> None:
+        self.leave()
 
     def save_merged(self, folder: Path) -> None:
         if self.policy.lora:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -15,6 +14,7 @@ from transformers import get_scheduler
 
 from shoal.config.nodes.model import OptimizerConfig
 from shoal.errors import ConfigError
+from shoal.learners.base import Watcher
 from shoal.runtime import Runtime
 
 FIRST_SCALE = 2.0**16
@@ -84,15 +84,21 @@ class PolicyOptimizer:
         self.skipped += 1
         self.zero_grad()
 
-    def step(self, norm: Tensor, writing: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
-        """Clips to `max_grad_norm`, writes the weights, and moves the schedule on. `norm` is finite."""
+    def step(self, norm: Tensor, watcher: Watcher | None = None) -> None:
+        """Clips to `max_grad_norm`, writes the weights, and moves the schedule on. `norm` is finite. `watcher` is told
+        before and after the write."""
         if self.cfg.max_grad_norm:
             torch.nn.utils.clip_grads_with_norm_(self.masters, self.cfg.max_grad_norm, norm)
-        with writing():
+        if watcher:
+            watcher.before_write()
+        try:
             self.scaler.step(self.optimizer)
             # The fused kernel leaves the version counters alone, by which copies of the weights know that they are old.
             increment_version(self.masters)
             self._write_back()
+        finally:
+            if watcher:
+                watcher.after_write()
         self.scaler.update()
         self.steps += 1
         self.schedule.step()

@@ -1,4 +1,4 @@
-"""Metrics of the groups that a step trains on, and the sentence for a step with nothing to learn from."""
+"""Metrics of a step's groups, and the sentence for a step with nothing to learn from."""
 
 from __future__ import annotations
 
@@ -9,6 +9,29 @@ from statistics import fmean
 import numpy as np
 
 from shoal.types import FORMAT_PART, Completion, Group, StopReason
+
+TRAINED = (
+    *("reward/mean", "reward/std", "length/mean", "stop/length", "groups/all_right", "groups/all_wrong"),
+    *("groups/zero_variance", "count/groups", "count/completions", "count/sampled_tokens"),
+)
+"""Metrics of all sampled groups that are measured of the trained ones too, where those are a selection."""
+
+
+def step_metrics(
+    trained: Sequence[Group], passed_over: Sequence[Group] | None, version: int | None = None
+) -> dict[str, float]:
+    """`group_metrics` over everything that was sampled for a step, trained on or not.
+
+    `passed_over` are the sampled groups that the step does not train on; None where the source never chooses among
+    its groups. Where it does, the metrics of `TRAINED` are given once more as `trained/<name>`, over the trained groups
+    alone, so that their names are the same in every step of the run.
+    """
+    if passed_over is None:
+        return group_metrics(trained, version)
+    of_trained = group_metrics(trained, version)
+    return group_metrics([*trained, *passed_over], version) | {
+        f"trained/{name}": of_trained[name] for name in TRAINED if name in of_trained
+    }
 
 
 def is_right(completion: Completion) -> bool:

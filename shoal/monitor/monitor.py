@@ -14,7 +14,7 @@ from typing import Any
 
 from shoal.config import ShoalConfig
 from shoal.monitor.memory import MemoryProfile, step_memory
-from shoal.monitor.metrics import describe, group_metrics
+from shoal.monitor.metrics import describe, step_metrics
 from shoal.monitor.notes import ERROR, NOTE, WARNING, Notes
 from shoal.monitor.progress import ProgressDisplay
 from shoal.monitor.rows import read_rows
@@ -119,16 +119,20 @@ class Monitor:
         metrics: Mapping[str, float],
         left_out: Mapping[int, str] | None = None,
         learner: LearnerLogprobs | None = None,
+        passed_over: Sequence[Group] | None = None,
     ) -> dict[str, float]:
-        """Writes the row of a step: `group_metrics`, then `metrics`, then times and memory. Returns the row.
+        """Writes the row of a step: `step_metrics`, then `metrics`, then times and memory. Returns the row.
+
+        `groups` are trained on; `passed_over` were sampled for the step and are not.
 
         `seconds/step` is wall time from the first phase of the step to this call; evaluations and checkpoints since
         the row before stand in `seconds/evaluate` and `seconds/checkpoint` and are not part of it.
-        `tokens_per_second/rollout` and `/step` are sampled tokens over `seconds/rollout` and `seconds/step`.
+        `tokens_per_second/rollout` and `/step` are all sampled tokens, trained on or not, over `seconds/rollout` and
+        `seconds/step`.
         `left_out` and `learner` go into the samples: see `sample_rows`.
         """
         self._open()
-        row = group_metrics(groups, version=step - 1) | dict(metrics) | step_memory()
+        row = step_metrics(groups, passed_over, version=step - 1) | dict(metrics) | step_memory()
         row |= self._times(row["count/sampled_tokens"])
         self._write(step, row)
         self.step = step

@@ -87,5 +87,9 @@ class ScoreReport:
         """Why rewards are missing, in words; empty where none is."""
         parts = [f"{self.unfinished} completions not finished by the engine"] if self.unfinished else []
         for name, report in self.verifiers.items():
-            parts += [f"{name}: {reason} ({count} times)" for reason, count in report.reasons.most_common(3)]
+            parts += [f"{name}: {reason} ({_times(count)})" for reason, count in report.reasons.most_common(3)]
         return "; ".join(parts)
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"

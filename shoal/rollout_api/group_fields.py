@@ -25,7 +25,7 @@ SMALLEST_INT, LARGEST_INT = -(2**63), 2**63 - 1
 Share = Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]
 
 
-class RefusedError(Exception):
+class InvalidBodyError(Exception):
     """A body that is not taken. `where` leads to the place: keys and indices from the top."""
 
     def __init__(self, message: str, where: Sequence[str | int] = ()) -> None:
@@ -35,7 +35,7 @@ class RefusedError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Errors that cross from a worker process are rebuilt from both."""
-        return RefusedError, (self.message, self.where)
+        return InvalidBodyError, (self.message, self.where)
 
 
 class Extras(Struct, kw_only=True):
@@ -71,7 +71,7 @@ def check_group(data: Mapping[str, Any]) -> None:
     """Everything that can be said of a group without the model that is to be trained on it.
 
     Raises:
-        RefusedError: the reason and the place.
+        InvalidBodyError: the reason and the place.
     """
     for name, kind in TRAINED_ON.items():
         value = data.get(name)
@@ -87,7 +87,7 @@ def check_field(name: str, value: Any, sequences: int) -> None:
     """What a field's type does not say. `sequences` counts those of the group.
 
     Raises:
-        RefusedError: as above.
+        InvalidBodyError: as above.
     """
     if name in FREE:
         _check_plain(value, [name])
@@ -104,12 +104,12 @@ def check_field(name: str, value: Any, sequences: int) -> None:
 def _check_plain(value: Any, where: list[str | int]) -> None:
     """Numbers that every reader holds, and no deeper nesting than it follows."""
     if isinstance(value, int) and not SMALLEST_INT <= value <= LARGEST_INT:
-        raise RefusedError("an integer of more than 64 bits", where)
+        raise InvalidBodyError("an integer of more than 64 bits", where)
     if isinstance(value, float) and not isfinite(value):
-        raise RefusedError("numbers must be finite", where)
+        raise InvalidBodyError("numbers must be finite", where)
     if isinstance(value, dict | list):
         if len(where) > DEEPEST:
-            raise RefusedError(f"nested more than {DEEPEST} levels deep", where[:2])
+            raise InvalidBodyError(f"nested more than {DEEPEST} levels deep", where[:2])
         for key, one in value.items() if isinstance(value, dict) else enumerate(value):
             if not isinstance(one, str | bool | None):
                 _check_plain(one, [*where, key])
@@ -120,7 +120,7 @@ def _check_temperature(params: Mapping[str, Any], where: list[str | int]) -> Non
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int | float) or not COLDEST <= value <= HOTTEST:
-        raise RefusedError(
+        raise InvalidBodyError(
             f"the temperature must be a number from {COLDEST} to {HOTTEST:g} (greedy completions cannot be trained on)",
             [*where, "temperature"],
         )
@@ -134,18 +134,18 @@ def _check_extras(extras: Any, where: list[str | int], sequences: int) -> None:
     except ValidationError as error:
         raise from_msgspec(error, where) from error
     if found.completions is not None and len(found.completions) != sequences:
-        raise RefusedError(
+        raise InvalidBodyError(
             f"{len(found.completions)} entries, but the group has {sequences} sequences", [*where, "completions"]
         )
     for index, reason in enumerate(found.stop_reasons or ()):
         if reason is not None and reason not in STOP_REASONS:
-            raise RefusedError(f"one of {', '.join(STOP_REASONS)}", [*where, "stop_reasons", index])
+            raise InvalidBodyError(f"one of {', '.join(STOP_REASONS)}", [*where, "stop_reasons", index])
 
 
-def from_msgspec(error: ValidationError, where: Sequence[str | int] = ()) -> RefusedError:
+def from_msgspec(error: ValidationError, where: Sequence[str | int] = ()) -> InvalidBodyError:
     """msgspec's complaint, with its path as steps below `where`."""
     message, _, path = str(error).partition(" - at `$")
-    return RefusedError(message, [*where, *steps(path.rstrip("`"))])
+    return InvalidBodyError(message, [*where, *steps(path.rstrip("`"))])
 
 
 def steps(path: str) -> list[str | int]:

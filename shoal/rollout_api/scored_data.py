@@ -14,7 +14,7 @@ from typing import Any
 
 from shoal.engines.base import SamplingParams
 from shoal.errors import DataError
-from shoal.rollout_api.group_fields import EXTRAS, RefusedError, check_group
+from shoal.rollout_api.group_fields import EXTRAS, InvalidBodyError, check_group
 from shoal.rollout_api.protocol import GROUP_KEY, NOT_TRAINED, PROMPT_LOGPROB, WEIGHTS_VERSION
 from shoal.types import Completion, Group, Prompt, Segment, StopReason
 
@@ -92,7 +92,7 @@ def to_group(data: Mapping[str, Any], name: str, source: str) -> Group:
     """
     try:
         check_group(data)
-    except RefusedError as error:
+    except InvalidBodyError as error:
         raise DataError(f"group {name}: {'.'.join(map(str, error.where))}: {error.message}") from error
     tokens, masks, scores = data["tokens"], data["masks"], data["scores"]
     if not tokens or not len(tokens) == len(masks) == len(scores):

@@ -43,7 +43,7 @@ LAYOUTS: dict[str, Layout] = {
 
 
 @dataclass
-class Side:
+class DataSplit:
     """One source's prompts for training or for evaluation: those that are used, and those that are too long."""
 
     source: DataSource
@@ -65,11 +65,11 @@ def build_task(cfg: ShoalConfig, tokenizer: PreTrainedTokenizerBase, own_verifie
     Raises:
         DataError: the data cannot be read, nothing is left of it, or a row names a verifier that there is not.
     """
-    return task_of(cfg, read_sides(cfg, tokenizer), own_verifiers)
+    return task_of(cfg, read_splits(cfg, tokenizer), own_verifiers)
 
 
-def task_of(cfg: ShoalConfig, sides: Sequence[Side], own_verifiers: Collection[str] = ()) -> Task:
-    """The task that the sides make together; see `build_task`. Prompts whose layouts are judged differently get the
+def task_of(cfg: ShoalConfig, splits: Sequence[DataSplit], own_verifiers: Collection[str] = ()) -> Task:
+    """The task that the splits make together; see `build_task`. Prompts whose layouts are judged differently get the
     names of their verifiers.
 
     Nothing that is configured is left unasked: a verifier of reward.verifiers (or `own_verifiers`) that no row names
@@ -84,14 +84,14 @@ def task_of(cfg: ShoalConfig, sides: Sequence[Side], own_verifiers: Collection[s
     configured = list(cfg.reward.verifiers or own_verifiers)
     spellings = {name: _spelling(name, own_verifiers) for name in configured}
     alike = all(verifiers == defaults[0] for verifiers in defaults)
-    named = {name for side in sides for prompt in side.used for name in prompt.verifiers}
+    named = {name for split in splits for prompt in split.used for name in prompt.verifiers}
     beside = [name for name in configured if name not in named and spellings[name] not in named]
     rubric = asks_rubric(cfg.reward.rubric) and not {RUBRIC} & {*configured, *named}
-    for side in sides:
-        layout = LAYOUTS[side.source.task]
+    for split in splits:
+        layout = LAYOUTS[split.source.task]
         judged = bool(configured or layout.verifiers or rubric) or not cfg.reward.verify
-        _check_verifiers(side, own_verifiers, judged=judged)
-        for prompt in side.used:
+        _check_verifiers(split, own_verifiers, judged=judged)
+        for prompt in split.used:
             if prompt.verifiers:
                 prompt.verifiers = [*prompt.verifiers, *beside]
             elif rubric or not (alike or configured):
@@ -99,18 +99,18 @@ def task_of(cfg: ShoalConfig, sides: Sequence[Side], own_verifiers: Collection[s
             if rubric:
                 prompt.verifiers = [*prompt.verifiers, RUBRIC]
     train, evaluation = (
-        interleave([side.used for side in sides if side.evaluation is wanted]) for wanted in (False, True)
+        interleave([split.used for split in splits if split.evaluation is wanted]) for wanted in (False, True)
     )
     return Task(
         train=train,
         evaluation=evaluation,
         verifiers=dict(defaults[0]) if alike else {},
-        dropped=dropped_counts(cfg, sides),
+        dropped=dropped_counts(cfg, splits),
         demonstrate=_demonstration_for(train[0], sources),
     )
 
 
-def read_sides(cfg: ShoalConfig, tokenizer: PreTrainedTokenizerBase) -> list[Side]:
+def read_splits(cfg: ShoalConfig, tokenizer: PreTrainedTokenizerBase) -> list[DataSplit]:
     """Every source's training prompts and evaluation prompts, filtered by length, in the asked amounts.
 
     Which rows of a source are trained on depends on run.seed; which are evaluated on does not, so that accuracies of
@@ -120,28 +120,28 @@ def read_sides(cfg: ShoalConfig, tokenizer: PreTrainedTokenizerBase) -> list[Sid
         DataError: the data cannot be read, or nothing is left of it.
     """
     limit = cfg.data.max_prompt_tokens
-    sides = []
+    splits = []
     for source in data_sources(cfg.data):
         for evaluation, amount in ((False, source.amount), (True, source.eval_amount)):
             if amount:
                 prompts = _tokenised(cfg, tokenizer, source, evaluation)
                 fitting = [prompt for prompt in prompts if len(prompt.token_ids) <= limit]
                 too_long = [prompt for prompt in prompts if len(prompt.token_ids) > limit]
-                side = Side(source, evaluation, fitting, too_long)
-                sides.append(side)
-                _say_what_is_left(side, limit)
+                split = DataSplit(source, evaluation, fitting, too_long)
+                splits.append(split)
+                _say_what_is_left(split, limit)
                 seed = f"evaluation/{source.name}" if evaluation else f"{cfg.run.seed}/{source.name}"
-                side.used = draw(fitting, amount, seed)
-    return sides
+                split.used = draw(fitting, amount, seed)
+    return splits
 
 
-def dropped_counts(cfg: ShoalConfig, sides: Sequence[Side]) -> dict[str, int]:
-    """How many prompts were left out, by source, side and reason."""
+def dropped_counts(cfg: ShoalConfig, splits: Sequence[DataSplit]) -> dict[str, int]:
+    """How many prompts were left out, by source, split and reason."""
     limit = cfg.data.max_prompt_tokens
     return {
-        f"{side.source.name}, {side.name}: longer than {limit} tokens": len(side.too_long)
-        for side in sides
-        if side.too_long
+        f"{split.source.name}, {split.name}: longer than {limit} tokens": len(split.too_long)
+        for split in splits
+        if split.too_long
     }
 
 
@@ -205,7 +205,7 @@ def _read(source: DataSource, evaluation: bool) -> tuple[list[Example], str]:
             names=source.columns,
         )
         where = f"{path}, split {split}"
-        # The evaluation's ids differ from the training's also where both sides have a split of one name.
+        # The evaluation's ids differ from the training's also if both use the same split.
         place = f"{source.name}/{split}{'_eval' if evaluation and split == source.split else ''}"
     examples = []
     for index, row in enumerate(rows):
@@ -219,21 +219,21 @@ def _read(source: DataSource, evaluation: bool) -> tuple[list[Example], str]:
     return examples, place
 
 
-def _say_what_is_left(side: Side, limit: int) -> None:
-    left_out, all_of_it = len(side.too_long), len(side.used) + len(side.too_long)
-    if not side.used:
-        shortest = min(len(prompt.token_ids) for prompt in side.too_long)
+def _say_what_is_left(split: DataSplit, limit: int) -> None:
+    left_out, all_of_it = len(split.too_long), len(split.used) + len(split.too_long)
+    if not split.used:
+        shortest = min(len(prompt.token_ids) for prompt in split.too_long)
         raise DataError(
-            f"{side.source.name}: all {all_of_it} {side.name} prompts are longer than data.max_prompt_tokens={limit} "
+            f"{split.source.name}: all {all_of_it} {split.name} prompts are longer than data.max_prompt_tokens={limit} "
             f"(the shortest has {shortest} tokens); raise it"
         )
     if left_out:
         logger.warning(
             "%s: %d of %d %s prompts are longer than data.max_prompt_tokens=%d and left out",
-            side.source.name,
+            split.source.name,
             left_out,
             all_of_it,
-            side.name,
+            split.name,
             limit,
         )
 
@@ -243,10 +243,10 @@ def _spelling(name: str, own: Collection[str]) -> str:
     return name if name in own or name in JUDGED else find_verifier(name).name
 
 
-def _check_verifiers(side: Side, own: Collection[str], *, judged: bool) -> None:
+def _check_verifiers(split: DataSplit, own: Collection[str], *, judged: bool) -> None:
     """Raises DataError where a prompt has no verifier, or one that there is not: at the start, not when it is drawn."""
     known = {*own, *JUDGED}
-    for prompt in side.used:
+    for prompt in split.used:
         if not prompt.verifiers and not judged:
             raise DataError(
                 f"prompt {prompt.id} names no verifier: give its row a column `verifiers`, or set data.verifiers or "
@@ -259,12 +259,12 @@ def _check_verifiers(side: Side, own: Collection[str], *, judged: bool) -> None:
                 except ConfigError as error:
                     raise DataError(f"prompt {prompt.id}: {error}") from error
                 known.add(name)
-        _check_ground_truth(side, prompt, own)
+        _check_ground_truth(split, prompt, own)
 
 
-def _check_ground_truth(side: Side, prompt: Prompt, own: Collection[str]) -> None:
+def _check_ground_truth(split: DataSplit, prompt: Prompt, own: Collection[str]) -> None:
     """Raises DataError where a verifier of the prompt's row, or else of its layout, cannot read its ground truth."""
-    for name in prompt.verifiers or LAYOUTS[side.source.task].verifiers:
+    for name in prompt.verifiers or LAYOUTS[split.source.task].verifiers:
         check = None if name in own or name not in REGISTRY else REGISTRY[name].check
         try:
             if check is not None:

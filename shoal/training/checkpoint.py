@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 import shutil
+from collections.abc import Callable
 from logging import getLogger
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,9 @@ import torch
 
 from shoal.errors import TrainingError
 from shoal.files import file_trouble, sync_folder
+from shoal.learners.saved import STATE, read_state
 
 logger = getLogger(__name__)
-
-STATE = "state.pt"
 
 
 def rng_state() -> dict[str, Any]:
@@ -44,24 +43,6 @@ def set_rng_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
-def unusable(file: Path, why: str) -> TrainingError:
-    """The error of a checkpoint that cannot be gone on from."""
-    return TrainingError(f"{file} {why}; remove its folder to resume from an older checkpoint")
-
-
-def read_state(file: Path) -> dict[str, Any]:
-    """What a checkpoint's file holds.
-
-    Raises:
-        TrainingError: it cannot be read.
-    """
-    try:
-        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, UnpicklingError, ValueError, LookupError, AttributeError) as error:
-        raise unusable(file, f"cannot be read ({' '.join(str(error).split())[:200]})") from error
-    return state
-
-
 class CheckpointStore:
     """The folder `checkpoints/` of a run, one subfolder a step, the newest `keep_last` kept."""
 
@@ -73,17 +54,18 @@ class CheckpointStore:
         """Steps that have a complete checkpoint, in order."""
         return sorted(int(path.parent.name.removeprefix("step_")) for path in self.folder.glob(f"step_*/{STATE}"))
 
-    def save(self, step: int, state: dict[str, Any]) -> Path:
-        """Writes beside the final place, syncs, renames, then removes the oldest ones.
+    def save(self, step: int, state: dict[str, Any], write: Callable[[Path], object] = lambda folder: None) -> Path:
+        """Writes beside the final place, syncs, renames, then removes the oldest ones. `write` adds its own files.
 
         Raises:
             TrainingError: the file system refuses it; earlier checkpoints are whole.
         """
-        final = self.folder / f"step_{step}"
+        final = self.at(step)
         partial = self.folder / f".writing_step_{step}"
         shutil.rmtree(partial, ignore_errors=True)
         try:
             partial.mkdir(parents=True)
+            write(partial)
             with (partial / STATE).open("wb") as file:
                 torch.save(state, file)
             sync_folder(partial)
@@ -101,14 +83,14 @@ class CheckpointStore:
                 f"the checkpoint of step {step} cannot be written in {self.folder}: {trouble}; {last}"
             ) from error
         for old in self.steps()[: -self.keep_last]:
-            shutil.rmtree(self.folder / f"step_{old}")
+            shutil.rmtree(self.at(old))
         return final
 
     def drop_after(self, step: int) -> None:
         """Removes the checkpoints of later steps."""
         for later in self.steps():
             if later > step:
-                shutil.rmtree(self.folder / f"step_{later}")
+                shutil.rmtree(self.at(later))
 
     def load(self, step: int | None = None) -> tuple[int, dict[str, Any]] | None:
         """The newest checkpoint, or the one of `step`; None where there is none.
@@ -124,4 +106,8 @@ class CheckpointStore:
         chosen = steps[-1] if step is None else step
         if chosen not in steps:
             raise TrainingError(f"{self.folder}: no checkpoint of step {chosen}; there are {steps}")
-        return chosen, read_state(self.folder / f"step_{chosen}" / STATE)
+        return chosen, read_state(self.at(chosen) / STATE)
+
+    def at(self, step: int) -> Path:
+        """The folder of a checkpoint."""
+        return self.folder / f"step_{step}"

@@ -9,8 +9,8 @@ import torch
 
 from shoal.config import ShoalConfig
 from shoal.files import replace_folder
+from shoal.learners.saved import read_learner, unusable
 from shoal.runtime import prepare_process, resolve_runtime
-from shoal.training.checkpoint import STATE, read_state, unusable
 from shoal.training.policy import open_policy
 
 logger = getLogger(__name__)
@@ -23,19 +23,17 @@ def export(cfg: ShoalConfig, checkpoint: Path, folder: Path) -> Path:
     Raises:
         TrainingError: the checkpoint cannot be read, or is of another model.
     """
-    file = checkpoint / STATE
-    state = read_state(file)
+    weights = read_learner(checkpoint)["weights"]
     runtime = resolve_runtime(cfg.runtime, cfg.model)
     prepare_process(cfg.runtime)
     policy = open_policy(cfg, runtime)
     trained = {name: value for name, value in policy.model.named_parameters() if value.requires_grad}
     try:
-        weights = state["learner"]["weights"]
         shapes = {name: value.shape for name, value in weights.items()}
-    except (LookupError, TypeError, AttributeError) as error:
-        raise unusable(file, "is no checkpoint of a run") from error
+    except (TypeError, AttributeError) as error:
+        raise unusable(checkpoint, "is no checkpoint of a run") from error
     if shapes != {name: value.shape for name, value in trained.items()}:
-        raise unusable(file, "is of another model than the run's configuration names")
+        raise unusable(checkpoint, "is of another model than the run's configuration names")
     with torch.no_grad():
         for name, value in trained.items():
             value.copy_(weights[name])

@@ -25,7 +25,13 @@ class StoppedWaiting(Exception):
 
 
 class GroupSource(ABC):
-    """Gives the groups of one step, whole and rewarded."""
+    """Gives the groups of one step, whole and rewarded.
+
+    `passed_over` are groups that were sampled for the last step and are not trained on, as the configuration wants it:
+    metrics of sampling count them. None where the source never chooses among its groups.
+    """
+
+    passed_over: list[Group] | None = None
 
     @abstractmethod
     def next_groups(self, step: int) -> list[Group]:
@@ -81,12 +87,15 @@ class SyncSource(GroupSource):
         wanted = self.cfg.run.prompts_per_step
         refill = self.cfg.algorithm.zero_variance == "refill"
         kept: list[Group] = []
+        self.passed_over = [] if refill else None
         sampled = 0
         scored = ScoreReport()
         for attempt in range(1 + (self.cfg.algorithm.refill_rounds if refill else 0)):
             groups = self._roll_out_and_score(wanted - len(kept), step, scored)
             sampled += len(groups)
-            kept += [group for group in groups if not group.zero_variance] if refill else groups
+            kept += [group for group in groups if not (refill and group.zero_variance)]
+            if self.passed_over is not None:
+                self.passed_over += [group for group in groups if group.zero_variance]
             if len(kept) == wanted:
                 break
             logger.debug("step %d, round %d: %d of %d groups have a signal", step, attempt, len(kept), wanted)

@@ -15,11 +15,12 @@ from shoal.algorithms.batch import BatchReport, make_batch
 from shoal.config import ShoalConfig
 from shoal.errors import TrainingError
 from shoal.files import replace_folder, write_atomically
+from shoal.learners.saved import STATE, unusable
 from shoal.learners.step import NonFiniteError
 from shoal.monitor.monitor import Monitor
 from shoal.references.base import Reference, penalise_with_kl
 from shoal.run_folder import step_named
-from shoal.training.checkpoint import STATE, CheckpointStore, rng_state, set_rng_state, unusable
+from shoal.training.checkpoint import CheckpointStore, rng_state, set_rng_state
 from shoal.training.evaluate import Evaluator
 from shoal.training.parts import Parts
 from shoal.training.recording import GroupRecording
@@ -77,7 +78,7 @@ class Run:
             penalise_with_kl(groups, self.parts.learner, self.cfg.algorithm.kl_coef)
 
     def refuse_broken(self, step: int, groups: Sequence[Group]) -> None:
-        """Stops a run whose weights give no numbers any more, before rewards of noise are trained on.
+        """Stops a run whose weights produce NaN or infinity, before it trains on meaningless rewards.
 
         Raises:
             TrainingError: a log-prob of the sampler is not finite.
@@ -111,7 +112,7 @@ class Run:
         while True:
             self.learner_logprobs = self.score_tokens(groups) if self.monitor.writes_samples(step) else None
             try:
-                metrics = self.parts.learner.train(batch, self.parts.sync.writing)
+                metrics = self.parts.learner.train(batch, self.parts.sync)
                 break
             except NonFiniteError as error:
                 positions = [report.positions[number] for number in error.completions]
@@ -159,11 +160,12 @@ class Run:
             },
             report.left_out,
             self.learner_logprobs,
+            self.source.passed_over,
         )
         if report.made_up_groups:
             self.monitor.message(
-                f"step {step}: {report.made_up_groups} groups have equal rewards and were trained on made-up "
-                "advantages (smoke test): this shows that training runs, not that it learns"
+                f"step {step}: {_groups_of_equal_rewards(report.made_up_groups)} trained on made-up advantages "
+                "(smoke test): this shows that training runs, not that it learns"
             )
         if self.cfg.run.record_groups:
             GroupRecording(self.folder).write(step, groups)
@@ -175,7 +177,7 @@ class Run:
     def evaluate(self) -> dict[str, float]:
         """Evaluates the weights of now; keeps the model where it is the best so far."""
         if self.parts.engine.version != self.parts.learner.version:  # weight_sync.every
-            self.parts.sync.publish(self.parts.learner.version, now=True).wait()
+            self.parts.sync.publish(self.parts.learner.version, now=True).wait(self.cfg.weight_sync.timeout)
         with self.monitor.phase("evaluate"):
             metrics, self.samples = self.evaluator.run()
         self.refuse_broken(self.step, self.samples)
@@ -186,19 +188,19 @@ class Run:
         if score > self.best_score:
             self.best_score = score
             if self.cfg.checkpoint.keep_best and self.step > 0:
-                replace_folder(self.folder / "best", self.parts.learner.save_pretrained)
+                replace_folder(self.folder / "best", self.parts.learner.export)
         return metrics
 
     def save(self) -> Path:
         """Writes a checkpoint of this moment."""
         with self.monitor.phase("checkpoint"):
-            return self.checkpoints.save(self.step, self.state_dict())
+            return self.checkpoints.save(self.step, self.state_dict(), self.parts.learner.save)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the run stands: nothing that the configuration says, so that a resumed run goes by its own."""
+        """Where the run stands: nothing that the configuration says, so that a resumed run goes by its own. What the
+        learner holds is not in it: the learner writes that itself."""
         return {
             "step": self.step,
-            "learner": self.parts.learner.state_dict(),
             "reference": self.reference.state_dict() if self.reference else {},
             "source": self.source.state_dict(),
             "scorer": self.parts.scorer.state_dict(),
@@ -208,14 +210,14 @@ class Run:
             "rng": rng_state(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from there.
+    def load_state_dict(self, state: dict[str, Any], checkpoint: Path) -> None:
+        """Goes on from there; `checkpoint` is the folder with the learner's own files.
 
         Raises:
             ConfigError, DataError: the model, the reference or the data are not those of the state.
         """
         step = state["step"]
-        self.parts.learner.load_state_dict(state["learner"])
+        self.parts.learner.load(checkpoint)
         if self.reference:
             self.reference.load_state_dict(state["reference"])
         self.source.load_state_dict(state["source"])
@@ -242,10 +244,10 @@ class Run:
             return
         step, state = found
         try:
-            self.load_state_dict(state)
+            self.load_state_dict(state, self.checkpoints.at(step))
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             # Another program's file, or that of a model of another shape.
-            file = self.checkpoints.folder / f"step_{step}" / STATE
+            file = self.checkpoints.at(step) / STATE
             why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise unusable(file, f"is no checkpoint of this run ({why})") from error
         self.checkpoints.drop_after(self.step)
@@ -286,3 +288,7 @@ def without_nan(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [without_nan(one) for one in value]
     return None if isinstance(value, float) and not isfinite(value) else value
+
+
+def _groups_of_equal_rewards(count: int) -> str:
+    return "1 group has equal rewards and was" if count == 1 else f"{count} groups have equal rewards and were"

@@ -13,7 +13,7 @@ from shoal.view.find import Query
 from shoal.view.groups import heat_map, read_group
 from shoal.view.lines import number, read_object
 from shoal.view.rubrics import rubrics
-from shoal.view.runs import Run, Runs
+from shoal.view.runs import Run, Runs, shown_path
 from shoal.view.settings import against_preset, differing, overrides, settings
 
 LARGEST_PAGE = 500
@@ -28,7 +28,7 @@ Given = Mapping[str, str]
 
 def runs(found: Runs, given: Given) -> Any:
     """All runs, the newest first."""
-    return {"runs": [run.head() for run in found.all()], "roots": [str(root) for root in found.roots]}
+    return {"runs": [run.head() for run in found.all()], "roots": [shown_path(root) for root in found.roots]}
 
 
 def overview(run: Run, given: Given) -> Any:
@@ -61,7 +61,8 @@ def metrics(run: Run, given: Given) -> Any:
 
 def steps(run: Run, given: Given) -> Any:
     """The heat map; `after` leaves steps up to that one out."""
-    run.index.update()
+    # The larger the map already is, the longer between two of them: else most of the time would go into sending it.
+    run.index.update(min(max(0.5, run.index.groups / 20_000), 5.0))
     return heat_map(run.index, _kind(given), _whole(given, "after", -1))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from array import array
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from math import isfinite
 from threading import Lock
@@ -15,7 +16,7 @@ from shoal.errors import DataError
 from shoal.monitor.samples import SAMPLES
 from shoal.view.index import SampleIndex
 from shoal.view.lines import read_line
-from shoal.view.scan import mapped
+from shoal.view.scan import read_at
 
 ORDERS = {
     "step": "g.step DESC, g.place, c.id",
@@ -168,12 +169,9 @@ class Finder:
         needles = needles_of(query.text)
         wanted = query.text.casefold()
         for path, rows in self._places(ids):
-            content = mapped(path)
-            if content is None:
-                continue
-            with content:
-                for number, offset, size in rows:
-                    raw = content[offset : offset + size]
+            with suppress(OSError):
+                lines = read_at(path, [(offset, size) for _, offset, size in rows])
+                for (number, *_), raw in zip(rows, lines, strict=True):
                     lowered = raw.lower()
                     if any(needle in lowered for needle in needles) and _in_texts(raw, wanted):
                         result.found.append(number)
@@ -205,14 +203,13 @@ class Finder:
 
     def _rows(self, ids: array[int]) -> list[dict[str, Any]]:
         """What a list shows of these completions: numbers from the index, the beginnings of texts from the files."""
-        texts: dict[int, dict[str, Any]] = {}
+        texts: dict[int, dict[str, str]] = {}
         for path, rows in self._places(ids):
-            content = mapped(path)
-            if content is None:
-                continue
-            with content:
-                for number, offset, size in rows:
-                    texts[number] = read_line(content[offset : offset + size]) or {}
+            with suppress(OSError):
+                lines = read_at(path, [(offset, size) for _, offset, size in rows])
+                texts |= {
+                    number: _beginnings(read_line(raw) or {}) for (number, *_), raw in zip(rows, lines, strict=True)
+                }
         with self.index.lock:
             known = {
                 row[0]: row[1:]
@@ -237,7 +234,7 @@ class Finder:
             "gap",
         )
         return [
-            {**dict(zip(names, known[number], strict=True)), **_beginnings(texts.get(number, {}))}
+            {**dict(zip(names, known[number], strict=True)), **texts.get(number, _beginnings({}))}
             for number in ids
             if number in known
         ]

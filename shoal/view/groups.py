@@ -78,7 +78,7 @@ def read_group(index: SampleIndex, kind: str, step: int, place: int) -> dict[str
     group = dict(zip(FIELDS, row, strict=False))
     path = index.path(kind, row[-1])
     try:
-        lines = read_at(path, [(offset, size) for _, offset, size in places])
+        lines = list(read_at(path, [(offset, size) for _, offset, size in places]))
     except OSError as error:
         raise DataError(f"{path.name} cannot be read any more: {error}") from error
     completions = []

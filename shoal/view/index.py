@@ -18,7 +18,7 @@ from time import monotonic
 
 from shoal.files import cache_folder
 from shoal.monitor.samples import EVALUATIONS, SAMPLES
-from shoal.view.lines import inside
+from shoal.view.lines import inside, part_of
 from shoal.view.scan import scan
 
 logger = getLogger(__name__)
@@ -64,6 +64,12 @@ class SampleIndex:
         self.files = {(kind, path): (size, mtime, number, broken) for kind, path, size, mtime, number, broken in rows}
 
     @property
+    def groups(self) -> int:
+        """How many are indexed, about: ids are given in their order."""
+        with self.lock:
+            return self._next("groups") - 1
+
+    @property
     def broken(self) -> int:
         """Lines that could not be read, over all files."""
         return sum(broken for *_, broken in self.files.values())
@@ -98,7 +104,7 @@ class SampleIndex:
 
     def path(self, kind: str, name: str) -> Path:
         """The file of a row of `files`."""
-        return self.run_dir if self.run_dir.is_file() else self.run_dir / kind / name
+        return self.run_dir if self.run_dir.is_file() else part_of(self.run_dir, Path(kind) / name)
 
     def _listed(self) -> dict[tuple[str, str], tuple[int, int, int]]:
         found = {}

@@ -36,7 +36,10 @@ def clean(value: Any) -> Any:
 
 def to_json(value: Any) -> bytes:
     """ASCII only, so that lone surrogates, which UTF-8 lacks, survive."""
-    return json.dumps(clean(value), separators=(",", ":"), allow_nan=False).encode("ascii")
+    try:
+        return json.dumps(value, separators=(",", ":"), allow_nan=False).encode("ascii")
+    except ValueError:  # seldom, and cleaning a large map takes longer than writing it
+        return json.dumps(clean(value), separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
 def number(value: Any) -> float | None:

@@ -122,7 +122,7 @@ class Run:
         reward = metrics.columns.get("reward/mean")
         return {
             "name": self.name,
-            "path": str(self.path),
+            "path": shown_path(self.path),
             "status": self.status(),
             "pages": self.pages(),
             "step": metrics.last_step(),
@@ -201,6 +201,12 @@ def runs_under(root: Path, depth: int = 0) -> Iterator[Path]:
     for entry in entries:
         if entry.is_dir(follow_symlinks=False) and not entry.name.startswith(".") and entry.name not in NEVER_ENTERED:
             yield from runs_under(Path(entry.path), depth + 1)
+
+
+def shown_path(path: Path) -> str:
+    """A path as it is typed in the folder where `shoal view` was started."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
 def thinned(values: list[float], count: int) -> list[float | None]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import mmap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -140,23 +139,15 @@ def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
             offset += len(line)
 
 
-def read_at(path: Path, places: list[tuple[int, int]]) -> list[bytes]:
-    """The lines at these offsets and sizes, in bytes. Raises OSError."""
+def read_at(path: Path, places: Iterable[tuple[int, int]]) -> Iterator[bytes]:
+    """The lines at these offsets and sizes, in bytes, one after another. Raises OSError.
+
+    Not by mmap: a file that somebody cuts meanwhile would end this process.
+    """
     with path.open("rb") as file:
-        found = []
         for offset, size in places:
             file.seek(offset)
-            found.append(file.read(size))
-        return found
-
-
-def mapped(path: Path) -> mmap.mmap | None:
-    """The file in memory, as far as it is looked at; None where it is empty or gone."""
-    try:
-        with path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError):
-        return None
+            yield file.read(size)
 
 
 def _decode(raw: bytes, place: int) -> Line | None:

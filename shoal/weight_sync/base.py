@@ -3,23 +3,42 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future
 
 from shoal.engines.vllm.control import VllmControl
+from shoal.errors import EngineError
 from shoal.weight_sync.check import SelfCheck
 
 
 class PublishHandle:
-    """A publication under way; this one is already done. Asynchronous kinds override `wait`."""
+    """A publication: done already where it was given the seconds of its parts, under way where it was given a future
+    of them."""
 
-    def __init__(self, version: int, seconds: dict[str, float]) -> None:
+    def __init__(self, version: int, seconds: dict[str, float] | Future[dict[str, float]]) -> None:
         self.version = version
-        self.seconds = seconds
+        if isinstance(seconds, Future):
+            self.future = seconds
+        else:
+            self.future = Future()
+            self.future.set_result(seconds)
 
-    def wait(self) -> dict[str, float]:
-        """Blocks until the engine holds the version; returns the seconds of each part by name."""
-        return self.seconds
+    def wait(self, deadline: float | None = None) -> dict[str, float]:
+        """Blocks until the engine holds the version, at most `deadline` seconds; returns the seconds of each part by
+        name.
+
+        Raises:
+            EngineError: it does not hold it by then, or the publication failed.
+            TrainingError: the engine reports another version or other log-probs.
+        """
+        try:
+            return self.future.result(deadline)
+        except TimeoutError as error:
+            if self.future.done():  # the publication's own error
+                raise
+            raise EngineError(
+                f"weight sync: the engine does not hold version {self.version} after {deadline:g} s; "
+                "weight_sync.timeout sets how long is waited"
+            ) from error
 
 
 class WeightSync(ABC):
@@ -27,14 +46,22 @@ class WeightSync(ABC):
 
     check: SelfCheck
 
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """A context around the optimizer's write: pauses generation where memory is shared, else nothing."""
-        yield
+    def before_write(self) -> None:
+        """The learner will write its weights: pauses generation where their memory is shared, else nothing.
+
+        Raises:
+            EngineError: the weights are still being read after `weight_sync.timeout` seconds, or a server fails.
+        """
+
+    def after_write(self) -> None:
+        """The learner has written its weights, or failed to."""
 
     @abstractmethod
     def publish(self, version: int, *, now: bool = False) -> PublishHandle:
         """Makes the engine hold this version, checked against the learner's log-probs when due.
+
+        It may return before the engine holds it: then what is raised comes out of the handle's `wait`, and the weights
+        may not be written before that has returned.
 
         Between the versions that `weight_sync.every` divides nothing is done, unless `now` says so: the engine stays
         at an older version, which the handle and its completions name.

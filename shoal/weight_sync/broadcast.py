@@ -8,8 +8,6 @@ from itertools import count
 from logging import getLogger
 from typing import Any
 
-import torch
-
 from shoal.config.nodes.parts import WeightSyncConfig
 from shoal.engines.vllm.control import VllmControl
 from shoal.errors import EngineError, TrainingError
@@ -17,7 +15,7 @@ from shoal.learners.base import Learner
 from shoal.weight_sync.check import SelfCheck
 from shoal.weight_sync.together import run_together
 from shoal.weight_sync.vllm import VllmEngine, VllmSync
-from shoal.wire.stream import WeightGroup, bucket_size, listen, send
+from shoal.wire.stream import Meeting, bucket_size, listen
 
 logger = getLogger(__name__)
 
@@ -28,51 +26,47 @@ class BroadcastSync(VllmSync):
     """Tensors leave one after another as the learner gathers them; workers put them where vLLM's loaders say.
 
     Full tensors go to every worker, which takes its own shard under tensor parallelism. Beside the weights a worker
-    holds the largest tensor once, the learner one bucket of small ones.
+    holds the largest tensor once, the learner one bucket of small ones. The learner sends from its own process: nothing
+    of the weights passes through this one.
     """
 
-    def __init__(
-        self, cfg: WeightSyncConfig, learner: Learner, engine: VllmEngine, check: SelfCheck, device: torch.device
-    ) -> None:
+    def __init__(self, cfg: WeightSyncConfig, learner: Learner, engine: VllmEngine, check: SelfCheck) -> None:
         super().__init__(cfg, learner, engine, check)
-        # NCCL carries what is on a GPU; everything else goes through memory.
-        self.device = device if device.type == "cuda" else torch.device("cpu")
         self.store = listen(cfg.host, cfg.timeout)
-        self.groups = count()
-        self.group: WeightGroup | None = None
+        self.meetings = count()
+        self.met: Meeting | None = None
 
     def swap(self, version: int) -> None:
-        group = self.group or self.connect(self.engine.controls)
+        met = self.met or self.connect(self.engine.controls)
         try:
-            self.stream(group, self.engine.controls, version)
+            self.stream(met, self.engine.controls, version)
         except EngineError as error:
             # What is left of the group cannot be used again: its members wait for different things.
-            self.group = None
+            self.met = None
             raise EngineError(f"weight_sync=broadcast: version {version} did not get through: {error}") from error
-        self.group = group
+        self.met = met
 
     def restore(self, control: VllmControl) -> None:
         # The group died with the server; the next publication makes another.
-        self.group = None
+        self.met = None
         version = self.learner.version
         if version != self.published:
             self.publish(version, now=True)
             return
-        with self.weights:
+        with self.readable():
             self.stream(self.connect([control]), [control], version)
 
-    def connect(self, controls: Sequence[VllmControl]) -> WeightGroup:
-        """A group of the learner, rank 0, and the workers of these vLLMs.
+    def connect(self, controls: Sequence[VllmControl]) -> Meeting:
+        """Brings the learner, rank 0, and the workers of these vLLMs together in a group.
 
         Raises:
             EngineError: one of them did not come in time.
         """
-        name = f"weights {next(self.groups)}"
+        name = f"weights {next(self.meetings)}"
         world = 1 + sum(control.tensor_parallel for control in controls)
         host, seconds = self.cfg.host, self.cfg.timeout
-        calls: dict[str, Callable[[], Any]] = {
-            LEARNER: partial(WeightGroup, self.store, name, 0, world, seconds, self.device, host)
-        }
+        meeting = Meeting(host, self.store.port, name, world, seconds)
+        calls: dict[str, Callable[[], Any]] = {LEARNER: partial(self.learner.join, meeting)}
         rank = 1
         for control in controls:
             calls[control.name] = partial(
@@ -80,15 +74,15 @@ class BroadcastSync(VllmSync):
             )
             rank += control.tensor_parallel
         try:
-            group: WeightGroup = run_together(calls, seconds)[LEARNER]
+            run_together(calls, seconds)
         except EngineError as error:
             raise EngineError(
                 f"weight_sync=broadcast: no group of {world} on {host}:{self.store.port}: {error}; workers on other "
                 "machines need weight_sync.host=ADDRESS of this one, weight_sync.timeout sets how long is waited"
             ) from error
-        return group
+        return meeting
 
-    def stream(self, group: WeightGroup, controls: Sequence[VllmControl], version: int) -> None:
+    def stream(self, met: Meeting, controls: Sequence[VllmControl], version: int) -> None:
         """All weights to these vLLMs.
 
         Raises:
@@ -100,7 +94,7 @@ class BroadcastSync(VllmSync):
         calls: dict[str, Callable[[], Any]] = {
             control.name: partial(control.call_workers, "shoal_receive", version, rows, bucket) for control in controls
         }
-        calls[LEARNER] = partial(send, group, self.learner.named_weights(), bucket, self.device)
+        calls[LEARNER] = partial(self.learner.send_weights, met)
         found = run_together(calls, self.cfg.timeout)
         for name, workers in found.items():
             for row in workers if name != LEARNER else ():
@@ -111,4 +105,5 @@ class BroadcastSync(VllmSync):
                     )
 
     def close(self) -> None:
-        self.group = None
+        self.met = None
+        self.learner.leave()

@@ -34,7 +34,7 @@ def build_vllm_sync(
     place = folder / "weight_sync" if folder else Path(mkdtemp(prefix="shoal_weight_sync_"))
     found: VllmSync
     if sync.kind == "broadcast":
-        found = BroadcastSync(sync, learner, engine, check, learner.runtime.device)
+        found = BroadcastSync(sync, learner, engine, check)
     elif sync.kind == "restart":
         found = RestartSync(sync, learner, engine, check, place, fresh=adapter_base(cfg.model.name) is None)
     elif sync.kind == "lora":

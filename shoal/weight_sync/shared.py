@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from logging import getLogger
 from pathlib import Path
 
@@ -53,14 +52,13 @@ class SharedSync(VllmSync):
         learner.move_weights(views(learner.weight_specs(), bridge))
         logger.info("weight sync: %d parameters shared through %s", len(bridge.parameters), folder)
 
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        with self.weights:
+    def before_write(self) -> None:
+        with self.readable():
             if not self.paused:
                 super().warm_up(self.learner.version + 1)
                 self.control.pause(self.cfg.in_flight)
                 self.paused = True
-            yield
+            super().before_write()
 
     def warm_up(self, version: int) -> None:
         if not self.paused:  # else it was done before the first write

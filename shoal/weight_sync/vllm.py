@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from logging import getLogger
-from threading import RLock
+from threading import Condition, RLock
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -45,7 +45,8 @@ class VllmSync(WeightSync):
         self.check = check
         self.published: int | None = None
         # A server that died may ask for weights while the learner writes them.
-        self.weights = RLock()
+        self.weights = Condition(RLock())
+        self.being_written = False
 
     def warm_up(self, version: int) -> None:
         """Fills prefix caches by the old weights, where the check of this version will look whether they were reset."""
@@ -58,9 +59,28 @@ class VllmSync(WeightSync):
     def swap(self, version: int) -> None:
         """Puts the learner's weights into every vLLM. Generation is paused; on return each worker has `version`."""
 
-    @contextmanager
-    def writing(self) -> Iterator[None]:
+    def before_write(self) -> None:
+        with self.readable():
+            self.being_written = True
+
+    def after_write(self) -> None:
         with self.weights:
+            self.being_written = False
+            self.weights.notify_all()
+
+    @contextmanager
+    def readable(self) -> Iterator[None]:
+        """Holds the weights as they are: nobody writes them, and nobody else reads them, within the block.
+
+        Raises:
+            EngineError: they were being written for `weight_sync.timeout` seconds.
+        """
+        with self.weights:
+            if not self.weights.wait_for(lambda: not self.being_written, self.cfg.timeout):
+                raise EngineError(
+                    f"the learner has been writing its weights for {self.cfg.timeout:g} s (weight_sync.timeout), and a "
+                    "vLLM waits for them"
+                )
             yield
 
     def due(self, version: int) -> bool:
@@ -92,7 +112,7 @@ class VllmSync(WeightSync):
         Raises:
             EngineError: a server does not do what it is asked.
         """
-        with self.weights:
+        with self.readable():
             with timed(seconds, "prepare"):
                 self.warm_up(version)
                 self.prepare(version)

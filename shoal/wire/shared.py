@@ -143,7 +143,7 @@ def share_on_cuda(
 
 
 def dtype_name(tensor: Tensor) -> str:
-    """Such as float32."""
+    """The dtype's name without `torch.`."""
     return str(tensor.dtype).removeprefix("torch.")
 
 

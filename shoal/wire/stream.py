@@ -116,6 +116,23 @@ class WeightGroup:
         self.group.broadcast(tensor, 0).wait(self.timeout)
 
 
+@dataclass(frozen=True)
+class Meeting:
+    """Where and as what the `world` members of a group find each other within `seconds`: plain values, which can be
+    sent to the process of a member. `host` and `port` are those of the store that `listen` opened."""
+
+    host: str
+    port: int
+    name: str
+    world: int
+    seconds: float
+
+    def join(self, rank: int, device: torch.device) -> WeightGroup:
+        """The group, when all members have come. Raises RuntimeError as `WeightGroup` does."""
+        store = find(self.host, self.port, self.seconds)
+        return WeightGroup(store, self.name, rank, self.world, self.seconds, device, self.host)
+
+
 def listen(host: str, seconds: float) -> TCPStore:
     """The store at which a group's members find each other; bound to `host` alone, on a free port (`store.port`)."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as door:

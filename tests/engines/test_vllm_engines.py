@@ -13,7 +13,7 @@ from vllm_tiny import ENDS, POSITIONS, request_form, tiny_arguments
 
 from shoal.engines.base import EngineOutput, Request, SamplingParams
 from shoal.engines.stopping import StopStrings
-from shoal.engines.vllm.in_process import VllmEngine
+from shoal.engines.vllm.in_process import InProcessVllmEngine
 from shoal.types import Segment, StopReason
 
 pytest.importorskip("vllm", reason="needs vLLM")
@@ -34,7 +34,7 @@ def engine(request: pytest.FixtureRequest, vllm_folder: Path, model: Any, tokeni
     if request.param == "vllm_server":
         yield request.getfixturevalue("server")
         return
-    made = VllmEngine(tiny_arguments(vllm_folder / "model"), request_form(model, tokenizer), 240.0)
+    made = InProcessVllmEngine(tiny_arguments(vllm_folder / "model"), request_form(model, tokenizer), 240.0)
     made.refresh(0)
     yield made
     made.close()
@@ -254,7 +254,7 @@ def test_weights_come_back_from_sleep_as_they_were(vllm_folder: Path, vllm_model
     arguments = tiny_arguments(
         vllm_folder / "model", device="cuda", cache_gib=0.0, memory_share=0.3, eager=True, sleep=True
     )
-    engine = VllmEngine(arguments, request_form(vllm_model, tokenizer), 240.0)
+    engine = InProcessVllmEngine(arguments, request_form(vllm_model, tokenizer), 240.0)
     engine.refresh(0)
     requests = make_requests(6, 4, SamplingParams(24))
     before = engine.generate(requests)

@@ -15,7 +15,7 @@ from shoal.build import build_parts
 from shoal.config import load_config
 from shoal.engines.vllm import compat as vllm_compat
 from shoal.engines.vllm.arguments import VllmArguments, lora_room
-from shoal.engines.vllm.in_process import VllmEngine
+from shoal.engines.vllm.in_process import InProcessVllmEngine
 from shoal.engines.vllm.serve import ServeOptions, arguments_of
 from shoal.errors import EngineError
 
@@ -55,7 +55,7 @@ def test_releases_of_the_stated_range_are_accepted(monkeypatch: pytest.MonkeyPat
 
 
 def test_log_probs_that_never_come_end_by_the_deadline(monkeypatch: pytest.MonkeyPatch):
-    engine = VllmEngine.__new__(VllmEngine)
+    engine = InProcessVllmEngine.__new__(InProcessVllmEngine)
     engine.changed, engine.paused, engine.asleep, engine.timeout = Condition(), False, False, 0.05
     engine.asides, engine.adapter, engine.llm = {}, None, None
     given_up: list[str] = []

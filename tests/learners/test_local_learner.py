@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -111,15 +110,15 @@ def test_old_logprobs_of_the_sampler_give_the_ratio_to_the_sampler(make_learner:
     ],
     ids=["full", "lora", "bf16 weights", "mixed fp16"],
 )
-def test_a_resumed_learner_goes_on_bit_for_bit(make_learner: Make, kind: dict[str, Any]):
+def test_a_resumed_learner_goes_on_bit_for_bit(make_learner: Make, tmp_path: Path, kind: dict[str, Any]):
     keys = {**SEVERAL, **kind, "optimizer__scheduler": "cosine", "optimizer__warmup_steps": 3}
     first = make_learner(**keys)
     for seed in range(2):
         first.train(make_batch(seed=seed))
-    state = first.state_dict()
+    first.save(tmp_path)
     expected = first.train(make_batch(seed=2))
     second = make_learner(**keys)
-    second.load_state_dict(state)
+    second.load(tmp_path)
     found = second.train(make_batch(seed=2))
     timed = {"train/seconds", "train/tokens_per_second", "train/forwarded_tokens_per_second"}
     assert {name: found[name] for name in found.keys() - timed} == {
@@ -130,33 +129,61 @@ def test_a_resumed_learner_goes_on_bit_for_bit(make_learner: Make, kind: dict[st
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_cast_weights_are_cast_again_after_an_optimizer_step(make_learner: Make, precision: str):
+def test_cast_weights_are_cast_again_after_an_optimizer_step(make_learner: Make, tmp_path: Path, precision: str):
     # The fused optimizer does not raise the weights' version counters by itself, by which old casts are known.
     learner = make_learner(runtime__mixed_precision=precision, optimizer__lr=0.05)
     segments = [Segment([3, 4, 5], [6, 7, 8], [0.0] * 3, [True] * 3)]
     before = learner.logprobs(segments)
     learner.train(make_batch())
     other = make_learner(runtime__mixed_precision=precision)
-    other.load_state_dict(learner.state_dict())
+    learner.save(tmp_path)
+    other.load(tmp_path)
     assert learner.logprobs(segments) == other.logprobs(segments) != before
 
 
-def test_a_state_is_a_copy_and_survives_torch_save(make_learner: Make, tmp_path: Path):
+def test_a_learner_goes_back_to_what_it_saved(make_learner: Make, tmp_path: Path):
     learner = make_learner()
     learner.train(make_batch())
-    state = learner.state_dict()
+    learner.save(tmp_path)
     before = weights(learner)
     learner.train(make_batch(seed=1))
     assert not torch.equal(weights(learner), before)
-    torch.save(state, tmp_path / "state.pt")
-    learner.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    assert torch.equal(weights(learner), before)
+    learner.load(tmp_path)
+    assert torch.equal(weights(learner), before) and learner.version == 1
 
 
-def test_a_state_of_another_model_is_refused(make_learner: Make):
-    state = make_learner(model__train="lora").state_dict()
+def test_what_another_model_saved_is_refused(make_learner: Make, tmp_path: Path):
+    make_learner(model__train="lora").save(tmp_path)
     with pytest.raises(ConfigError, match="not those of this model"):
-        make_learner().load_state_dict(state)
+        make_learner().load(tmp_path)
+
+
+def test_the_watcher_is_told_before_and_after_each_write_and_after_one_that_fails(
+    make_learner: Make, monkeypatch: pytest.MonkeyPatch
+):
+    learner = make_learner(**SEVERAL)
+    start = weights(learner)
+    told: list[tuple[str, bool]] = []
+
+    class Told:
+        def before_write(self) -> None:
+            told.append(("before", torch.equal(weights(learner), start)))
+
+        def after_write(self) -> None:
+            told.append(("after", torch.equal(weights(learner), start)))
+
+    steps = int(learner.train(make_batch(), Told())["train/optimizer_steps"])
+    assert steps > 1 and [name for name, _ in told] == ["before", "after"] * steps
+    assert told[:2] == [("before", True), ("after", False)]
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr(learner.optimizer, "_write_back", fails)
+    told.clear()
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        learner.train(make_batch(), Told())
+    assert [name for name, _ in told] == ["before", "after"]
 
 
 @pytest.mark.parametrize(
@@ -203,7 +230,7 @@ def test_sixteen_bit_weights_collect_updates_that_are_smaller_than_their_roundin
 
 
 def test_a_batch_that_overflows_under_loss_scaling_is_done_again_at_a_lower_scale_and_said(
-    make_learner: Make, caplog: pytest.LogCaptureFixture
+    make_learner: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     keys = {"runtime__mixed_precision": "fp16", "optimizer__scheduler": "linear", "optimizer__warmup_steps": 0}
     plain, learner = make_learner(**keys), make_learner(**keys)
@@ -220,7 +247,8 @@ def test_a_batch_that_overflows_under_loss_scaling_is_done_again_at_a_lower_scal
     torch.testing.assert_close(weights(learner), weights(plain), atol=3e-2, rtol=0)
     assert not torch.equal(weights(learner), weights(make_learner(**keys)))
     other = make_learner(**keys)
-    other.load_state_dict(learner.state_dict())
+    learner.save(tmp_path)
+    other.load(tmp_path)
     assert other.optimizer.scaler.get_scale() == learner.optimizer.scaler.get_scale()
     assert other.optimizer.skipped == skipped
 
@@ -296,22 +324,6 @@ def test_a_gradient_that_is_not_finite_stops_the_run_although_the_loss_is(make_l
     assert torch.equal(weights(learner), before)
 
 
-def test_writing_is_entered_around_each_optimizer_step_only(make_learner: Make):
-    learner = make_learner(**SEVERAL)
-    inside = []
-
-    @contextmanager
-    def writing() -> Iterator[None]:
-        before = weights(learner)
-        yield
-        inside.append(not torch.equal(weights(learner), before))
-
-    start = weights(learner)
-    learner.train(make_batch(), writing)
-    assert inside == [True] * 6
-    assert not torch.equal(weights(learner), start)
-
-
 def test_an_empty_batch_takes_no_step_but_counts_a_version(make_learner: Make):
     learner = make_learner()
     before = weights(learner)
@@ -358,14 +370,15 @@ def test_the_schedule_counts_optimizer_steps(
     np.testing.assert_allclose(rates, 1e-2 * np.array(shape), atol=1e-12)
 
 
-def test_a_run_that_becomes_longer_goes_on_under_the_longer_schedule(make_learner: Make):
+def test_a_run_that_becomes_longer_goes_on_under_the_longer_schedule(make_learner: Make, tmp_path: Path):
     keys = {"optimizer__scheduler": "cosine", "optimizer__warmup_steps": 0}
     first = make_learner(**keys, steps=4)
     for _ in range(4):
         first.train(make_batch(groups=1))
     assert first.optimizer.lr == pytest.approx(0, abs=1e-12)
     longer = make_learner(**keys, steps=8)
-    longer.load_state_dict(first.state_dict())
+    first.save(tmp_path)
+    longer.load(tmp_path)
     # Half of the way down the cosine from 1e-2.
     assert longer.optimizer.lr == pytest.approx(5e-3)
     assert longer.train(make_batch(groups=1))["train/lr"] == pytest.approx(5e-3)
@@ -416,7 +429,7 @@ def test_the_eight_bit_optimizer_is_refused_without_cuda(make_learner: Make):
 def test_the_saved_model_loads_with_from_pretrained(make_learner: Make, model_folder: Any, tmp_path: Path, train: str):
     learner = make_learner(model__train=train)
     learner.train(make_batch())
-    learner.save_pretrained(tmp_path)
+    learner.export(tmp_path)
     if train == "lora":
         assert (tmp_path / "adapter_model.safetensors").exists()
         loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_folder("qwen3")), tmp_path)
@@ -428,14 +441,14 @@ def test_the_saved_model_loads_with_from_pretrained(make_learner: Make, model_fo
     assert AutoTokenizer.from_pretrained(tmp_path).eos_token_id == 1
 
 
-def test_adapter_dropout_is_off_where_logprobs_are_compared_and_on_in_training(make_learner: Make):
+def test_adapter_dropout_is_off_where_logprobs_are_compared_and_on_in_training(make_learner: Make, tmp_path: Path):
     learner = make_learner(model__train="lora", model__lora__dropout=0.5, optimizer__lr=0.1)
     learner.train(make_batch())  # B = 0 at the start, so dropout before it would not show
     segments = [Segment([3, 4, 5], [6, 7, 8], [0.0] * 3, [True] * 3)]
     assert learner.logprobs(segments) == learner.logprobs(segments)
-    state = learner.state_dict()
+    learner.save(tmp_path)
     first = gradient(learner, make_batch())
-    learner.load_state_dict(state)
+    learner.load(tmp_path)
     assert relative(gradient(learner, make_batch()), first) > 0.01
 
 

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_groups import completion, group
 
-from shoal.monitor.metrics import describe, group_metrics, is_right
+from shoal.monitor.metrics import TRAINED, describe, group_metrics, is_right, step_metrics
 from shoal.types import FORMAT_PART, Group, Prompt, Segment, StopReason
 
 
@@ -114,7 +114,9 @@ def test_tokens_that_are_not_trained_count_in_the_length():
 def test_every_stop_reason_has_a_share_and_they_add_up_to_one():
     metrics = group_metrics(example())
     shares = {name: value for name, value in metrics.items() if name.startswith("stop/")}
-    assert shares == pytest.approx({"stop/stop": 5 / 7, "stop/length": 1 / 7, "stop/abort": 0, "stop/error": 1 / 7})
+    assert shares == pytest.approx(
+        {"stop/stop": 5 / 7, "stop/length": 1 / 7, "stop/turns": 0, "stop/abort": 0, "stop/error": 1 / 7}
+    )
 
 
 def test_advantages_are_over_the_completions_that_have_one():
@@ -223,3 +225,19 @@ def test_advantages_of_a_solved_step_are_not_called_nothing():
 
 def test_a_step_with_one_mixed_group_needs_no_sentence():
     assert describe(group_metrics([right_group(), group("m", [completion(1.0), completion(0.0)])])) is None
+
+
+def test_sampling_is_measured_over_all_groups_and_training_under_names_of_its_own():
+    a, b, c = example()
+    metrics = step_metrics([a], [b, c], version=4)
+    everything = group_metrics([a, b, c], version=4)
+    assert {name: metrics[name] for name in everything} == everything
+    # Of group a alone: rewards 1, 0 and a missing one; 2 + 4 + 9 tokens, one completion of three cut off.
+    assert metrics["trained/reward/mean"] == 0.5 and metrics["trained/length/mean"] == 5
+    assert metrics["trained/stop/length"] == pytest.approx(1 / 3)
+    assert metrics["trained/count/groups"] == 1 and metrics["trained/count/sampled_tokens"] == 15
+    assert set(metrics) - set(everything) == {f"trained/{name}" for name in TRAINED}
+
+
+def test_a_source_that_never_chooses_has_no_metrics_of_the_trained_groups():
+    assert step_metrics(example(), None, version=4) == group_metrics(example(), version=4)

@@ -11,24 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from shoal.errors import ConfigError
 from shoal.rewards.base import Submission
-from shoal.rewards.sandbox.core import Sandbox
 from shoal.rewards.verifiers.code import code
 from shoal.tasks.layouts.code import read_code
+
+pytestmark = pytest.mark.usefixtures("bubblewrap")
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 HUMAN_EVAL, VERDICTS = DATA / "HumanEval.jsonl.gz", DATA / "verdicts.jsonl"
 WIDE = {"seconds": 60.0, "cpu_seconds": 60.0, "total_seconds": 120.0}
 ROUND_TRIPS = {"decode_cyclic": "encode_cyclic", "decode_shift": "encode_shift", "find_zero": "poly"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _sandbox():
-    try:
-        Sandbox("bubblewrap")
-    except ConfigError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")

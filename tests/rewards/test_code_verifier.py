@@ -12,7 +12,6 @@ from shoal.config.nodes.data import RewardConfig
 from shoal.errors import ConfigError, DataError
 from shoal.rewards.answers.code_tests import read_tests
 from shoal.rewards.base import REGISTRY, Submission
-from shoal.rewards.sandbox.core import Sandbox
 from shoal.rewards.sandbox.outcome import SandboxError, Status, TestResult
 from shoal.rewards.scorer import Scorer
 from shoal.rewards.verdict import judge
@@ -22,14 +21,6 @@ from shoal.types import Completion, Group, Prompt, Segment, StopReason
 ADD = "```python\ndef add(a, b):\n    return a + b\n```"
 TESTS = ["assert add(1, 2) == 3", "assert add(1, 1) == 2", "assert add(0, 0) == 1", "assert add('a', 'b') == 'ab'"]
 WIDE = {"seconds": 20.0, "cpu_seconds": 20.0, "total_seconds": 60.0}
-
-
-@pytest.fixture
-def sandbox():
-    try:
-        return Sandbox("bubblewrap")
-    except ConfigError as error:
-        pytest.skip(str(error))
 
 
 @pytest.mark.parametrize(
@@ -62,12 +53,12 @@ def test_the_program_is_the_last_python_block_else_the_last_block_else_the_answe
     assert find_program(text) == program
 
 
-def test_the_score_is_the_share_of_tests_that_pass(sandbox):
+def test_the_score_is_the_share_of_tests_that_pass(bubblewrap):
     assert code(Submission(ADD, TESTS), **WIDE) == 0.75  # the third of four is wrong
     assert code(Submission(ADD, TESTS[:2]), **WIDE) == 1.0
 
 
-def test_a_pass_rate_below_the_threshold_is_worth_nothing(sandbox):
+def test_a_pass_rate_below_the_threshold_is_worth_nothing(bubblewrap):
     assert code(Submission(ADD, TESTS), **WIDE, threshold=0.75) == 0.75
     assert code(Submission(ADD, TESTS), **WIDE, threshold=0.8) == 0.0
 
@@ -76,7 +67,7 @@ def test_a_completion_without_a_program_is_wrong_and_starts_nothing():
     assert code(Submission("no program", TESTS), tier="bubblewrap", python="/no/such/python") == 0.0
 
 
-def test_a_program_that_times_out_is_wrong_not_missing(sandbox):
+def test_a_program_that_times_out_is_wrong_not_missing(bubblewrap):
     verdict = judge(
         lambda s: code(s, seconds=1.0, total_seconds=2.0), Submission("```python\nwhile True: pass\n```", TESTS)
     )
@@ -84,7 +75,7 @@ def test_a_program_that_times_out_is_wrong_not_missing(sandbox):
 
 
 def test_a_sandbox_that_fails_is_missing_not_wrong():
-    verdict = judge(lambda s: code(s, python="/no/such/python"), Submission(ADD, TESTS))
+    verdict = judge(lambda s: code(s, tier="process", python="/no/such/python"), Submission(ADD, TESTS))
     assert verdict.score is None
     assert "/no/such/python" in verdict.reason
 
@@ -130,7 +121,7 @@ def test_a_slow_pass_is_worth_less_where_that_is_asked_for():
         ("open('x', 'wb').write(bytes(3 * 2**20))", {"files_mib": 2}),
     ],
 )
-def test_every_limit_of_the_configuration_has_an_effect(sandbox, program, options):
+def test_every_limit_of_the_configuration_has_an_effect(bubblewrap, program, options):
     truth = [{"input": "", "output": "x" * 3000 if "output_kib" in options else ""}]
     completion = f"```python\n{program}\n```"
     assert code(Submission(completion, truth), **{**WIDE, **options}) == 0.0
@@ -138,7 +129,7 @@ def test_every_limit_of_the_configuration_has_an_effect(sandbox, program, option
         assert code(Submission(completion, truth), **WIDE) == 1.0
 
 
-def test_the_total_time_is_that_of_all_tests(sandbox):
+def test_the_total_time_is_that_of_all_tests(bubblewrap):
     truth = [{"input": "", "output": ""}] * 4
     completion = "```python\nimport time\ntime.sleep(1)\n```"
     assert code(Submission(completion, truth), **{**WIDE, "total_seconds": 2.5}) in (0.25, 0.5)
@@ -154,7 +145,7 @@ def group_of(texts: list[str], truth: list[str]) -> Group:
     return Group(id="p", completions=completions, prompt=Prompt(id="p", token_ids=[1], ground_truth=truth))
 
 
-def test_training_scores_programs_with_the_options_of_the_configuration(sandbox):
+def test_training_scores_programs_with_the_options_of_the_configuration(bubblewrap):
     reward = RewardConfig(timeout=60.0, workers=2, code=CodeConfig(**WIDE, threshold=0.6))
     group = group_of([ADD, ADD.replace("+", "-"), "none", "```python\nwhile True: pass\n```"], TESTS)
     reward.code.seconds = 3.0
@@ -164,9 +155,9 @@ def test_training_scores_programs_with_the_options_of_the_configuration(sandbox)
     assert report.missing == 0
 
 
-def test_a_run_does_not_begin_without_its_sandbox(monkeypatch):
+def test_a_run_does_not_begin_without_its_sandbox():
     with pytest.raises(ConfigError, match="does not run"):
-        Scorer(RewardConfig(code=CodeConfig(python="/no/such/python")), {"code": 1.0})
+        Scorer(RewardConfig(code=CodeConfig(tier="process", python="/no/such/python")), {"code": 1.0})
     with pytest.raises(ConfigError, match="shoal serve code"):
         Scorer(RewardConfig(code=CodeConfig(url="http://127.0.0.1:9")), {"code": 1.0})
 

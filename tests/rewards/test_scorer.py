@@ -60,7 +60,7 @@ def test_a_missing_part_makes_the_reward_missing_and_leaves_the_other_part_known
     assert metrics["rewards/fragile_verifiers:misbehaving/mean"] == 1.0  # over the two that are known
     assert metrics["rewards/gsm8k/missing"] == 0
     # The run stops, and the line says why; a hang alone is within the share that is allowed.
-    with pytest.raises(TrainingError, match=r"4 of 6 rewards are missing.*no verdict within 2 s \(1 times\)"):
+    with pytest.raises(TrainingError, match=r"4 of 6 rewards are missing.*no verdict within 2 s \(once\)"):
         report.check()
 
 
@@ -193,7 +193,7 @@ def test_a_function_of_ones_own_that_raises_makes_the_reward_missing() -> None:
     mine = group("x")
     report = Scorer(RewardConfig(), {}, {"odd": lambda submission: 1 / 0}).score([mine])
     assert mine.rewards == [None]
-    assert report.explanation() == "odd: ZeroDivisionError: division by zero (1 times)"
+    assert report.explanation() == "odd: ZeroDivisionError: division by zero (once)"
 
 
 def test_two_verifiers_cannot_share_a_name() -> None:

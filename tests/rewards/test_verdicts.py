@@ -16,7 +16,7 @@ from shoal.rewards.verifiers.gsm8k import gsm8k
 from shoal.rewards.verifiers.ifeval import ifeval, ifeval_loose, ifeval_torchrl
 from shoal.rewards.verifiers.math import quick_math
 from shoal.rewards.verifiers.regex import regex
-from shoal.tasks.dataset import Side, _check_ground_truth
+from shoal.tasks.dataset import DataSplit, _check_ground_truth
 from shoal.types import Completion, Group, Prompt, Segment, StopReason
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -88,7 +88,7 @@ def test_gsm8k_and_math_agree_with_the_labels_of_four_models_solutions() -> None
 def test_a_ground_truth_of_a_wrong_form_is_refused_when_the_data_loads(name: str, truth: Any, why: str) -> None:
     prompt = Prompt("file/train/7", [], ground_truth=truth, verifiers=[name])
     with pytest.raises(DataError, match=f"file/train/7: the ground truth of {name}: .*{why}"):
-        _check_ground_truth(Side(None, False, [], []), prompt, ())  # type: ignore[arg-type]
+        _check_ground_truth(DataSplit(None, False, [], []), prompt, ())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["ifeval", "json_schema", "regex"])

@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 
 from shoal.rollout_api.server.access import Tokens
 from shoal.rollout_api.server.app import build_app
-from shoal.rollout_api.server.exchange import Policy
+from shoal.rollout_api.server.server_state import ServerOptions
 from shoal.rollout_api.server.store import Store
 
 REQUEST_SECONDS = 120
@@ -40,9 +40,11 @@ def start(tmp_path) -> Iterator[Callable[..., TestClient]]:
     """Starts a server in this process on the test's store; starting again first ends the one before."""
     stack = ExitStack()
 
-    def begin(policy: Policy | None = None, tokens: Tokens | None = None, store: Path = tmp_path / "groups.sqlite"):
+    def begin(
+        options: ServerOptions | None = None, tokens: Tokens | None = None, store: Path = tmp_path / "groups.sqlite"
+    ):
         stack.close()
-        app = build_app(Store(store), policy or Policy(), tokens or Tokens())
+        app = build_app(Store(store), options or ServerOptions(), tokens or Tokens())
         return stack.enter_context(TestClient(app))
 
     with stack:

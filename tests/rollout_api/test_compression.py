@@ -1,4 +1,4 @@
-"""Gzip replies joined from pieces, and bodies inflated up to a limit."""
+"""Gzip replies joined from segments, and bodies inflated up to a limit."""
 
 from __future__ import annotations
 
@@ -9,24 +9,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.rollout_api.server.compression import CorruptError, Piece, TooLargeError, gzip_of, inflate
+from shoal.rollout_api.server.compression import CorruptError, DeflatedSegment, TooLargeError, gzip_of, inflate
 
 
 @given(st.lists(st.tuples(st.binary(max_size=200), st.booleans()), max_size=10))
 def test_joined_pieces_are_one_gzip_member(parts):
-    pieces = [Piece.of(plain) if deflate else Piece.wrapped(plain) for plain, deflate in parts]
-    joined = b"".join(gzip_of(pieces))
+    segments = [DeflatedSegment.of(plain) if deflate else DeflatedSegment.wrapped(plain) for plain, deflate in parts]
+    joined = b"".join(gzip_of(segments))
     stream = zlib.decompressobj(31)
     assert stream.decompress(joined) == b"".join(plain for plain, _ in parts)
     assert stream.eof
     assert not stream.unused_data
-    assert [piece.plain() for piece in pieces] == [plain for plain, _ in parts]
+    assert [segment.plain() for segment in segments] == [plain for plain, _ in parts]
 
 
 def test_a_piece_longer_than_a_stored_block_is_whole():
     plain = bytes(range(256)) * 1000
-    assert Piece.wrapped(plain).plain() == plain
-    assert gzip.decompress(b"".join(gzip_of([Piece.wrapped(plain), Piece.of(plain)]))) == plain + plain
+    assert DeflatedSegment.wrapped(plain).plain() == plain
+    assert (
+        gzip.decompress(b"".join(gzip_of([DeflatedSegment.wrapped(plain), DeflatedSegment.of(plain)]))) == plain + plain
+    )
 
 
 def test_a_body_is_inflated_up_to_the_limit_and_no_further():

@@ -1,4 +1,4 @@
-"""The first look at a group may be unsure, but never wrong."""
+"""The fast path for a group may be unsure, but never wrong."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.rollout_api.protocol import GROUP_KEY
-from shoal.rollout_api.server.compression import Piece
-from shoal.rollout_api.server.intake import ONE, RefusedError, from_look, read_groups, whole_way
-from shoal.rollout_api.server.number_lists import KEPT, look_at
+from shoal.rollout_api.server.compression import DeflatedSegment
+from shoal.rollout_api.server.intake import ONE, InvalidBodyError, from_fast_parse, full_check, read_groups
+from shoal.rollout_api.server.number_lists import KEPT, fast_parse
 
 ROWS = [[1, 2, 3]] * 4
 LOGPROBS = [[1.0, -0.1, -1e-07]] * 4
 
 
-def looked(text: str | bytes):
+def fast(text: str | bytes):
     body = text if isinstance(text, bytes) else text.encode()
-    look = look_at(body)
-    return look and from_look(look, body)
+    parsed = fast_parse(body)
+    return parsed and from_fast_parse(parsed, body)
 
 
 def content_of(found) -> Any:
     content = found.content
-    return json.loads(content.plain() if isinstance(content, Piece) else content)
+    return json.loads(content.plain() if isinstance(content, DeflatedSegment) else content)
 
 
 USUAL = {
@@ -42,16 +42,16 @@ USUAL = {
 
 
 @pytest.mark.parametrize("name", USUAL)
-def test_a_usual_group_is_settled_by_a_look(name):
+def test_a_usual_group_takes_the_fast_path(name):
     text = json.dumps(group(**USUAL[name]))
-    found = looked(text)
-    whole = whole_way(ONE.decode(text), drop_extra=False)
+    found = fast(text)
+    whole = full_check(ONE.decode(text), drop_extra=False)
     assert found is not None and found._replace(content=b"") == whole._replace(content=b"")
     assert content_of(found) == content_of(whole)
 
 
 def test_a_key_at_the_front_is_taken_off():
-    found = looked(json.dumps({GROUP_KEY: "a[b]", **group()}))
+    found = fast(json.dumps({GROUP_KEY: "a[b]", **group()}))
     assert found.key == "a[b]" and GROUP_KEY not in content_of(found)
 
 
@@ -80,19 +80,19 @@ UNSURE = {
 
 @pytest.mark.parametrize("name", UNSURE)
 def test_what_is_unusual_goes_the_whole_way(name):
-    assert looked(UNSURE[name]) is None
+    assert fast(UNSURE[name]) is None
 
 
 def test_a_longer_body_does_not_stay_in_the_parser():
     tokens = [list(range(10_000))] * 8
     text = json.dumps(group(tokens=tokens, masks=tokens, scores=[0.0] * 8))
-    assert len(text) > KEPT and looked(text).tokens == 80_000
+    assert len(text) > KEPT and fast(text).tokens == 80_000
 
 
 def test_a_body_that_failed_leaves_the_parser_free():
     for text in ('{"tokens": [[1, "a"]]}', "[1", '{"tokens": 1}', json.dumps(group(tokens=[["a"]]))):
-        assert looked(text) is None
-    assert looked(json.dumps(group())) is not None
+        assert fast(text) is None
+    assert fast(json.dumps(group())) is not None
 
 
 NUMBERS = st.one_of(
@@ -141,14 +141,14 @@ def groups(draw) -> dict[str, Any]:
 @given(
     made=groups(), ascii_only=st.booleans(), escaped=st.booleans(), spaces=st.sampled_from([(",", ":"), (", ", ": ")])
 )
-def test_what_a_look_settles_the_whole_way_would_settle_alike(made, ascii_only, escaped, spaces):
+def test_the_fast_path_and_the_full_check_give_the_same_group(made, ascii_only, escaped, spaces):
     text = json.dumps(made, ensure_ascii=ascii_only, separators=spaces)
     if escaped:
         text = text.replace('["', '["\\u005b')
-    found = looked(text)
+    found = fast(text)
     try:
-        whole = whole_way(ONE.decode(text), drop_extra=False)
-    except (RefusedError, ValueError):
+        whole = full_check(ONE.decode(text), drop_extra=False)
+    except (InvalidBodyError, ValueError):
         assert found is None
         return
     if found is not None:

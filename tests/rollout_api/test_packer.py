@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.rollout_api.server.packer import Backlog, Shortage, Waiting, minimums_of, pack
+from shoal.rollout_api.server.packer import Backlog, Shortage, WaitingGroup, minimums_of, pack
 
 
 def backlog_of(*sizes: int, env_id: int | None = None) -> Backlog:
     backlog = Backlog()
     for id_, size in enumerate(sizes, 1):
-        backlog.add(Waiting(id_, size, env_id, 0))
+        backlog.add(WaitingGroup(id_, size, env_id, 0))
     return backlog
 
 
@@ -74,7 +74,7 @@ def test_a_large_batch_of_small_groups_is_full_although_one_group_is_huge():
 def test_minimums_are_filled_first():
     backlog = backlog_of(2, 2, 2, 2, env_id=0)
     for id_ in (5, 6):
-        backlog.add(Waiting(id_, 2, 1, 0))
+        backlog.add(WaitingGroup(id_, 2, 1, 0))
     assert packed(backlog, 8, minimums={1: 4}) == [1, 2, 5, 6]
 
 
@@ -90,7 +90,7 @@ def test_a_batch_waits_for_a_minimum_only_while_it_is_patient():
 def test_the_oldest_group_is_in_the_batch_although_minimums_want_all_of_it():
     backlog = backlog_of(4)  # of no environment
     for id_ in range(2, 6):
-        backlog.add(Waiting(id_, 4, 0, 0))
+        backlog.add(WaitingGroup(id_, 4, 0, 0))
     assert packed(backlog, 8, minimums={0: 8}) == [1, 2]
 
 
@@ -116,7 +116,7 @@ steps = st.lists(
 @given(steps)
 def test_nothing_is_lost_doubled_or_starved(steps):
     backlog, batch_size, shares = Backlog(), 8, {}
-    posted: dict[int, Waiting] = {}
+    posted: dict[int, WaitingGroup] = {}
     delivered: Counter[int] = Counter()
     # Position in the queue at arrival: the group must be out after that many batches and one.
     due: dict[int, int] = {}
@@ -143,7 +143,7 @@ def test_nothing_is_lost_doubled_or_starved(steps):
 
     for step in steps:
         if step[0] == "post":
-            group = Waiting(len(posted) + 1, step[1], step[2], 0)
+            group = WaitingGroup(len(posted) + 1, step[1], step[2], 0)
             posted[group.id] = group
             due[group.id] = batches + backlog.groups + 1
             backlog.add(group)
@@ -188,7 +188,7 @@ def test_a_batch_is_exact_wherever_the_oldest_group_allows(sizes, batch_size):
 def test_put_back_undoes_take(groups, data):
     backlog = Backlog()
     for id_, (size, env_id) in enumerate(groups, 1):
-        backlog.add(Waiting(id_, size, env_id, 0))
+        backlog.add(WaitingGroup(id_, size, env_id, 0))
     before = list(backlog.oldest_first())
     taken = [group for group in before if data.draw(st.booleans())]
     backlog.take(taken)
@@ -201,7 +201,7 @@ def test_put_back_undoes_take(groups, data):
 def test_the_oldest_groups_are_taken_as_long_as_they_are_unwanted():
     backlog = Backlog()
     for id_, (version, env_id) in enumerate([(0, 0), (0, 1), (3, 0), (0, 0)], 1):
-        backlog.add(Waiting(id_, 2, env_id, version))
+        backlog.add(WaitingGroup(id_, 2, env_id, version))
     assert [group.id for group in backlog.take_oldest(lambda group: group.version < 2)] == [1, 2]
     assert [group.id for group in backlog.oldest_first()] == [3, 4]
     assert backlog.sequences == backlog.sequences_of(0) == 4

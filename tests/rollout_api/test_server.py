@@ -12,7 +12,7 @@ import pytest
 from api_server import environment, group, registration
 
 from shoal.rollout_api.protocol import GROUP_FIELDS, BatchReply
-from shoal.rollout_api.server.exchange import Policy
+from shoal.rollout_api.server.server_state import ServerOptions
 
 
 def firsts(reply: dict) -> list[int] | None:
@@ -32,7 +32,7 @@ def post(client, *numbers: int, **values) -> None:
 
 
 def test_the_reason_for_no_batch_says_who_is_silent_or_that_nobody_is_there(start):
-    client = start(Policy(environment_timeout=0.0))
+    client = start(ServerOptions(environment_timeout=0.0))
     client.post("/register", json=registration(8))
 
     def reason() -> str:
@@ -200,7 +200,7 @@ def test_versions_are_the_groups_own_or_the_trainers_at_arrival(start):
 
 
 def test_groups_staler_than_the_bound_are_dropped_and_counted(start):
-    client = start(Policy(max_staleness=2))
+    client = start(ServerOptions(max_staleness=2))
     begin(client)
     for number, version in enumerate([0, 5, 3, 4, 2], 1):
         post(client, number, generation_params={"weights_version": version})
@@ -220,21 +220,21 @@ def test_a_stock_trainers_version_is_what_it_acknowledged(start):
 
 
 def test_a_minimum_is_waited_for_and_a_silent_environment_is_not(start):
-    client = start(Policy(minimum_wait=1000.0))
+    client = start(ServerOptions(minimum_wait=1000.0))
     begin(client)
     client.post("/register-env", json=environment("much", min_batch_allocation=0.5))
     client.post("/register-env", json=environment("little"))
     post(client, 1, 2, env_id=1)
     assert "environment 0 has 0 of the 4" in client.get("/batch").json()["reason"]
-    client = start(Policy(minimum_wait=0.0))
+    client = start(ServerOptions(minimum_wait=0.0))
     assert firsts(client.get("/batch").json()) == [1, 2]
     post(client, 3, 4, env_id=1)
-    client = start(Policy(minimum_wait=1000.0, environment_timeout=0.0))
+    client = start(ServerOptions(minimum_wait=1000.0, environment_timeout=0.0))
     assert firsts(client.get("/batch?ack=explicit").json()) == [3, 4]
 
 
 def test_a_disconnected_environments_minimum_is_not_waited_for(start):
-    client = start(Policy(minimum_wait=1000.0))
+    client = start(ServerOptions(minimum_wait=1000.0))
     begin(client)
     client.post("/register-env", json=environment(min_batch_allocation=0.5))
     post(client, 1, 2)
@@ -282,7 +282,7 @@ def test_weights_of_zero_are_no_error(start, weights):
 
 
 def test_a_nearly_full_server_holds_environments_back_and_a_full_one_says_when_to_come_again(start):
-    client = start(Policy(max_groups=5))
+    client = start(ServerOptions(max_groups=5))
     begin(client, 64, num_steps=100)
     client.post("/register-env", json=environment())
     post(client, 1, 2, 3, env_id=0)
@@ -301,7 +301,7 @@ def test_a_nearly_full_server_holds_environments_back_and_a_full_one_says_when_t
 
 
 def test_stored_bytes_are_bounded(start):
-    client = start(Policy(max_bytes=1000))
+    client = start(ServerOptions(max_bytes=1000))
     for _ in range(3):
         answer = client.post("/scored_data", json=group(30))
     assert answer.status_code == 503
@@ -313,7 +313,7 @@ def test_extra_fields_are_refused_or_dropped(start):
     refused = client.post("/scored_data", json=group(advantage=[]))
     assert refused.status_code == 422
     assert refused.json()["detail"][0]["msg"] == "unknown field; did you mean advantages?"
-    client = start(Policy(drop_extra=True))
+    client = start(ServerOptions(drop_extra=True))
     begin(client, 4)
     post(client, 1, anything=[1])
     assert tuple(client.get("/batch").json()["batch"][0]) == GROUP_FIELDS

@@ -13,21 +13,21 @@ from api_server import environment, group, registration
 from msgspec import convert, to_builtins
 
 from shoal.rollout_api.protocol import EnvironmentRegistration, Registration
-from shoal.rollout_api.server.exchange import Delivery, Exchange, Policy
 from shoal.rollout_api.server.intake import NewGroup, read_groups
+from shoal.rollout_api.server.server_state import Delivery, ServerOptions, ServerState
 from shoal.rollout_api.server.store import Store
 from shoal.rollout_api.server.writer import StoreError
 
-REQUESTS: dict[str, Callable[[Exchange, int], Awaitable[Any]]] = {
-    "an acknowledgement": lambda exchange, lease: exchange.acknowledge(lease, 7),
-    "a reset": lambda exchange, lease: exchange.reset(),
-    "a registration": lambda exchange, lease: exchange.register(convert(registration(8), Registration)),
-    "an environment's": lambda exchange, lease: exchange.register_environment(
+REQUESTS: dict[str, Callable[[ServerState, int], Awaitable[Any]]] = {
+    "an acknowledgement": lambda state, lease: state.acknowledge(lease, 7),
+    "a reset": lambda state, lease: state.reset(),
+    "a registration": lambda state, lease: state.register(convert(registration(8), Registration)),
+    "an environment's": lambda state, lease: state.register_environment(
         convert(environment(), EnvironmentRegistration)
     ),
-    "a goodbye": lambda exchange, lease: exchange.disconnect(0),
-    "a batch": lambda exchange, lease: exchange.next_batch(explicit=False, version=9, shrink=False),
-    "a post": lambda exchange, lease: exchange.post(new_group()),
+    "a goodbye": lambda state, lease: state.disconnect(0),
+    "a batch": lambda state, lease: state.next_batch(explicit=False, version=9, shrink=False),
+    "a post": lambda state, lease: state.post(new_group()),
 }
 
 
@@ -35,41 +35,41 @@ def new_group(**values: Any) -> list[NewGroup]:
     return read_groups(json.dumps(group(**values)).encode(), many=False, drop_extra=False)
 
 
-async def filled(store: Store) -> tuple[Exchange, int]:
+async def filled(store: Store) -> tuple[ServerState, int]:
     """A trainer, an environment, a leased batch and a group that waits."""
-    exchange = Exchange(store, Policy())
-    await exchange.register(convert(registration(4), Registration))
-    await exchange.next_batch(explicit=True, version=3, shrink=False)
-    await exchange.register_environment(convert(environment(), EnvironmentRegistration))
+    state = ServerState(store, ServerOptions())
+    await state.register(convert(registration(4), Registration))
+    await state.next_batch(explicit=True, version=3, shrink=False)
+    await state.register_environment(convert(environment(), EnvironmentRegistration))
     for _ in range(2):
-        await exchange.post(new_group())
-    delivery = await exchange.next_batch(explicit=True, version=None, shrink=False)
+        await state.post(new_group())
+    delivery = await state.next_batch(explicit=True, version=None, shrink=False)
     assert isinstance(delivery, Delivery)
-    exchange.delivered(delivery, whole=True)
+    state.delivered(delivery, whole=True)
     await store.write(lambda connection: None)  # what was written without waiting is there
-    return exchange, delivery.lease.id
+    return state, delivery.lease.id
 
 
-def known(exchange: Exchange) -> Any:
-    gauges = {name: value for name, value in exchange.gauges().items() if name != "commits"}
-    leases = [(lease.row(), lease.groups) for lease in exchange.leases.values()]
-    return gauges, to_builtins(exchange.state), to_builtins(exchange.environments), leases
+def known(state: ServerState) -> Any:
+    gauges = {name: value for name, value in state.gauges().items() if name != "commits"}
+    leases = [(lease.row(), lease.groups) for lease in state.leases.values()]
+    return gauges, to_builtins(state.progress), to_builtins(state.environments), leases
 
 
 @pytest.mark.parametrize("name", REQUESTS)
 def test_a_request_whose_write_fails_changes_nothing(name: str, tmp_path: Path):
     async def run() -> None:
         store = Store(tmp_path / "groups.sqlite")
-        exchange, lease = await filled(store)
-        before = known(exchange)
+        state, lease = await filled(store)
+        before = known(state)
         store.connection.execute("PRAGMA query_only = ON")  # a full disk
         with pytest.raises(StoreError):
-            await REQUESTS[name](exchange, lease)
-        assert known(exchange) == before
+            await REQUESTS[name](state, lease)
+        assert known(state) == before
         store.connection.execute("PRAGMA query_only = OFF")
-        assert known(Exchange(store, Policy())) == before
-        await REQUESTS[name](exchange, lease)
-        assert known(exchange) != before
+        assert known(ServerState(store, ServerOptions())) == before
+        await REQUESTS[name](state, lease)
+        assert known(state) != before
         store.close()
 
     asyncio.run(run())
@@ -78,12 +78,12 @@ def test_a_request_whose_write_fails_changes_nothing(name: str, tmp_path: Path):
 def test_what_is_posted_around_a_reset_is_known_where_it_is_stored(tmp_path: Path):
     async def run() -> None:
         store = Store(tmp_path / "groups.sqlite")
-        exchange, _ = await filled(store)
+        state, _ = await filled(store)
         await asyncio.gather(
-            exchange.post(new_group(first=8)), exchange.reset(), *(exchange.post(new_group(first=9)) for _ in range(3))
+            state.post(new_group(first=8)), state.reset(), *(state.post(new_group(first=9)) for _ in range(3))
         )
-        assert exchange.backlog.groups == len(store.load().groups) == 3
-        assert exchange.arriving == 0
+        assert state.backlog.groups == len(store.load().groups) == 3
+        assert state.arriving == 0
         store.close()
 
     asyncio.run(run())

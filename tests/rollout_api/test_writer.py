@@ -38,7 +38,7 @@ def test_what_waits_shares_a_transaction_and_each_caller_gets_its_own_ids(tmp_pa
         assert await asyncio.gather(*several) == [[1], [2, 3], [None, 4, None], 4, [None], [5]]
         assert store.commits == 1
         assert await store.insert(rows("b", *[None] * AT_ONCE)) == [None, *range(6, 6 + AT_ONCE)]
-        assert [len(piece.plain()) > 0 for piece in await store.contents([1, 5, 6], shrink=True)] == [True] * 3
+        assert [len(segment.plain()) > 0 for segment in await store.contents([1, 5, 6], shrink=True)] == [True] * 3
         store.close()
 
     asyncio.run(scene())

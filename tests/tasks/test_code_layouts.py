@@ -11,9 +11,8 @@ import pytest
 
 from shoal.config import ShoalConfig
 from shoal.config.mix import data_sources
-from shoal.errors import ConfigError, DataError
+from shoal.errors import DataError
 from shoal.rewards.base import Submission
-from shoal.rewards.sandbox.core import Sandbox
 from shoal.rewards.verifiers.code import code
 from shoal.tasks.dataset import LAYOUTS, _read
 from shoal.tasks.layouts.code import read_code
@@ -121,14 +120,7 @@ ROWS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _sandbox():
-    try:
-        Sandbox("bubblewrap")
-    except ConfigError as error:
-        pytest.skip(str(error))
-
-
+@pytest.mark.usefixtures("bubblewrap")
 @pytest.mark.parametrize("name", ROWS)
 def test_a_right_program_passes_the_tests_of_a_row_and_a_wrong_one_does_not(name):
     row, right, wrong = ROWS[name]
@@ -141,6 +133,7 @@ def test_the_starter_code_is_shown():
     assert "def twoSum(self" in read_code(ROWS["LiveCodeBench's calls"][0]).messages[0]["content"]
 
 
+@pytest.mark.usefixtures("bubblewrap")
 @pytest.mark.parametrize(
     ("dataset", "truth", "program"),
     [

@@ -37,21 +37,27 @@ def test_a_disk_that_fills_up_in_a_run_is_one_line_that_says_how_to_go_on(
     assert train(configure("run.steps=4", resume=tmp_path), tmp_path)["steps"] == 4
 
 
-@pytest.mark.parametrize("change", ["a step less", "another shape", "no learner", "a list"])
+@pytest.mark.parametrize("change", ["a step less", "another shape", "no weights", "no learner", "a list"])
 def test_a_checkpoint_of_something_else_is_one_line(configure: Configure, tmp_path: Path, change: str):
     train(configure("run.steps=2"), tmp_path)
     step, state = CheckpointStore(tmp_path, keep_last=3).load()
-    weights = state["learner"]["weights"]
+    folder = tmp_path / "checkpoints" / f"step_{step}"
+    learner = torch.load(folder / "learner.pt", weights_only=True)
+    weights = learner["weights"]
     if change == "a step less":
         del state["monitor"]["step"]
     elif change == "another shape":
         weights |= {name: torch.zeros(3, 3) for name in list(weights)[:1]}
+    elif change == "no weights":
+        del learner["weights"]
     elif change == "no learner":
-        state = {"weights": weights}
+        (folder / "learner.pt").unlink()
     else:
         state = [1, 2]
-    torch.save(state, tmp_path / "checkpoints" / f"step_{step}" / "state.pt")
-    with pytest.raises(TrainingError, match=r"state\.pt is no checkpoint of this run .*remove its folder") as caught:
+    torch.save(state, folder / "state.pt")
+    if change != "no learner":
+        torch.save(learner, folder / "learner.pt")
+    with pytest.raises(TrainingError, match=r"\.pt is no checkpoint of this run .*remove its folder") as caught:
         train(configure("run.steps=4", resume=tmp_path), tmp_path)
     assert "\n" not in str(caught.value)
 

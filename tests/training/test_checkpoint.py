@@ -1,3 +1,4 @@
+import errno
 import pickle
 import random
 import resource
@@ -33,6 +34,20 @@ def test_a_half_written_checkpoint_is_absent_and_swept_away(tmp_path: Path) -> N
     assert store.steps() == [1]
     assert store.load()[0] == 1
     assert not half.exists()
+
+
+def test_a_part_that_fails_to_write_its_files_leaves_no_half_and_every_earlier_one(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep_last=1)
+    store.save(1, {"step": 1}, lambda folder: (folder / "learner.pt").write_bytes(b"whole"))
+
+    def half(folder: Path) -> None:
+        (folder / "learner.pt").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(TrainingError, match="checkpoint of step 2 cannot be written"):
+        store.save(2, {"step": 2}, half)
+    assert store.steps() == [1] and (store.at(1) / "learner.pt").read_bytes() == b"whole"
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_1"]
 
 
 def test_no_checkpoint_is_none(tmp_path: Path) -> None:

@@ -225,15 +225,16 @@ def test_samples_and_recorded_groups_are_those_of_the_whole_run(
         assert [file.read_bytes() for file in files[0]] == [file.read_bytes() for file in files[1]]
 
 
+@pytest.mark.parametrize("name", ["learner.pt", "state.pt"])
 def test_a_checkpoint_that_is_being_written_when_the_run_dies_is_absent(
-    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ):
     overrides = ("run.steps=5",)
     train(configure(*overrides), tmp_path / "whole")
     save = torch.save
 
     def half(state: dict[str, Any], file: Any) -> None:
-        if state["step"] == 4:
+        if Path(file.name).parent.name == ".writing_step_4" and Path(file.name).name == name:
             file.write(b"half of it")
             raise Killed
         save(state, file)
@@ -242,11 +243,28 @@ def test_a_checkpoint_that_is_being_written_when_the_run_dies_is_absent(
         patch.setattr(torch, "save", half)
         with pytest.raises(Killed):
             train(configure(*overrides), tmp_path / "killed")
-    assert (tmp_path / "killed" / "checkpoints" / ".writing_step_4" / "state.pt").read_bytes() == b"half of it"
+    assert (tmp_path / "killed" / "checkpoints" / ".writing_step_4" / name).read_bytes() == b"half of it"
     assert CheckpointStore(tmp_path / "killed", 3).steps() == [2]
     resumed(configure, tmp_path / "killed", *overrides)
     assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
     assert not list((tmp_path / "killed" / "checkpoints").glob(".writing*"))
+
+
+def test_a_checkpoint_from_before_the_learner_had_a_file_of_its_own_is_gone_on_from(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    overrides = ("run.steps=4",)
+    train(configure(*overrides), tmp_path / "whole")
+    kill_before(monkeypatch, "train", 3)
+    with pytest.raises(Killed):
+        train(configure(*overrides), tmp_path / "killed")
+    folder = tmp_path / "killed" / "checkpoints" / "step_2"
+    state, learner = (torch.load(folder / name, weights_only=True) for name in ("state.pt", "learner.pt"))
+    torch.save({**state, "learner": learner}, folder / "state.pt")
+    (folder / "learner.pt").unlink()
+    resumed(configure, tmp_path / "killed", *overrides)
+    assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
+    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
 
 
 def test_the_best_model_is_that_of_the_best_evaluation_also_over_a_resume(configure: Configure, tmp_path: Path):

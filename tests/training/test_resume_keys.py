@@ -15,6 +15,7 @@ from shoal.config.keys import Key, all_keys, set_value, value_of
 from shoal.config.resume import FIXED, refuse_changes
 from shoal.errors import ConfigError, ShoalError
 from shoal.learners.local import LocalLearner
+from shoal.learners.saved import read_learner
 from shoal.run_folder import open_run, save_config
 from shoal.training.state import Run
 
@@ -53,6 +54,13 @@ def plain(state: Any) -> Any:
     return [plain(value) for value in state] if isinstance(state, list | tuple) else state
 
 
+def state_of(run: Run, folder: Path) -> dict[str, Any]:
+    """All that a checkpoint holds: the run's own state, and what the learner writes."""
+    folder.mkdir(exist_ok=True)
+    run.parts.learner.save(folder)
+    return {**run.state_dict(), "learner": read_learner(folder)}
+
+
 def test_another_value_of_a_key_that_cannot_change_is_refused_with_the_reason(configure: Configure, tmp_path: Path):
     now = configure("run.steps=2")
     save_config(now, [], tmp_path)
@@ -82,12 +90,13 @@ def test_every_other_key_takes_effect_because_the_checkpoint_holds_none_of_its_v
         with monkeypatch.context() as patch:
             if not name.startswith(("first", "model.", "runtime.", "data.")):  # loaded once, and never trained
                 patch.setattr(build, "open_policy", lambda cfg, runtime: first.parts.policy)
-                patch.setattr(build, "build_task", lambda *_, **__: first.parts.task)
+                patch.setattr(build, "environment_task", lambda *_, **__: first.parts.task)
             return build_run(cfg, tmp_path / name, lambda: False, {})
 
     first = opened("first")
     first.close("finished")
-    saved = first.state_dict()
+    checkpoint, other = tmp_path / "checkpoint", tmp_path / "other"
+    saved = state_of(first, checkpoint)
     without_a_place = plain(saved)
     for key in all_keys().values():
         if key.node or key.name == "resume" or key.name in FIXED or len(key.choices) == 1:
@@ -99,14 +108,16 @@ def test_every_other_key_takes_effect_because_the_checkpoint_holds_none_of_its_v
         except ShoalError:
             continue  # it was read, and its value does not exist
         run.close("finished")
-        own = plain(run.state_dict())
+        own = plain(state_of(run, other))
         if own == without_a_place:
             continue
         try:
-            run.load_state_dict(saved)
+            run.load_state_dict(saved, checkpoint)
         except ShoalError:
             continue  # refused, as other data is
-        assert plain(run.state_dict()) == own, f"{key.name}: a resumed run takes the checkpoint's in place of its own"
+        assert plain(state_of(run, other)) == own, (
+            f"{key.name}: a resumed run takes the checkpoint's in place of its own"
+        )
 
 
 def test_a_run_that_goes_on_takes_new_rates_of_the_optimizer(configure: Configure, tmp_path: Path):

@@ -105,7 +105,29 @@ def test_a_step_without_any_signal_is_no_end_of_the_run(configure: Configure, tm
     cfg.reward.verifiers = {}
     summary = train(cfg, tmp_path, rewards={"own": easy_rewards.always_zero})
     assert (summary["steps"], summary["status"]) == (2, "finished")
-    assert [row["groups/used"] for row in trained_rows(tmp_path)] == [0, 0]
+    rows = trained_rows(tmp_path)
+    assert [row["groups/used"] for row in rows] == [row["trained/count/groups"] for row in rows] == [0, 0]
+    assert [row["groups/all_wrong"] for row in rows] == [1, 1]
+
+
+def test_refilling_does_not_hide_what_the_policy_has_learnt(configure: Configure, open_source: Open):
+    """Of three groups of four completions, the second is solved whole and passed over."""
+    cfg = configure("algorithm.zero_variance=refill", "reward.verifiers={own:1}", "data.shuffle=false")
+    calls = iter(range(10_000))
+    source = open_source(cfg, own=lambda submission: float(next(calls) not in (1, 2, 3, 9)))
+    row = source.monitor.record(1, source.next_groups(1), source.metrics(), passed_over=source.passed_over)
+    assert (row["groups/sampled"], row["groups/used"]) == (3, 2)
+    assert row["reward/mean"] == pytest.approx(8 / 12) and row["trained/reward/mean"] == pytest.approx(4 / 8)
+    assert row["groups/all_right"] == pytest.approx(1 / 3) and row["trained/groups/all_right"] == 0
+    assert (row["count/completions"], row["trained/count/completions"]) == (12, 8)
+    assert row["tokens_per_second/rollout"] == pytest.approx(row["count/sampled_tokens"] / row["seconds/rollout"])
+    assert row["count/sampled_tokens"] > row["trained/count/sampled_tokens"]
+
+
+def test_rows_of_a_run_that_replaces_nothing_have_no_metrics_of_trained_groups(configure: Configure, tmp_path: Path):
+    train(configure("run.steps=1"), tmp_path)
+    (row,) = trained_rows(tmp_path)
+    assert "reward/mean" in row and not [name for name in row if name.startswith("trained/")]
 
 
 def test_too_many_missing_rewards_stop_the_step(configure: Configure, open_source: Open):
@@ -171,7 +193,7 @@ def test_a_replay_asks_no_verifier_and_no_sampler(
     def refuse(*arguments: Any, **more: Any) -> None:
         raise AssertionError("nothing is to be sampled")
 
-    monkeypatch.setattr("shoal.training.sources.roll_out", refuse)
+    monkeypatch.setattr("shoal.rollout.rollouts.Rollouts.sample", refuse)
     replay(configure, record, tmp_path, "evaluation.at_start=false", "evaluation.every=0", "evaluation.at_end=false")
 
 

@@ -12,6 +12,9 @@ from view.run_folders import group, row, write_lines, write_samples
 
 from shoal.errors import DataError
 from shoal.view.access import Visitors
+from shoal.view.find import Query
+from shoal.view.groups import read_group
+from shoal.view.runs import Runs
 
 HOSTILE = {
     "script": "<script>alert(1)</script>",
@@ -149,3 +152,28 @@ def test_a_value_that_is_none_is_refused_in_words(run_dir, client):
 def test_a_path_that_does_not_exist_is_refused_before_anything_is_served(tmp_path, client):
     with pytest.raises(DataError, match="no such file"):
         client(Path(tmp_path / "nowhere"))
+
+
+def test_a_file_that_is_cut_or_turned_into_a_link_after_it_was_indexed_breaks_nothing(tmp_path, client):
+    folder = tmp_path / "run"
+    path = write_samples(folder, 1, group("mine", [1.0, 0.0]))
+    page = client(folder)
+    assert page.get("/api/find", params={"run": "run", "text": "it is"}).json()["total"] == 2
+    secret = write_lines(tmp_path / "secret.jsonl", group("secret", [1.0, 0.0], text="it is secret"))
+    path.unlink()
+    path.symlink_to(secret)
+    for answer in ("find", "group"):
+        reply = page.get(f"/api/{answer}", params={"run": "run", "step": 1, "group": 0, "text": "it is"})
+        assert "secret" not in reply.text
+
+
+def test_indexed_places_are_read_as_far_as_a_cut_file_still_has_them(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    path = write_samples(folder, 1, group("mine", [1.0, 0.0]))
+    run = Runs([folder]).all()[0]
+    run.index.update(60)
+    path.write_text("")  # as the index does not know yet
+    found = run.finder.page(Query(), 0, 10)
+    assert [one["text"] for one in found["rows"]] == ["", ""]
+    assert run.finder.page(Query(text="it"), 0, 10)["total"] == 0
+    assert all(one["unreadable"] for one in read_group(run.index, "samples", 1, 0)["completions"])

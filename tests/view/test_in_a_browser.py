@@ -356,15 +356,23 @@ def test_new_steps_and_groups_of_a_running_run_come_into_the_map(browser, root):
     until(page, "13 steps", ".head")
 
 
-def test_pictures_for_the_docs_can_be_taken(browser, tmp_path):
-    folder = Path(os.environ.get("SHOAL_PICTURES", tmp_path))
-    run = os.environ.get("SHOAL_PICTURES_RUN", "finished")
+def test_pictures_for_the_docs_can_be_taken(browser, root, tmp_path, monkeypatch):
+    """SHOAL_PICTURES=docs SHOAL_PICTURES_OF=outputs/story takes those in docs/, of a run of the default task."""
+    folder = Path(os.environ.get("SHOAL_PICTURES", tmp_path)).resolve()
+    run = "finished"
+    if "SHOAL_PICTURES_OF" in os.environ:
+        run = "outputs/story"
+        shutil.copytree(os.environ["SHOAL_PICTURES_OF"], root / run)
+    monkeypatch.chdir(root)  # paths are shown from here
     for name, page_name, given in (
-        ("view-curves", "run", {"run": run}),
-        ("view-steps", "steps", {"run": run}),
-        ("view-group", "group", {"run": run, "step": 3, "group": 0, "base": 0}),
+        ("view-curves", "run", {}),
+        ("view-steps", "steps", {}),
+        ("view-group", "group", {"step": 3, "group": 2, "base": 2}),
     ):
-        page = browser.open(browser.window(1280, 800), page_name, **given)
+        page = browser.window(1280, 800)
+        page.goto(browser.base)
+        until(page, "runs", "h1")
+        browser.open(page, page_name, run=run, **given)
         page.wait_for_load_state("networkidle")
         page.screenshot(path=folder / f"{name}.png")
         assert (folder / f"{name}.png").stat().st_size > 10_000

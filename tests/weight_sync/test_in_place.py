@@ -69,7 +69,7 @@ def train(parts: Parts) -> None:
     """One batch; the weights move far enough to be seen in every log-prob."""
     before = parts.learner.logprobs(parts.sync.check.probe)  # type: ignore[attr-defined]
     for _ in range(2):  # under LoRA the first step moves one factor off 0, the second both
-        parts.learner.train(a_batch(), parts.sync.writing)
+        parts.learner.train(a_batch(), parts.sync)
     after = parts.learner.logprobs(parts.sync.check.probe)  # type: ignore[attr-defined]
     assert np.abs(np.concatenate(before) - np.concatenate(after)).max() > 0.1
 
@@ -104,7 +104,7 @@ def test_an_engine_that_keeps_copies_of_old_weights_is_caught(
 def test_the_learner_computes_with_the_weights_that_it_has_just_written(make_parts: Make, way: str, tmp_path: Any):
     parts = make_parts(WAYS[way])
     train(parts)
-    parts.learner.save_pretrained(tmp_path)
+    parts.learner.export(tmp_path)
     cfg = ShoalConfig()
     cfg.model.name = str(tmp_path)
     again = Passes(load_policy(cfg.model, parts.runtime), cfg.learner, parts.runtime)
@@ -196,11 +196,11 @@ def test_weights_one_small_step_old_are_caught_in_every_precision(
     batch = a_batch()
     for version in range(2):
         parts.sync.publish(version).wait()
-        parts.learner.train(batch, parts.sync.writing)
+        parts.learner.train(batch, parts.sync)
     parts.sync.publish(2).wait()
     check = parts.sync.check
     monkeypatch.setattr(parts.engine.decoder, "refresh", lambda: None)  # type: ignore[attr-defined]
-    parts.learner.train(batch, parts.sync.writing)
+    parts.learner.train(batch, parts.sync)
     if precision is not plain:
         assert max(check.differences()) < check.tolerance, "rounding alone may do as much"
     with pytest.raises(TrainingError, match=r"at version 3 the engine's log-probs differ .* its weights are stale"):

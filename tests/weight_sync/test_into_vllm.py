@@ -74,9 +74,9 @@ def train(parts: Parts) -> None:
     """One batch; the weights move far enough to be seen in log-probs."""
     probe = parts.sync.check.probe  # type: ignore[attr-defined]
     before = parts.learner.logprobs(probe)
-    parts.learner.train(a_batch(parts.learner.version), parts.sync.writing)
+    parts.learner.train(a_batch(parts.learner.version), parts.sync)
     if parts.policy.lora and parts.learner.version == 1:
-        parts.learner.train(a_batch(1), parts.sync.writing)  # the first step moves one factor off 0, the second both
+        parts.learner.train(a_batch(1), parts.sync)  # the first step moves one factor off 0, the second both
     after = parts.learner.logprobs(probe)
     assert np.abs(np.concatenate(before) - np.concatenate(after)).max() > 0.02
 
@@ -171,7 +171,7 @@ def test_requests_in_flight_are_drained_kept_or_asked_again(make_parts: Make):
         outputs = completed(engine)
         found = [next(outputs)]
         # The weights must move so little that completions still may have both versions.
-        parts.learner.train(a_batch(old), sync.writing)
+        parts.learner.train(a_batch(old), sync)
         sync.publish(parts.learner.version).wait()
         new = engine.version
         found += outputs

@@ -28,7 +28,7 @@ logger = getLogger(__name__)
 TOKEN_VARIABLE = "SHOAL_ENGINE_TOKEN"
 START_SECONDS = 30.0
 GRACE_SECONDS = 3
-Waiting = dict["asyncio.Future[EngineOutput]", asyncio.AbstractEventLoop]
+PendingOutputs = dict["asyncio.Future[EngineOutput]", asyncio.AbstractEventLoop]
 LOOK_SECONDS = 1.0  # between two looks at whether whoever asked is still there
 
 
@@ -67,7 +67,7 @@ def make_app(engine: ServedEngine, tokenizer: Any, token: str | None) -> FastAPI
 
 
 def _asked(
-    engine: ServedEngine, body: GenerateRequest, prompt: list[int], request: Request, waiting: Waiting
+    engine: ServedEngine, body: GenerateRequest, prompt: list[int], request: Request, waiting: PendingOutputs
 ) -> list[Any]:
     """One awaitable output for each completion; they are in `waiting` until they have one."""
     name, loop, waits = secrets.token_hex(8), asyncio.get_running_loop(), []
@@ -121,7 +121,7 @@ class GenerateServer:
             host, {TOKEN_VARIABLE: token}, option="engine.serve_host", users="the environments run"
         )
         app = make_app(engine, tokenizer, token)
-        self.waiting: Waiting = app.state.waiting
+        self.waiting: PendingOutputs = app.state.waiting
         config = Config(
             app,
             host=host,

@@ -30,7 +30,7 @@ logger = getLogger(__name__)
 LOOK_SECONDS = 1.0  # between looks at the load
 
 
-class Flight:
+class RunningRequest:
     """A request that has not come out yet."""
 
     def __init__(self, form: dict[str, Any], version: int) -> None:
@@ -38,7 +38,7 @@ class Flight:
         self.versions = [(0, version)]
 
 
-class VllmEngine(Engine):
+class InProcessVllmEngine(Engine):
     """vLLM's own engine, stepped by `completed`. Several threads may use it; one at a time is inside vLLM.
 
     Args:
@@ -64,7 +64,7 @@ class VllmEngine(Engine):
             self.llm = vllm_compat.make_engine(arguments.line())
         logger.info("vLLM is ready after %.1f s", monotonic() - started)
         self.adapter: Any = None
-        self.flights: dict[str, Flight] = {}
+        self.flights: dict[str, RunningRequest] = {}
         self.ready: deque[EngineOutput] = deque()
         self.asides: dict[str, dict[str, Any]] = {}  # results of scoring and single tokens
         self.paused = False
@@ -106,7 +106,7 @@ class VllmEngine(Engine):
                 known.add(request.id)
             self.wake()
             for form in forms:
-                self.flights[form["id"]] = Flight(form, self.version)
+                self.flights[form["id"]] = RunningRequest(form, self.version)
                 if not self.paused:
                     vllm_compat.add_request(self.llm, form, self.adapter)
 
@@ -226,7 +226,7 @@ class InProcessControl(VllmControl):
 
     name = "vLLM in this process"
 
-    def __init__(self, engine: VllmEngine) -> None:
+    def __init__(self, engine: InProcessVllmEngine) -> None:
         self.engine = engine
         self.model = engine.arguments.model
         self.tensor_parallel = engine.arguments.tensor_parallel

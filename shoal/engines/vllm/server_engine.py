@@ -36,7 +36,7 @@ ABORT_SECONDS = 0.2  # between attempts: a request that is still on its way to t
 NOT_ASKED = -1
 
 
-class Flight:
+class SentRequest:
     """A request that has not come out yet, and the server that has it."""
 
     def __init__(self, form: dict[str, Any], group: str, version: int) -> None:
@@ -73,7 +73,7 @@ class VllmServerEngine(Engine):
         self.form = form
         self.timeout = cfg.request_timeout
         self.restarts_left = cfg.restarts
-        self.flights: dict[str, Flight] = {}
+        self.flights: dict[str, SentRequest] = {}
         self.ready: deque[EngineOutput] = deque()
         self.refused: EngineError | None = None
         self.broken: list[tuple[VllmServer, int, str]] = []
@@ -113,7 +113,7 @@ class VllmServerEngine(Engine):
                     raise ValueError(f"request {request.id}: this id is queued already; ids must differ")
                 known.add(request.id)
             new = [
-                Flight(form, request.group or request.id, self.version)
+                SentRequest(form, request.group or request.id, self.version)
                 for form, request in zip(forms, requests, strict=True)
             ]
             homes = {flight.group: flight.server for flight in self.flights.values()}
@@ -166,7 +166,7 @@ class VllmServerEngine(Engine):
 
         asyncio.run_coroutine_threadsafe(work, self.loop).add_done_callback(ended)
 
-    async def _stream(self, server: VllmServer, incarnation: int, flights: Sequence[Flight]) -> None:
+    async def _stream(self, server: VllmServer, incarnation: int, flights: Sequence[SentRequest]) -> None:
         """Takes in what a server gives for these requests; a stream that breaks is left to `_mend`."""
         try:
             if server.incarnation != incarnation:

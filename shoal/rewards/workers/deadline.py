@@ -138,7 +138,7 @@ class DeadlinePool:
         self.paths = sorted({*self.paths, *paths})
 
     def look(self, *, wait: bool = False) -> None:
-        """Takes replies, sends jobs and keeps the deadlines; `wait`s for one of the first or the last.
+        """Takes replies, sends jobs and keeps the deadlines; with `wait`, blocks until a reply or a deadline.
 
         Raises:
             TrainingError: a worker does not start.

@@ -57,7 +57,7 @@ class Bodies:
         """A small message.
 
         Raises:
-            BadRequestError, RefusedError: it cannot be read, or says something else.
+            BadRequestError, InvalidBodyError: it cannot be read, or says something else.
         """
         headers = request.headers
         return decode(_plain(await self._read(headers, request.receive, SMALL), _is_gzip(headers), SMALL), decoder)
@@ -68,7 +68,7 @@ class Bodies:
         """The groups in a post. `peer` is the address that it comes from.
 
         Raises:
-            BadRequestError, RefusedError: as above.
+            BadRequestError, InvalidBodyError: as above.
         """
         gzipped = _is_gzip(headers)
         if _announced(headers) <= INLINE:

@@ -1,8 +1,8 @@
-"""Gzip in both directions: bodies inflated up to a limit, and replies joined from pieces that were deflated before.
+"""Gzip in both directions: bodies inflated up to a limit, and replies joined from segments that were deflated before.
 
-A group is deflated once, when it arrives, with a full flush at its end. Such pieces stand on their own, so a gzip reply
+A group is deflated once, when it arrives, with a full flush at its end. Segments are independent, so a gzip reply
 is their concatenation in one member (several members would be standard, but httpx and aiohttp read only the first).
-The checksum of the whole comes from those of the pieces. What we deflate goes through ISA-L, four times as fast as
+The checksum of the whole comes from those of the segments. What we deflate goes through ISA-L, four times as fast as
 zlib; what strangers deflated is read by zlib.
 """
 
@@ -34,43 +34,43 @@ def inflate(body: bytes, limit: int) -> bytes:
     Raises:
         TooLargeError, CorruptError: as they say.
     """
-    pieces: list[bytes] = []
+    segments: list[bytes] = []
     left, rest = limit, body
     while rest:
         stream = zlib.decompressobj(16 + zlib.MAX_WBITS)
         try:
             # One byte more than may be, so that "exactly the limit" and "more" differ. 0 would mean no limit.
-            piece = stream.decompress(rest, left + 1)
+            segment = stream.decompress(rest, left + 1)
         except zlib.error as error:
             raise CorruptError(f"the body is no gzip: {error}") from error
-        if len(piece) > left:
+        if len(segment) > left:
             raise TooLargeError(f"the body inflates to more than {limit} bytes")
         if not stream.eof:
             raise CorruptError("the gzip body ends too early")
-        pieces.append(piece)
-        left -= len(piece)
+        segments.append(segment)
+        left -= len(segment)
         rest = stream.unused_data
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    return segments[0] if len(segments) == 1 else b"".join(segments)
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Some bytes, deflated so that they can stand anywhere in a stream. `length` and `crc` are of the plain bytes."""
+class DeflatedSegment:
+    """A deflate segment that can be placed anywhere in a stream. `length` and `crc` describe the uncompressed bytes."""
 
     deflated: bytes
     length: int
     crc: int
 
     @classmethod
-    def of(cls, plain: bytes) -> Piece:
-        """Deflated."""
+    def of(cls, plain: bytes) -> DeflatedSegment:
+        """Compresses `plain` into a standalone deflate segment."""
         stream = isal_zlib.compressobj(LEVEL, isal_zlib.DEFLATED, -zlib.MAX_WBITS)
         deflated = stream.compress(plain) + stream.flush(isal_zlib.Z_FULL_FLUSH)
         return cls(deflated, len(plain), isal_zlib.crc32(plain))
 
     @classmethod
-    def wrapped(cls, plain: bytes) -> Piece:
-        """As it is, in blocks that are only stored: a header of five bytes each, and no work."""
+    def wrapped(cls, plain: bytes) -> DeflatedSegment:
+        """Wraps `plain` in stored deflate blocks without compressing it: five bytes of header per block."""
         parts = []
         for start in range(0, len(plain), STORED_BLOCK):
             block = plain[start : start + STORED_BLOCK]
@@ -78,16 +78,16 @@ class Piece:
         return cls(b"".join(parts), len(plain), isal_zlib.crc32(plain))
 
     def plain(self) -> bytes:
-        """The bytes as they were."""
+        """The uncompressed bytes."""
         return isal_zlib.decompressobj(-zlib.MAX_WBITS).decompress(self.deflated)
 
 
-def gzip_of(pieces: Iterable[Piece]) -> list[bytes]:
-    """One gzip member with the pieces' bytes one after the other, in parts."""
+def gzip_of(segments: Iterable[DeflatedSegment]) -> list[bytes]:
+    """One gzip member with the segments' bytes one after the other, in parts."""
     parts, crc, length = [GZIP_HEADER], 0, 0
-    for piece in pieces:
-        parts.append(piece.deflated)
-        crc = isal_zlib.crc32_combine(crc, piece.crc, piece.length)
-        length += piece.length
+    for segment in segments:
+        parts.append(segment.deflated)
+        crc = isal_zlib.crc32_combine(crc, segment.crc, segment.length)
+        length += segment.length
     parts.append(LAST_BLOCK + crc.to_bytes(4, "little") + (length & 0xFFFFFFFF).to_bytes(4, "little"))
     return parts

@@ -1,8 +1,8 @@
 """From the body of a post to groups that can be stored: parsed, checked, and deflated with all 14 fields.
 
-Fields are kept as the environment wrote them; nothing is serialised again, so no number changes. Usual groups are
-settled by a look (`number_lists.py`), others by decoding every field. Everything here is a pure function of bytes,
-because long bodies are read in a worker process.
+Fields are kept as the environment wrote them; nothing is serialised again, so no number changes. Most groups are
+accepted by the fast path (`number_lists.py`), others by decoding every field. Everything here is a pure function
+of bytes, because long bodies are read in a worker process.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any, NamedTuple, get_type_hints
 from msgspec import DecodeError, Raw, ValidationError
 from msgspec.json import Decoder
 
-from shoal.rollout_api.group_fields import RefusedError, check_field, from_msgspec
+from shoal.rollout_api.group_fields import InvalidBodyError, check_field, from_msgspec
 from shoal.rollout_api.protocol import GROUP_FIELDS, GROUP_KEY, NOT_TRAINED, WEIGHTS_VERSION, ScoredGroup
-from shoal.rollout_api.server.compression import Piece
-from shoal.rollout_api.server.number_lists import REQUIRED, Look, look_at
+from shoal.rollout_api.server.compression import DeflatedSegment
+from shoal.rollout_api.server.number_lists import REQUIRED, FastParse, fast_parse
 
 PER_TOKEN = ("masks", "advantages", "ref_logprobs", "inference_logprobs", "distill_token_ids", "distill_logprobs")
 PER_SEQUENCE = ("scores", "messages", "overrides", *PER_TOKEN)
@@ -45,14 +45,14 @@ class NewGroup(NamedTuple):
     env_id: int | None
     key: str | None
     version: int | None
-    content: Piece | bytes
+    content: DeflatedSegment | bytes
 
 
 def read_groups(body: bytes, *, many: bool, drop_extra: bool) -> list[NewGroup]:
     """The groups in a body: one, or a list of them.
 
     Raises:
-        RefusedError: any of them is wrong; then none is taken.
+        InvalidBodyError: any of them is wrong; then none is taken.
     """
     try:
         if not many:
@@ -64,11 +64,11 @@ def read_groups(body: bytes, *, many: bool, drop_extra: bool) -> list[NewGroup]:
     for index, row in enumerate(rows):
         try:
             groups.append(_read_group(bytes(row), drop_extra))
-        except RefusedError as error:
-            raise RefusedError(error.message, [index, *error.where]) from error
+        except InvalidBodyError as error:
+            raise InvalidBodyError(error.message, [index, *error.where]) from error
         except (ValueError, RecursionError) as error:
             refused = _refused(error, bytes(row))
-            raise RefusedError(refused.message, [index, *refused.where]) from error
+            raise InvalidBodyError(refused.message, [index, *refused.where]) from error
     return groups
 
 
@@ -76,7 +76,7 @@ def decode(body: bytes, decoder: Decoder[Any]) -> Any:
     """A small message.
 
     Raises:
-        RefusedError: the body is something else.
+        InvalidBodyError: the body is something else.
     """
     try:
         return decoder.decode(body)
@@ -86,21 +86,21 @@ def decode(body: bytes, decoder: Decoder[Any]) -> Any:
 
 def _read_group(body: bytes, drop_extra: bool) -> NewGroup:
     plain = body.strip(b" \t\r\n")
-    look = look_at(plain)
-    return (look and from_look(look, plain)) or whole_way(ONE.decode(body), drop_extra)
+    parsed = fast_parse(plain)
+    return (parsed and from_fast_parse(parsed, plain)) or full_check(ONE.decode(body), drop_extra)
 
 
-def from_look(look: Look, body: bytes) -> NewGroup | None:
+def from_fast_parse(parsed: FastParse, body: bytes) -> NewGroup | None:
     """The group, stored as it was sent; None if anything about it is unusual."""
-    end = _end(look.names)
+    end = _end(parsed.names)
     key = KEY_FIRST.match(body)
-    if end is None or (GROUP_KEY in look.names and not key):
+    if end is None or (GROUP_KEY in parsed.names and not key):
         return None
     try:
-        values = {name: _checked(name, _decode_field(name, text), look.lengths) for name, text in look.rest.items()}
-    except RefusedError:
+        values = {name: _checked(name, _decode_field(name, text), parsed.lengths) for name, text in parsed.rest.items()}
+    except InvalidBodyError:
         return None
-    return _new_group(look.lengths, values, b"".join((b"{", body[key.end() if key else 1 : -1], end)))
+    return _new_group(parsed.lengths, values, b"".join((b"{", body[key.end() if key else 1 : -1], end)))
 
 
 @lru_cache(1000)
@@ -111,20 +111,20 @@ def _end(names: tuple[str, ...]) -> bytes | None:
     return b"".join(b',"%b":null' % name.encode() for name in GROUP_FIELDS if name not in names) + b"}"
 
 
-def whole_way(fields: dict[str, Raw], drop_extra: bool) -> NewGroup:
+def full_check(fields: dict[str, Raw], drop_extra: bool) -> NewGroup:
     """Every field decoded and checked.
 
     Raises:
-        RefusedError: the reason, and the place.
+        InvalidBodyError: the reason, and the place.
     """
     for name in REQUIRED:
         if name not in fields:
-            raise RefusedError("this field is missing", [name])
+            raise InvalidBodyError("this field is missing", [name])
     for name in fields:
         if name not in DECODERS and not drop_extra:
             near = get_close_matches(name, DECODERS, n=1)
             hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(GROUP_FIELDS)}"
-            raise RefusedError(f"unknown field; {hint}", [name])
+            raise InvalidBodyError(f"unknown field; {hint}", [name])
     lengths: list[int] = []
     values: dict[str, Any] = {}
     for name in (*GROUP_FIELDS, GROUP_KEY):
@@ -134,10 +134,10 @@ def whole_way(fields: dict[str, Raw], drop_extra: bool) -> NewGroup:
                 _check_labels(value)
             if name == "tokens":
                 lengths = _lengths_of(value)
-            # Long lists are looked at and let go, one field at a time.
+            # One field at a time, so that a long list is freed before the next one is decoded.
             values[name] = _checked(name, value, lengths)
     if values.get("distill_token_ids") != values.get("distill_logprobs"):
-        raise RefusedError("distill_token_ids has another shape", ["distill_logprobs"])
+        raise InvalidBodyError("distill_token_ids has another shape", ["distill_logprobs"])
     if bool in map(type, values["scores"]):
         fields["scores"] = Raw(f"[{','.join(str(float(score)) for score in values['scores'])}]".encode())
     parts: list[Any] = []
@@ -153,7 +153,7 @@ def _new_group(lengths: list[int], values: dict[str, Any], content: bytes) -> Ne
         env_id=values.get("env_id"),
         key=values.get(GROUP_KEY),
         version=_version_of(values.get("generation_params")),
-        content=content if len(content) < SHRINK_FROM else Piece.of(content),
+        content=content if len(content) < SHRINK_FROM else DeflatedSegment.of(content),
     )
 
 
@@ -162,15 +162,15 @@ def _decode_field(name: str, raw: Raw | bytes) -> Any:
         return DECODERS[name].decode(raw)
     except (ValueError, RecursionError) as error:
         refused = _refused(error, bytes(raw))
-        raise RefusedError(refused.message, [name, *refused.where]) from error
+        raise InvalidBodyError(refused.message, [name, *refused.where]) from error
 
 
 def _lengths_of(tokens: list[list[int]]) -> list[int]:
     if not tokens:
-        raise RefusedError("a group needs at least one sequence", ["tokens"])
+        raise InvalidBodyError("a group needs at least one sequence", ["tokens"])
     lengths = list(map(len, tokens))
     if 0 in lengths:
-        raise RefusedError("a sequence needs at least one token", ["tokens", lengths.index(0)])
+        raise InvalidBodyError("a sequence needs at least one token", ["tokens", lengths.index(0)])
     return lengths
 
 
@@ -180,12 +180,12 @@ def _checked(name: str, value: Any, lengths: list[int]) -> Any:
         return None
     # An empty list of messages is what some environments send for none.
     if name in PER_SEQUENCE and len(value) != len(lengths) and not (name == "messages" and not value):
-        raise RefusedError(f"{len(value)} entries, but tokens has {len(lengths)} sequences", [name])
+        raise InvalidBodyError(f"{len(value)} entries, but tokens has {len(lengths)} sequences", [name])
     if name in PER_TOKEN and list(map(len, value)) != lengths:
         for index, (row, length) in enumerate(zip(value, lengths, strict=True)):
             # Atropos's own tests send one advantage more than there are tokens; nobody reads what is too many.
             if len(row) < length or (len(row) > length and name != "advantages"):
-                raise RefusedError(f"{len(row)} entries, but the sequence has {length} tokens", [name, index])
+                raise InvalidBodyError(f"{len(row)} entries, but the sequence has {length} tokens", [name, index])
     if name == "messages":
         _check_messages(value)
     check_field(name, value, len(lengths))
@@ -199,7 +199,7 @@ def _check_labels(rows: list[list[int]]) -> None:
         for position, label in enumerate(row):
             if label < 0 and label != NOT_TRAINED:
                 message = f"{label} is no label: {NOT_TRAINED} (not trained) or a token's id"
-                raise RefusedError(message, ["masks", index, position])
+                raise InvalidBodyError(message, ["masks", index, position])
 
 
 def _check_messages(conversations: list[list[dict[str, Any]]]) -> None:
@@ -207,7 +207,7 @@ def _check_messages(conversations: list[list[dict[str, Any]]]) -> None:
         for position, message in enumerate(messages):
             missing = [name for name in ("role", "content") if name not in message]
             if missing:
-                raise RefusedError(f"a message needs {missing[0]}", ["messages", index, position])
+                raise InvalidBodyError(f"a message needs {missing[0]}", ["messages", index, position])
 
 
 def _version_of(params: dict[str, Any] | None) -> int | None:
@@ -215,18 +215,18 @@ def _version_of(params: dict[str, Any] | None) -> int | None:
     if version is None:
         return None
     if type(version) is not int or not 0 <= version < LARGEST_VERSION:
-        raise RefusedError("no weights version: a number from 0", ["generation_params", WEIGHTS_VERSION])
+        raise InvalidBodyError("no weights version: a number from 0", ["generation_params", WEIGHTS_VERSION])
     return version
 
 
-def _refused(error: ValueError | RecursionError, body: bytes) -> RefusedError:
+def _refused(error: ValueError | RecursionError, body: bytes) -> InvalidBodyError:
     """The parser's complaint, in a person's words."""
     if isinstance(error, RecursionError):
-        return RefusedError("nested too deeply")
+        return InvalidBodyError("nested too deeply")
     if isinstance(error, ValidationError):
         return from_msgspec(error)
     if isinstance(error, DecodeError):
         at = re.search(r"byte (\d+)", str(error))
         if at and NOT_FINITE.search(body, max(0, int(at[1]) - 2), int(at[1]) + 10):
-            return RefusedError(f"NaN and Infinity are no JSON: numbers must be finite (byte {at[1]})")
-    return RefusedError(f"no JSON: {error}")
+            return InvalidBodyError(f"NaN and Infinity are no JSON: numbers must be finite (byte {at[1]})")
+    return InvalidBodyError(f"no JSON: {error}")

@@ -1,7 +1,7 @@
-"""A first look at a posted group: its lists of numbers, read by simdjson without an object for each number.
+"""The fast path for a posted group: simdjson checks its lists of numbers without a Python object for each number.
 
-They are nearly all of a group. What a look is not sure of is left to the whole way in `intake.py`, which says what is
-wrong; a look never says no.
+These lists are nearly all of a group's bytes. The fast path only accepts groups that are certainly valid. All others go
+through the full check in `intake.py`, which reports errors; the fast path never refuses a group.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from shoal.rollout_api.protocol import IDS, LARGEST, NOT_TRAINED
 REQUIRED = ("tokens", "masks", "scores")
 KEPT = 256 * 1024
 """The parser that is kept grows with what it reads: longer bodies get one of their own."""
-# How a string may hide a bracket.
+# Escapes with which a string can hide a bracket.
 ESCAPED = (b"\\u005b", b"\\u005B")
 PARSER = Parser()
 
 
-class Look(NamedTuple):
-    """What a look found.
+class FastParse(NamedTuple):
+    """A group that the fast path accepted.
 
-    `lengths`: tokens of each sequence; `names`: all fields; `rest`: those not looked at and not null, as JSON.
+    `lengths`: tokens of each sequence; `names`: all fields; `rest`: those not checked yet and not null, as JSON.
     """
 
     lengths: list[int]
@@ -34,19 +34,19 @@ class Look(NamedTuple):
     rest: dict[str, bytes]
 
 
-def look_at(body: bytes) -> Look | None:
-    """The lists of numbers in a group, when they are right beyond doubt, and the rest is JSON; None if unsure.
+def fast_parse(body: bytes) -> FastParse | None:
+    """The group if its lists of numbers are certainly valid and the rest is JSON; None if unsure.
 
-    Right are rows as long as those of `tokens`, ids and labels within their bounds, finite numbers, a score a row.
+    Valid: rows as long as those of `tokens`, ids and labels within their bounds, finite numbers, one score per row.
     """
     try:
         group = (PARSER if len(body) <= KEPT else Parser()).parse(body)
-        return _look(group, body) if isinstance(group, Object) else None
+        return _fast_parse(group, body) if isinstance(group, Object) else None
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError):
         return None
 
 
-def _look(group: Mapping[str, Any], body: bytes) -> Look | None:
+def _fast_parse(group: Mapping[str, Any], body: bytes) -> FastParse | None:
     names = tuple(group.keys())
     lengths = _lengths_of(group["tokens"])
     if len(set(names)) < len(names) or not lengths or 0 in lengths or body[:1] != b"{" or body[-1:] != b"}":
@@ -67,7 +67,7 @@ def _look(group: Mapping[str, Any], body: bytes) -> Look | None:
             rest[name] = _json(value)
     # The flat view of an array does not tell [1, [2]] from [1, 2]; the number of lists does.
     lists += sum(text.count(b"[") for text in rest.values())
-    return Look(lengths, names, rest) if _count_lists(body) == lists and not _hides_lists(body) else None
+    return FastParse(lengths, names, rest) if _count_lists(body) == lists and not _hides_lists(body) else None
 
 
 def _lengths_of(rows: Any) -> list[int]:
@@ -99,7 +99,7 @@ NUMBERS: dict[str, Callable[[Any, int], bool]] = {
     "ref_logprobs": _are_finite,
     "inference_logprobs": _are_finite,
 }
-"""How a list of as many numbers as there are tokens is looked at."""
+"""How a list of as many numbers as there are tokens is checked."""
 
 
 def _json(value: Any) -> bytes:

@@ -20,7 +20,7 @@ SEARCH = 256
 """How many groups, and how many sequences at the end of a batch, the search for an exact fit looks at."""
 
 
-class Waiting(NamedTuple):
+class WaitingGroup(NamedTuple):
     """A group in the queue. Ids rise with age: the smallest is the oldest. `size` counts sequences."""
 
     id: int
@@ -33,7 +33,7 @@ class Waiting(NamedTuple):
 class Queue:
     """The groups of one environment, oldest first, and their sequences."""
 
-    groups: deque[Waiting] = field(default_factory=deque)
+    groups: deque[WaitingGroup] = field(default_factory=deque)
     sequences: int = 0
 
 
@@ -46,19 +46,19 @@ class Backlog:
         self.groups = 0
         self.sequences = 0
 
-    def add(self, group: Waiting) -> None:
-        """At the end."""
+    def add(self, group: WaitingGroup) -> None:
+        """Appends a group to its environment's queue."""
         queue = self.queues.setdefault(group.env_id, Queue())
         queue.groups.append(group)
         self._count(queue, group, 1)
 
-    def take(self, groups: list[Waiting]) -> None:
+    def take(self, groups: list[WaitingGroup]) -> None:
         """Removes groups that wait here."""
         wanted = {group.id for group in groups}
         for env_id in {group.env_id for group in groups}:
             queue = self.queues[env_id]
             left = sum(group.env_id == env_id for group in groups)
-            passed: list[Waiting] = []
+            passed: list[WaitingGroup] = []
             while left:
                 group = queue.groups.popleft()
                 if group.id in wanted:
@@ -70,9 +70,9 @@ class Backlog:
             if not queue.groups:
                 del self.queues[env_id]
 
-    def take_oldest(self, unwanted: Callable[[Waiting], bool]) -> list[Waiting]:
+    def take_oldest(self, unwanted: Callable[[WaitingGroup], bool]) -> list[WaitingGroup]:
         """Removes each environment's oldest groups as long as they are unwanted."""
-        taken: list[Waiting] = []
+        taken: list[WaitingGroup] = []
         for queue in self.queues.values():
             while queue.groups and unwanted(queue.groups[0]):
                 group = queue.groups.popleft()
@@ -81,14 +81,14 @@ class Backlog:
         self.queues = {env_id: queue for env_id, queue in self.queues.items() if queue.groups}
         return taken
 
-    def put_back(self, groups: list[Waiting]) -> None:
+    def put_back(self, groups: list[WaitingGroup]) -> None:
         """Undoes `take`."""
         for group in groups:
             queue = self.queues.setdefault(group.env_id, Queue())
             queue.groups = deque(sorted([*queue.groups, group]))
             self._count(queue, group, 1)
 
-    def oldest_first(self) -> Iterator[Waiting]:
+    def oldest_first(self) -> Iterator[WaitingGroup]:
         """All groups, without a copy of the queue."""
         return merge(*(queue.groups for queue in self.queues.values()), key=attrgetter("id"))
 
@@ -101,7 +101,7 @@ class Backlog:
         """The size of the largest group that waits, at least 1."""
         return max(self.sizes, default=1)
 
-    def _count(self, queue: Queue, group: Waiting, sign: int) -> None:
+    def _count(self, queue: Queue, group: WaitingGroup, sign: int) -> None:
         queue.sequences += sign * group.size
         self.sequences += sign * group.size
         self.groups += sign
@@ -125,7 +125,7 @@ def minimums_of(shares: Mapping[int, float], batch_size: int) -> dict[int, int]:
 
 def pack(
     backlog: Backlog, batch_size: int, minimums: Mapping[int, int] | None = None, patient: bool = True
-) -> list[Waiting] | Shortage:
+) -> list[WaitingGroup] | Shortage:
     """The next batch, oldest group first; the backlog stays as it is. O(batch), however many groups wait.
 
     `minimums` are the least sequences by environment: without `patient` an environment that has too little gives
@@ -156,9 +156,9 @@ def pack(
     return sorted(chosen.values())
 
 
-def _fill(backlog: Backlog, chosen: Mapping[int, Waiting], room: int) -> list[Waiting]:
+def _fill(backlog: Backlog, chosen: Mapping[int, WaitingGroup], room: int) -> list[WaitingGroup]:
     """Groups beside the chosen ones with `room` sequences together, oldest first; fewer where that is impossible."""
-    filled: list[Waiting] = []
+    filled: list[WaitingGroup] = []
     others = (group for group in backlog.oldest_first() if group.id not in chosen)
     # All but the last stretch is simply the oldest. A bounded number of groups that are too large is passed over.
     for group in islice(others, room + SEARCH if room > SEARCH else 0):
@@ -170,7 +170,7 @@ def _fill(backlog: Backlog, chosen: Mapping[int, Waiting], room: int) -> list[Wa
     return filled + _exact_fit(list(islice(others, SEARCH)), room)
 
 
-def _exact_fit(groups: list[Waiting], room: int) -> list[Waiting]:
+def _exact_fit(groups: list[WaitingGroup], room: int) -> list[WaitingGroup]:
     """The subset whose sizes add up to `room`, or to as much below as can be; of several the one with the oldest.
 
     `reachable[i]` has bit s set where some of the groups from i on add up to s.
@@ -181,7 +181,7 @@ def _exact_fit(groups: list[Waiting], room: int) -> list[Waiting]:
         reachable.append((reachable[-1] | reachable[-1] << group.size) & every_sum)
     reachable.reverse()
     left = reachable[0].bit_length() - 1
-    fit: list[Waiting] = []
+    fit: list[WaitingGroup] = []
     for group, after in zip(groups, reachable[1:], strict=True):
         if group.size <= left and after >> left - group.size & 1:
             fit.append(group)

@@ -1,4 +1,4 @@
-"""Answers: JSON, errors with their reason, and batches joined from stored pieces."""
+"""Answers: JSON, errors with their reason, and batches joined from stored segments."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from shoal.network import is_loopback
-from shoal.rollout_api.server.compression import Piece, gzip_of
-from shoal.rollout_api.server.exchange import Delivery
+from shoal.rollout_api.server.compression import DeflatedSegment, gzip_of
+from shoal.rollout_api.server.server_state import Delivery
 
 GZIP_FROM = 1000
 RETRY_SECONDS = 5
@@ -52,28 +52,28 @@ def is_far(request: Request) -> bool:
     return takes_gzip(request) and not (request.client and is_loopback(request.client.host))
 
 
-async def stored_reply(request: Request, pieces: list[Piece]) -> PartsResponse:
-    """Stored pieces as they are, or inflated for a client that takes no gzip."""
-    if takes_gzip(request) and sum(piece.length for piece in pieces) >= GZIP_FROM:
-        return PartsResponse(gzip_of(pieces), {"content-encoding": "gzip", "vary": "Accept-Encoding"})
-    return PartsResponse(await asyncio.to_thread(_plain, pieces), {"vary": "Accept-Encoding"})
+async def stored_reply(request: Request, segments: list[DeflatedSegment]) -> PartsResponse:
+    """Stored segments as they are, or inflated for a client that takes no gzip."""
+    if takes_gzip(request) and sum(segment.length for segment in segments) >= GZIP_FROM:
+        return PartsResponse(gzip_of(segments), {"content-encoding": "gzip", "vary": "Accept-Encoding"})
+    return PartsResponse(await asyncio.to_thread(_plain, segments), {"vary": "Accept-Encoding"})
 
 
 async def batch_reply(request: Request, delivery: Delivery, done: Callable[[bool], None]) -> PartsResponse:
     """A batch. `done` is told whether the answer was sent whole."""
-    pieces = [Piece.of(b'{"batch":[')]
-    comma = Piece.of(b",")
+    segments = [DeflatedSegment.of(b'{"batch":[')]
+    comma = DeflatedSegment.of(b",")
     for index, content in enumerate(delivery.contents):
-        pieces += [comma, content] if index else [content]
+        segments += [comma, content] if index else [content]
     about = {"lease": delivery.lease.id, "step": delivery.step, "groups": delivery.infos}
-    pieces.append(Piece.of(b"]," + msgjson.encode(about)[1:]))
-    response = await stored_reply(request, pieces)
+    segments.append(DeflatedSegment.of(b"]," + msgjson.encode(about)[1:]))
+    response = await stored_reply(request, segments)
     response.done = done
     return response
 
 
-def _plain(pieces: list[Piece]) -> list[bytes]:
-    return [piece.plain() for piece in pieces]
+def _plain(segments: list[DeflatedSegment]) -> list[bytes]:
+    return [segment.plain() for segment in segments]
 
 
 class PartsResponse(Response):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from msgspec import json as msgjson
 
 from shoal.rollout_api.protocol import GroupInfo
-from shoal.rollout_api.server.compression import Piece
+from shoal.rollout_api.server.compression import DeflatedSegment
 from shoal.rollout_api.server.intake import NewGroup
 
 LAYOUT = 1
@@ -59,14 +59,14 @@ class LeaseRow(NamedTuple):
     counted: bool
 
 
-def piece_of(stored: bytes, length: int, crc: int | None, *, shrink: bool = False) -> Piece:
+def segment_of(stored: bytes, length: int, crc: int | None, *, shrink: bool = False) -> DeflatedSegment:
     """Content without a checksum is stored plain."""
     if crc is not None:
-        return Piece(stored, length, crc)
-    return Piece.of(stored) if shrink else Piece.wrapped(stored)
+        return DeflatedSegment(stored, length, crc)
+    return DeflatedSegment.of(stored) if shrink else DeflatedSegment.wrapped(stored)
 
 
-def stored_size(content: Piece | bytes) -> int:
+def stored_size(content: DeflatedSegment | bytes) -> int:
     """The bytes that it takes in the store."""
     return len(_stored(content))
 
@@ -112,14 +112,14 @@ def _known(connection: Connection, keys: list[str]) -> Iterator[str]:
 def _values(id_: int, row: NewRow, now: float) -> tuple[Any, ...]:
     group, version, stamped = row
     content = group.content
-    length, crc = (content.length, content.crc) if isinstance(content, Piece) else (len(content), None)
+    length, crc = (content.length, content.crc) if isinstance(content, DeflatedSegment) else (len(content), None)
     about = (group.env_id, group.size, group.tokens, version, stamped, group.key)
     stored = _stored(content)
     return (id_, *about, now, length, crc, len(stored), None, stored)
 
 
-def _stored(content: Piece | bytes) -> bytes:
-    return content.deflated if isinstance(content, Piece) else content
+def _stored(content: DeflatedSegment | bytes) -> bytes:
+    return content.deflated if isinstance(content, DeflatedSegment) else content
 
 
 def _parts(rows: Sequence[Any]) -> Iterator[Sequence[Any]]:

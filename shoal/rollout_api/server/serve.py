@@ -11,7 +11,7 @@ import uvicorn
 from shoal.network import listen
 from shoal.rollout_api.server.access import Tokens
 from shoal.rollout_api.server.app import build_app
-from shoal.rollout_api.server.exchange import Policy
+from shoal.rollout_api.server.server_state import ServerOptions
 from shoal.rollout_api.server.store import Store
 
 logger = getLogger(__name__)
@@ -19,7 +19,7 @@ logger = getLogger(__name__)
 GRACE_SECONDS = 10
 
 
-def serve_api(host: str, port: int, store: Path, policy: Policy) -> int:
+def serve_api(host: str, port: int, store: Path, options: ServerOptions) -> int:
     """Serves; the exit status.
 
     Raises:
@@ -27,7 +27,7 @@ def serve_api(host: str, port: int, store: Path, policy: Policy) -> int:
     """
     tokens = Tokens.for_host(host)
     with listen(host, port, option="--port", backlog=1024) as listening:
-        app = build_app(Store(store), policy, tokens)
+        app = build_app(Store(store), options, tokens)
         app.bodies.start_worker()
         config = uvicorn.Config(
             app,

@@ -20,8 +20,8 @@ from msgspec import json as msgjson
 
 from shoal.errors import ConfigError
 from shoal.files import file_trouble
-from shoal.rollout_api.server.compression import Piece
-from shoal.rollout_api.server.rows import CONTENT, LAYOUT, SCHEMA, LeaseRow, NewRow, piece_of
+from shoal.rollout_api.server.compression import DeflatedSegment
+from shoal.rollout_api.server.rows import CONTENT, LAYOUT, SCHEMA, LeaseRow, NewRow, segment_of
 from shoal.rollout_api.server.writer import Writer
 
 logger = getLogger(__name__)
@@ -41,7 +41,7 @@ class Saved(NamedTuple):
     leases: list[LeaseRow]
     groups: list[tuple[int, int, int | None, int, int | None]]
     bytes: int
-    latest: Piece | None
+    latest: DeflatedSegment | None
 
 
 class Store:
@@ -111,7 +111,7 @@ class Store:
             leases=[LeaseRow(id_, *map(bool, flags)) for id_, *flags in ask("SELECT * FROM leases ORDER BY id")],
             groups=ask("SELECT id, size, env_id, version, lease FROM groups ORDER BY id").fetchall(),
             bytes=ask("SELECT coalesce(sum(bytes), 0) FROM groups").fetchone()[0],
-            latest=piece_of(*latest) if latest else None,
+            latest=segment_of(*latest) if latest else None,
         )
 
     async def write(self, job: Callable[[sqlite3.Connection], Result]) -> Result:
@@ -133,7 +133,7 @@ class Store:
         """Stores groups, in the order of the calls; the id of each, None for one whose key was seen before."""
         return self.writer.insert(rows)
 
-    async def contents(self, ids: list[int], *, shrink: bool) -> list[Piece]:
+    async def contents(self, ids: list[int], *, shrink: bool) -> list[DeflatedSegment]:
         """The stored groups, in the order asked for; with `shrink` also those deflated that are stored plain.
 
         Raises:
@@ -141,11 +141,11 @@ class Store:
         """
         return await asyncio.get_running_loop().run_in_executor(self.reader, self._contents, ids, shrink)
 
-    def _contents(self, ids: list[int], shrink: bool) -> list[Piece]:
+    def _contents(self, ids: list[int], shrink: bool) -> list[DeflatedSegment]:
         rows = [self.reading.execute(f"{CONTENT} WHERE id = ?", (id_,)).fetchone() for id_ in ids]
         if None in rows:
             raise GoneError("the batch was acknowledged, or the data reset, while it was read")
-        return [piece_of(*row, shrink=shrink) for row in rows]
+        return [segment_of(*row, shrink=shrink) for row in rows]
 
     def close(self) -> None:
         """Writes what waits, then closes the file."""

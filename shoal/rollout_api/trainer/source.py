@@ -94,6 +94,7 @@ class RolloutApiSource(GroupSource):
         """
         self._forget_old()
         self.last = dict.fromkeys(("batches", "replayed", "overlong", "unusable", "recomputed"), 0.0)
+        self.passed_over = [] if self.refill_rounds or self.cfg.source.overlong == "drop" else None
         kept: list[Group] = []
         rounds, wanted = 0, 1
         empty = 0
@@ -106,10 +107,19 @@ class RolloutApiSource(GroupSource):
             empty = 0
             wanted = wanted if rounds else len(groups)
             rounds += 1
-            kept += [group for group in groups if not (self.refill_rounds and group.zero_variance)]
+            for group in groups:
+                if self.refill_rounds and group.zero_variance:
+                    self._pass_over(group)
+                else:
+                    kept.append(group)
         self.after_step[step] = self.batches
         self._fill_in_logprobs(kept)
         return kept
+
+    def _pass_over(self, group: Group) -> None:
+        """A group that was sampled and scored, and that the configuration leaves out of training."""
+        assert self.passed_over is not None
+        self.passed_over.append(group)
 
     def _say_empty(self, step: int, empty: int) -> None:
         """A batch of which nothing can be trained on is said; many of them in a row are the end.
@@ -211,7 +221,9 @@ class RolloutApiSource(GroupSource):
                 self._leave_out(f"batch_{entry.number}_{place}", data, str(error))
                 continue
             self.bad.append(False)
-            if not dropped:
+            if dropped:
+                self._pass_over(group)
+            else:
                 groups.append(group)
         self._check_share()
         return groups

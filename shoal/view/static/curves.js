@@ -20,7 +20,7 @@ export const SECTIONS = [
     title: "Completions",
     charts: [
       { title: "Length", about: "sampled tokens", lines: [line("length/mean", "mean"), line("length/right", "right"), line("length/wrong", "wrong"), line("length/max", "longest")] },
-      { title: "Stop reasons", about: "shares", lines: [line("stop/stop", "stop"), line("stop/length", "length"), line("stop/abort", "abort"), line("stop/error", "error")] },
+      { title: "Stop reasons", about: "shares", lines: [line("stop/stop", "stop"), line("stop/length", "length"), line("stop/turns", "turns"), line("stop/abort", "abort"), line("stop/error", "error")] },
       { title: "Advantage", lines: [line("advantage/abs_mean", "mean size"), line("advantage/min", "lowest"), line("advantage/max", "highest")] },
     ],
   },
@@ -40,7 +40,7 @@ export const SECTIONS = [
     charts: [
       { title: "Mismatch", about: "nats a token", lines: [line("sampler/abs_difference", "mean"), line("sampler/abs_difference_max", "largest")] },
       { title: "KL, sampler to learner", lines: [line("sampler/kl_k1", "k1"), line("sampler/kl_k3", "k3")] },
-      { title: "Effective sample size", about: "1: none lost", lines: [line("sampler/ess", "ESS"), line("sampler/corrected_fraction", "corrected")] },
+      { title: "Effective sample size", about: "1.0: no effective samples lost", lines: [line("sampler/ess", "ESS"), line("sampler/corrected_fraction", "corrected")] },
       { title: "Staleness", about: "versions", lines: [line("staleness/mean", "mean"), line("staleness/max", "largest")] },
     ],
   },

@@ -32,7 +32,7 @@ export async function runPage(page, given, about, show) {
   }
   body.append(everyNumber(about, given, charts, () => known));
   drawFacts(facts, given, about);
-  drawNotes(notes, about);
+  drawNotes(notes, about, given.run);
   show(page);
 
   const wanted = () => [...new Set(charts.flatMap(([, keys]) => keys))];
@@ -56,7 +56,7 @@ export async function runPage(page, given, about, show) {
       if (known.rows !== before || found.status !== about.status) {
         about = await head(given.run, true);
         drawFacts(facts, given, about);
-        drawNotes(notes, about);
+        drawNotes(notes, about, given.run);
         const status = document.getElementById("status");
         if (status) {
           status.textContent = about.status;
@@ -94,7 +94,8 @@ function drawFacts(facts, given, about) {
   );
 }
 
-function drawNotes(element, about) {
+function drawNotes(element, about, run) {
+  const steps = about.pages.includes("steps");
   if (!about.notes.length) {
     fill(element);
     return;
@@ -104,7 +105,7 @@ function drawNotes(element, about) {
   const rows = about.notes
     .slice()
     .reverse()
-    .map((one) => h("li", { class: one.level }, h("span.dim", typeof one.step === "number" ? `step ${one.step}` : "", " ", h("time", moment(one.time))), " ", one.level === "note" ? null : h("b", `${one.level}: `), letters(one.text)));
+    .map((one) => h("li", { class: one.level }, h("span.dim", typeof one.step !== "number" ? "" : steps ? h("a", { href: to("steps", { run, step: one.step }) }, `step ${one.step}`) : `step ${one.step}`, " ", h("time", moment(one.time))), " ", one.level === "note" ? null : h("b", `${one.level}: `), letters(one.text)));
   fill(element, h("details.notes", { open }, h("summary", count(about.notes.length, "note"), warnings ? `, ${count(warnings, "warning")}` : ""), h("ol", { reversed: true }, rows)));
 }
 
@@ -117,7 +118,7 @@ function movesOf(series) {
     const mean = (some) => some.reduce((a, b) => a + b, 0) / some.length;
     const [first, last] = [mean(values.slice(0, tenth)), mean(values.slice(-tenth))];
     const label = key === "reward/mean" ? "reward" : key === "length/mean" ? "length" : `part ${key.slice(12, -5)}`;
-    return values.length > 1 ? h("span.move", letters(label), " ", h("b", `${num(first)} → ${num(last)}`), h("span", { class: last < first ? "fell" : "rose" }, last < first ? " fell" : last > first ? " rose" : " as it was")) : null;
+    return values.length > 1 ? h("span.move", letters(label), " ", h("b", `${num(first)} → ${num(last)}`), h("span", { class: key === "length/mean" ? "dim" : last < first ? "fell" : "rose" }, last < first ? " fell" : last > first ? " rose" : " as it was")) : null;
   });
   return rows.some(Boolean) ? h("p.moves", h("span.dim", "first tenth → last tenth: "), rows) : null;
 }

@@ -84,7 +84,7 @@ function searchPart(given, data) {
     field("text", "text", { placeholder: "in prompts and completions" }),
     field("prompt", "prompt id"),
     h("label", h("span.unseen", "source"), sources),
-    select("stop", "any stop reason", { stop: "stop", length: "length", abort: "abort", error: "error" }),
+    select("stop", "any stop reason", { stop: "stop", length: "length", turns: "turns", abort: "abort", error: "error" }),
     select("outcome", "any outcome", OUTCOMES),
     field("low", "reward from", narrow),
     field("high", "to", narrow),

@@ -11,21 +11,14 @@ import pytest
 from effects.registry import effect
 from shoal.errors import ConfigError
 from shoal.rewards.base import Submission
-from shoal.rewards.sandbox.core import Sandbox
 from shoal.rewards.sandbox.outcome import Status, TestResult
 from shoal.rewards.sandbox.serve import CodeServer
 from shoal.rewards.verifiers.code import code, score_of
 
 WIDE = {"reward.code.seconds": 20, "reward.code.cpu_seconds": 20, "reward.code.total_seconds": 60, "reward.timeout": 90}
+pytestmark = pytest.mark.usefixtures("bubblewrap")
+
 SILENT = [{"input": "", "output": ""}]
-
-
-@pytest.fixture(autouse=True)
-def _sandbox_works():
-    try:
-        Sandbox("bubblewrap")
-    except ConfigError as error:
-        pytest.skip(str(error))
 
 
 def score(config, program: str, tests: list[dict[str, str]]) -> float:

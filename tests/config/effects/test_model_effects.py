@@ -122,7 +122,7 @@ def test_the_chat_template_and_its_arguments_shape_the_prompt(settings, tmp_path
 @effect("model.train")
 def test_an_adapter_is_trained_and_saved_instead_of_all_weights(settings, make_learner, tmp_path):
     def saved(train: str) -> set[str]:
-        make_learner(settings({"model.train": train})).save_pretrained(tmp_path / train)
+        make_learner(settings({"model.train": train})).export(tmp_path / train)
         return {file.name for file in (tmp_path / train).iterdir()}
 
     full, lora = saved("full"), saved("lora")

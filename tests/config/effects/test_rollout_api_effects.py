@@ -172,6 +172,16 @@ def test_zero_variance_groups_are_refilled_from_further_batches(settings, open_r
         groups = source.next_groups(1)
     assert [group.completions[0].num_sampled for group in groups] == [2, 3]
     assert source.metrics()["rollout_api/batches"] == 2
+    assert [group.rewards for group in source.passed_over] == [[1.0, 1.0], [1.0, 1.0]]
+
+
+def test_groups_dropped_for_their_length_count_in_what_was_sampled(settings, open_run):
+    with filled(wire_group(9, 9), wire_group(2, 2)).served() as url:
+        changes = {**API, "source.url": url, "source.seq_len": 5, "source.overlong": "drop"}
+        source = open_run(settings(changes)).source
+        groups = source.next_groups(1)
+    assert [group.completions[0].num_sampled for group in groups] == [2]
+    assert [group.completions[0].num_sampled for group in source.passed_over] == [9]
 
 
 def test_a_replayed_journal_gives_what_was_fetched(settings, open_run, tmp_path: Path):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
-import resource
+import json
+import subprocess
 import sys
 
 import pytest
@@ -13,17 +13,12 @@ from effects.made import made_batch
 from effects.registry import effect
 from shoal.errors import ConfigError
 from shoal.runtime import (
-    M_MMAP_THRESHOLD,
-    M_TRIM_THRESHOLD,
     Runtime,
     native_bf16,
-    prepare_allocator,
     prepare_process,
     product_seconds,
     resolve_runtime,
 )
-
-MIB = 2**20
 
 
 @pytest.fixture
@@ -101,24 +96,35 @@ def test_torch_gets_so_many_threads(settings):
     assert torch.get_num_threads() == 2, "0 leaves them alone"
 
 
+COUNT_FAULTS = """
+import json, resource, sys
+import torch
+from shoal.config.nodes.runtime import RuntimeConfig
+from shoal.runtime import prepare_allocator
+
+def page_faults():
+    torch.ones(2**23)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        torch.ones(2**23)  # 32 MiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+counts = []
+for value in sys.argv[1:]:
+    prepare_allocator(RuntimeConfig(tune_malloc=value == "1"), 1000)
+    counts.append(page_faults())
+print(json.dumps(counts))
+"""
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mallopt is glibc's")
 @effect("runtime.tune_malloc")
 def test_freed_memory_is_kept_for_the_next_step(settings):
-    # glibc with its own thresholds, whatever an earlier test has set.
-    mallopt = ctypes.CDLL(None).mallopt
-    assert mallopt(M_MMAP_THRESHOLD, 128 * 1024) and mallopt(M_TRIM_THRESHOLD, 128 * 1024)
-
-    def page_faults() -> int:
-        torch.ones(8 * MIB)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        for _ in range(5):
-            torch.ones(8 * MIB)  # 32 MiB
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-    prepare_allocator(settings({"runtime.tune_malloc": False}).runtime, 1000)
-    given_back = page_faults()
-    prepare_allocator(settings({"runtime.tune_malloc": True}).runtime, 1000)
-    kept = page_faults()
+    """In a process of its own, since what other tests have freed would be used again in both ways."""
+    values = [settings({"runtime.tune_malloc": value}).runtime.tune_malloc for value in (False, True)]
+    words = [sys.executable, "-c", COUNT_FAULTS, *map(str, map(int, values))]
+    given_back, kept = json.loads(subprocess.run(words, capture_output=True, check=True, timeout=120).stdout)
     # Pages of 4 KiB, or huge ones of 2 MiB: at least 16 a tensor.
     assert given_back >= 5 * 16
     assert kept < given_back / 4

@@ -1,21 +1,10 @@
-"""The sandbox, where it can run."""
+"""The limits of the sandbox's tests."""
 
 from __future__ import annotations
 
 import pytest
 
-from shoal.errors import ConfigError
-from shoal.rewards.sandbox.core import Sandbox
 from shoal.rewards.sandbox.limits import Limits
-
-
-@pytest.fixture(scope="session")
-def bubblewrap() -> Sandbox:
-    """Tier bubblewrap as whoever runs the tests."""
-    try:
-        return Sandbox("bubblewrap")
-    except ConfigError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture

@@ -62,9 +62,7 @@ def test_an_old_bubblewrap_is_refused(monkeypatch, tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root drops to another user")
-def test_root_without_a_way_to_drop_is_refused(monkeypatch, tmp_path):
-    if shutil.which("bwrap") is None:
-        pytest.skip("bubblewrap is not installed")
+def test_root_without_a_way_to_drop_is_refused(bubblewrap, monkeypatch, tmp_path):
     (tmp_path / "bwrap").symlink_to(shutil.which("bwrap"))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match="setpriv"):

@@ -1,6 +1,6 @@
-"""What stands before FastAPI: who may come in, and the two paths that carry the load.
+"""The ASGI layer in front of FastAPI: access checks, and the two routes that receive groups.
 
-FastAPI's way to a handler, and Starlette's requests and responses, cost more than storing a small group.
+Routing in FastAPI and Starlette's request and response objects take longer than storing a small group.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from shoal.rollout_api.server.access import Tokens
 from shoal.rollout_api.server.bodies import Bodies
-from shoal.rollout_api.server.exchange import Exchange
-from shoal.rollout_api.server.intake import RefusedError
+from shoal.rollout_api.server.intake import InvalidBodyError
 from shoal.rollout_api.server.replies import refusal
+from shoal.rollout_api.server.server_state import ServerState
 
 ONE, MANY = "/scored_data", "/scored_data_list"
 
 
-class Front:
-    """Turns away what may not come in, takes posts in, hands on the rest; counts what is answered with an error.
+class RequestGate:
+    """Refuses requests without the right token, handles posted groups, and passes other requests on; counts errors.
 
     Args:
-        app: Answers the rest.
-        tell: An answer for an error that may be told; raises any other again.
+        app: Handles all other requests.
+        tell: The reply for an error that the client may see; raises any other error again.
     """
 
     def __init__(
-        self, app: ASGIApp, exchange: Exchange, bodies: Bodies, tokens: Tokens, tell: Callable[[Exception], Response]
+        self, app: ASGIApp, state: ServerState, bodies: Bodies, tokens: Tokens, tell: Callable[[Exception], Response]
     ) -> None:
         self.app = app
-        self.exchange = exchange
+        self.state = state
         self.bodies = bodies
         self.tokens = tokens
         self.tell = tell
@@ -63,13 +63,13 @@ class Front:
     async def _take_in(self, headers: Mapping[str, str], receive: Receive, *, many: bool, peer: str) -> bytes:
         """Reads, checks and stores; the answer."""
         # Asked before a long body is read, and again by `check` when it is.
-        self.exchange.check_room()
+        self.state.check_room()
         groups = await self.bodies.groups(headers, receive, many=many, peer=peer)
         try:
-            self.exchange.check(groups)
-        except RefusedError as error:
-            raise RefusedError(error.message, error.where if many else error.where[1:]) from error
-        await self.exchange.post(groups)
+            self.state.check(groups)
+        except InvalidBodyError as error:
+            raise InvalidBodyError(error.message, error.where if many else error.where[1:]) from error
+        await self.state.post(groups)
         if not many:
             return b'{"status":"received"}'
         return msgjson.encode({"status": "received", "groups_processed": len(groups)})
@@ -78,8 +78,8 @@ class Front:
         async def counted(message: Any) -> None:
             if message["type"] == "http.response.start":
                 status = message["status"]
-                self.exchange.counters["refused"] += 400 <= status < 500
-                self.exchange.counters["unavailable"] += status == 503
+                self.state.counters["refused"] += 400 <= status < 500
+                self.state.counters["unavailable"] += status == 503
             await send(message)
 
         await answer(scope, receive, counted)

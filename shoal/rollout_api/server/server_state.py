@@ -1,8 +1,8 @@
-"""What the server knows and decides: registration, environments, what waits, what is leased, the step.
+"""Server state: registrations, backlog, leases, step.
 
-Everything is in memory for reading and in the store for good; a method returns when the store has it. At start the
-memory is rebuilt from the store, so that a restart loses nothing: a batch that was handed out and not acknowledged is
-leased still.
+Reads use memory; every change is also written to the store, and a method returns once the store has it. At startup the
+state is rebuilt from the store, so a restart loses nothing: a batch that was delivered but not acknowledged is still
+leased.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from shoal.rollout_api.protocol import (
     Registration,
     Status,
 )
-from shoal.rollout_api.server.compression import Piece
-from shoal.rollout_api.server.intake import NewGroup, RefusedError
-from shoal.rollout_api.server.packer import Backlog, Shortage, Waiting, minimums_of, pack
+from shoal.rollout_api.server.compression import DeflatedSegment
+from shoal.rollout_api.server.intake import InvalidBodyError, NewGroup
+from shoal.rollout_api.server.packer import Backlog, Shortage, WaitingGroup, minimums_of, pack
 from shoal.rollout_api.server.rows import (
     LeaseRow,
     NewRow,
@@ -60,8 +60,8 @@ NAMED = 5  # silent environments in one line, at most
 
 
 @dataclass(frozen=True)
-class Policy:
-    """What the operator decides. `max_staleness`: groups sampled more versions ago are dropped; None keeps all.
+class ServerOptions:
+    """Command-line options of the server. `max_staleness`: groups sampled more versions ago are dropped.
 
     `environment_timeout` (seconds without a request) makes an environment silent: its minimum no longer holds batches
     back. `minimum_wait` is how many seconds a batch waits for the minimum of one that is not silent.
@@ -88,7 +88,7 @@ class FullError(Exception):
     """No room for more groups."""
 
 
-class State(Struct):
+class TrainerProgress(Struct):
     """What the trainer's side has come to. `trained` counts acknowledged batches, from the starting step.
 
     Leases count from a random number, so that a trainer never takes another store's batch for one that it has.
@@ -128,29 +128,29 @@ class Lease:
 
 @dataclass
 class Delivery:
-    """One answer to /batch. Call `Exchange.delivered` when it is sent, or has failed."""
+    """One answer to /batch. Call `ServerState.delivered` when it is sent, or has failed."""
 
     lease: Lease
     number: int
     step: int
     infos: list[GroupInfo]
-    contents: list[Piece] = dataclass_field(default_factory=list)
+    contents: list[DeflatedSegment] = dataclass_field(default_factory=list)
 
 
 class Packed(NamedTuple):
     """What was taken out of the backlog: a batch or the reason for none, and groups that are too stale."""
 
-    groups: list[Waiting]
-    stale: list[Waiting]
+    groups: list[WaitingGroup]
+    stale: list[WaitingGroup]
     shortage: Shortage | None = None
 
 
-class Exchange:
-    """All that the server can be asked, without HTTP. To be used from one event loop."""
+class ServerState:
+    """The server's operations, without HTTP. Use it from one event loop."""
 
-    def __init__(self, store: Store, policy: Policy) -> None:
+    def __init__(self, store: Store, options: ServerOptions) -> None:
         self.store = store
-        self.policy = policy
+        self.options = options
         self.lock = asyncio.Lock()
         self.counters: Counter[str] = Counter()
         self.arriving = 0
@@ -159,19 +159,19 @@ class Exchange:
         self._load()
 
     def _begin(self) -> None:
-        self.state = State()
+        self.progress = TrainerProgress()
         self.environments: list[Environment] = []
         self.seen: dict[int, float] = {}
         self.backlog = Backlog()
         self.leases: dict[int, Lease] = {}
-        self.latest: Piece | bytes | None = None
+        self.latest: DeflatedSegment | bytes | None = None
         self.bytes = 0
         self.short_since: float | None = None
 
     def _load(self) -> None:
         """Rebuilds the memory. What was being sent when the server died counts as not sent."""
         saved = self.store.load()
-        self.state = convert(saved.state or {}, State)
+        self.progress = convert(saved.state or {}, TrainerProgress)
         self.environments = [convert(row, Environment) for row in saved.environments]
         self.seen = dict.fromkeys(range(len(self.environments)), time.monotonic())
         self.leases = {
@@ -179,7 +179,7 @@ class Exchange:
         }
         for id_, size, env_id, version, lease in saved.groups:
             if lease is None:
-                self.backlog.add(Waiting(id_, size, env_id, version))
+                self.backlog.add(WaitingGroup(id_, size, env_id, version))
             else:
                 self.leases[lease].groups.append(id_)
         self.bytes = saved.bytes
@@ -195,9 +195,9 @@ class Exchange:
         A batch that the last trainer did not acknowledge is handed out again.
         """
         async with self.lock:
-            old = self.state.registration
+            old = self.progress.registration
             start = registration.starting_step
-            new = replace(self.state, registration=registration, step=start, trained=start, version=None)
+            new = replace(self.progress, registration=registration, step=start, trained=start, version=None)
             rows = [LeaseRow(lease.id, lease.explicit, sent=False, counted=False) for lease in self.leases.values()]
             state = to_builtins(new)
 
@@ -207,7 +207,7 @@ class Exchange:
                     update_lease(connection, row)
 
             await self.store.write(job)
-            self.state = new
+            self.progress = new
             for lease in self.leases.values():
                 if lease.sent:  # an answer ended meanwhile: it was the last trainer's
                     self.store.submit(partial(update_lease, lease=lease.row()._replace(sent=False, counted=False)))
@@ -225,8 +225,8 @@ class Exchange:
     async def register_environment(self, registration: EnvironmentRegistration) -> EnvironmentReply:
         """An environment; refused in words until the trainer has asked for its first batch."""
         async with self.lock:
-            trainer = self.state.registration
-            if trainer is None or not self.state.started:
+            trainer = self.progress.registration
+            if trainer is None or not self.progress.started:
                 return EnvironmentReply(status=WAIT_FOR_TRAINER)
             env_id = len(self.environments)
             same = sum(other.registration.desired_name == registration.desired_name for other in self.environments)
@@ -243,7 +243,7 @@ class Exchange:
                 env_id=env_id,
                 wandb_name=environment.name,
                 checkpoint_dir=trainer.checkpoint_dir,
-                starting_step=self.state.step,
+                starting_step=self.progress.step,
                 checkpoint_interval=trainer.save_checkpoint_interval,
                 num_steps=trainer.num_steps,
             )
@@ -264,20 +264,20 @@ class Exchange:
         """Whether groups may come in.
 
         Raises:
-            RefusedError: a group names an environment that is not registered.
+            InvalidBodyError: a group names an environment that is not registered.
             FullError: there is no room.
         """
         for index, group in enumerate(groups):
             if group.env_id is not None and group.env_id >= len(self.environments):
-                raise RefusedError(f"environment {group.env_id} is not registered", [index, "env_id"])
+                raise InvalidBodyError(f"environment {group.env_id} is not registered", [index, "env_id"])
         self.check_room()
 
     def check_room(self) -> None:
         """Raises FullError when there is no room."""
-        waiting, policy = self.backlog.groups + self.arriving, self.policy
-        if waiting >= policy.max_groups:
+        waiting, options = self.backlog.groups + self.arriving, self.options
+        if waiting >= options.max_groups:
             raise FullError(f"{waiting} groups wait, which is the most (--max-groups)")
-        if self.bytes >= policy.max_bytes:
+        if self.bytes >= options.max_bytes:
             raise FullError(f"{self.bytes} bytes are stored, which is the most (--max-gigabytes)")
 
     async def post(self, groups: list[NewGroup]) -> None:
@@ -305,7 +305,7 @@ class Exchange:
                 if id_ is None:
                     self.counters["duplicates"] += 1
                     continue
-                self.backlog.add(Waiting(id_, group.size, group.env_id, version))
+                self.backlog.add(WaitingGroup(id_, group.size, group.env_id, version))
                 self.bytes += stored_size(group.content)
                 self.latest = group.content
                 self.counters["groups"] += 1
@@ -318,7 +318,7 @@ class Exchange:
     @property
     def version(self) -> int:
         """The trainer's weights: as it said, else the batches that it acknowledged."""
-        return self.state.trained if self.state.version is None else self.state.version
+        return self.progress.trained if self.progress.version is None else self.progress.version
 
     async def next_batch(self, *, explicit: bool, version: int | None, shrink: bool) -> Delivery | Shortage:
         """Leases the next batch, or one again that was not acknowledged; `shrink` as in `Store.contents`.
@@ -329,15 +329,15 @@ class Exchange:
             GoneError: the batch was acknowledged by another request meanwhile.
         """
         async with self.lock:
-            trainer = self.state.registration
+            trainer = self.progress.registration
             if trainer is None:
                 raise OutOfOrderError("Trainer not registered. Call /register first.")
-            before = convert(to_builtins(self.state), State)
-            self.state.started = True
+            before = convert(to_builtins(self.progress), TrainerProgress)
+            self.progress.started = True
             if version is not None:
-                self.state.version = version
+                self.progress.version = version
             done = [lease for lease in self.leases.values() if lease.sent and not (lease.explicit or explicit)]
-            self.state.trained += len(done)
+            self.progress.trained += len(done)
             due = (lease for lease in self.leases.values() if lease not in done and self._is_due(lease, explicit))
             lease, packed = next(due, None), Packed([], [])
             if lease is None:
@@ -348,7 +348,7 @@ class Exchange:
             try:
                 infos = await self._write_batch(lease, explicit, done, packed.stale, before)
             except StoreError:
-                self.state = before
+                self.progress = before
                 self.backlog.put_back([*packed.groups, *packed.stale])
                 raise
             self.counters["acknowledged"] += len(done)
@@ -361,7 +361,7 @@ class Exchange:
             self.leases[lease.id] = lease
             lease.explicit, lease.sent, lease.counted, lease.sending = explicit, False, True, True
             lease.delivery += 1
-            delivery = Delivery(lease, lease.delivery, self.state.step, infos)
+            delivery = Delivery(lease, lease.delivery, self.progress.step, infos)
         try:
             delivery.contents = await self.store.contents(lease.groups, shrink=shrink)
         finally:
@@ -370,13 +370,13 @@ class Exchange:
         return delivery
 
     async def _write_batch(
-        self, lease: Lease | None, explicit: bool, done: list[Lease], stale: list[Waiting], before: State
+        self, lease: Lease | None, explicit: bool, done: list[Lease], stale: list[WaitingGroup], before: TrainerProgress
     ) -> list[GroupInfo]:
         """One transaction: old leases end, stale groups go, the batch is leased, the step is counted."""
-        self.state.step += lease is not None and not lease.counted
-        if lease is None and not done and not stale and self.state == before:
+        self.progress.step += lease is not None and not lease.counted
+        if lease is None and not done and not stale and self.progress == before:
             return []
-        state = to_builtins(self.state)
+        state = to_builtins(self.progress)
         row = LeaseRow(lease.id, explicit, sent=False, counted=True) if lease else None
         ids = lease.groups if lease else []
 
@@ -416,9 +416,9 @@ class Exchange:
         more = f" and {len(silent) - NAMED} others" if len(silent) > NAMED else ""
         return f"silent: {', '.join(silent[:NAMED])}{more}" if silent else ""
 
-    def _new_lease(self, groups: list[Waiting]) -> Lease:
-        lease = Lease(self.state.next_lease, [group.id for group in groups])
-        self.state.next_lease += 1
+    def _new_lease(self, groups: list[WaitingGroup]) -> Lease:
+        lease = Lease(self.progress.next_lease, [group.id for group in groups])
+        self.progress.next_lease += 1
         return lease
 
     def delivered(self, delivery: Delivery, *, whole: bool) -> None:
@@ -438,11 +438,11 @@ class Exchange:
             UnknownError: no batch was leased under this number.
         """
         async with self.lock:
-            if not 0 < lease_id < self.state.next_lease:
+            if not 0 < lease_id < self.progress.next_lease:
                 raise UnknownError(f"no batch was leased as {lease_id}")
             known = lease_id in self.leases
-            version = self.state.version if version is None else version
-            new = replace(self.state, trained=self.state.trained + known, version=version)
+            version = self.progress.version if version is None else version
+            new = replace(self.progress, trained=self.progress.trained + known, version=version)
             state = to_builtins(new)
 
             def job(connection: Connection) -> int:
@@ -450,14 +450,14 @@ class Exchange:
                 return delete_lease(connection, lease_id)
 
             self.bytes -= await self.store.write(job)
-            self.state = new
+            self.progress = new
             self.leases.pop(lease_id, None)
             self.counters["acknowledged"] += known
 
     async def reset(self) -> None:
         """Forgets everything but the numbers of groups and leases."""
         async with self.lock:
-            new = State(next_lease=self.state.next_lease)
+            new = TrainerProgress(next_lease=self.progress.next_lease)
             state = to_builtins(new)
             # Posts from here on are stored after the reset, those before are emptied by it.
             self.era += 1
@@ -471,7 +471,7 @@ class Exchange:
                 # At once, before any post that is stored after it arrives.
                 if not written.cancelled() and written.exception() is None:
                     self._begin()
-                    self.state, self.forgotten = new, era
+                    self.progress, self.forgotten = new, era
 
             written = self.store.submit(job)
             written.add_done_callback(done)
@@ -479,11 +479,11 @@ class Exchange:
             logger.info("all data was reset")
 
     def status(self) -> Status:
-        """For everybody."""
-        return Status(current_step=self.state.step, queue_size=self.backlog.groups, weights_version=self.version)
+        """Public status: step, queue size, weights version."""
+        return Status(current_step=self.progress.step, queue_size=self.backlog.groups, weights_version=self.version)
 
     def environment_status(self, env_id: int) -> EnvironmentStatus:
-        """For one environment; asking is its sign of life.
+        """Status for one environment; each request also counts as its sign of life.
 
         Raises:
             UnknownError: no such environment.
@@ -505,7 +505,7 @@ class Exchange:
         weight = mine / sum(context) if sum(context) > 0 else 1 / max(1, len(active))
         held_back = self._hold_back(size)
         return EnvironmentStatus(
-            current_step=self.state.step,
+            current_step=self.progress.step,
             queue_size=max((own + others) // size, held_back),
             unallocated_fraction=1.0 - min(1.0, sum(shares)),
             self_queue_size=max(own // size, held_back),
@@ -516,18 +516,18 @@ class Exchange:
 
     def silent(self, env_id: int) -> bool:
         """Whether an environment has sent nothing for too long."""
-        return time.monotonic() - self.seen[env_id] > self.policy.environment_timeout
+        return time.monotonic() - self.seen[env_id] > self.options.environment_timeout
 
     def _hold_back(self, size: int) -> int:
         """Groups to report so that stock environments pause, 0 while there is room.
 
         As many as the remaining steps can use: at one more they would take the run for finished and end.
         """
-        waiting, policy = self.backlog.groups + self.arriving, self.policy
-        if waiting < NEARLY_FULL * policy.max_groups and self.bytes < NEARLY_FULL * policy.max_bytes:
+        waiting, options = self.backlog.groups + self.arriving, self.options
+        if waiting < NEARLY_FULL * options.max_groups and self.bytes < NEARLY_FULL * options.max_bytes:
             return 0
-        trainer = self.state.registration
-        steps = trainer.num_steps - self.state.step if trainer and trainer.num_steps > 0 else 16
+        trainer = self.progress.registration
+        steps = trainer.num_steps - self.progress.step if trainer and trainer.num_steps > 0 else 16
         return max(0, steps) * self._batch_size() // size
 
     def _environment(self, env_id: int) -> Environment:
@@ -536,7 +536,7 @@ class Exchange:
         return self.environments[env_id]
 
     def _batch_size(self) -> int:
-        return self.state.registration.batch_size if self.state.registration else 0
+        return self.progress.registration.batch_size if self.progress.registration else 0
 
     def _shares(self) -> dict[int, float]:
         """The minimums that count: of environments that are connected and not silent."""
@@ -556,7 +556,7 @@ class Exchange:
 
     def _pack(self, batch_size: int) -> Packed:
         """Takes the next batch out of the backlog, and what is too stale for one."""
-        stale = [] if self.policy.max_staleness is None else self.backlog.take_oldest(self._is_stale)
+        stale = [] if self.options.max_staleness is None else self.backlog.take_oldest(self._is_stale)
         while True:
             packed = self._pack_once(batch_size)
             if isinstance(packed, Shortage):
@@ -569,20 +569,20 @@ class Exchange:
             stale += too_old
             self.backlog.put_back([group for group in packed if group not in too_old])
 
-    def _pack_once(self, batch_size: int) -> list[Waiting] | Shortage:
+    def _pack_once(self, batch_size: int) -> list[WaitingGroup] | Shortage:
         minimums = minimums_of(self._shares(), batch_size)
         packed = pack(self.backlog, batch_size, minimums)
         if not isinstance(packed, Shortage) or packed.env_id is None:
             return packed
         now = time.monotonic()
         self.short_since = self.short_since or now
-        left = self.short_since + self.policy.minimum_wait - now
+        left = self.short_since + self.options.minimum_wait - now
         if left <= 0:
             return pack(self.backlog, batch_size, minimums, patient=False)
         return Shortage(f"{packed.reason}; waiting for {left:.0f} s more", packed.env_id)
 
-    def _is_stale(self, group: Waiting) -> bool:
-        bound = self.policy.max_staleness
+    def _is_stale(self, group: WaitingGroup) -> bool:
+        bound = self.options.max_staleness
         return bound is not None and self.version - group.version > bound
 
     def _count_batch(self, packed: Packed, batch_size: int) -> None:
@@ -596,7 +596,7 @@ class Exchange:
     def gauges(self) -> dict[str, Any]:
         """Numbers of now, for /metrics."""
         return {
-            "step": self.state.step,
+            "step": self.progress.step,
             "weights_version": self.version,
             "waiting_groups": self.backlog.groups,
             "waiting_sequences": self.backlog.sequences,
