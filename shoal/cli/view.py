@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import SUPPRESS, ArgumentParser, Namespace
+from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,14 @@ def add_view(verbs: Any) -> None:
     view.add_argument("--port", type=int, help="default: the first free one from 7600 on; 0: any")
     view.add_argument("--export", type=Path, metavar="FILE", help="write one HTML file with the run instead")
     view.add_argument(
+        "--group",
+        action="append",
+        default=[],
+        type=_place,
+        metavar="STEP/GROUP",
+        help="a group for the exported file, as the page numbers it; can be given again",
+    )
+    view.add_argument(
         "--groups",
         type=int,
         default=40,
@@ -35,13 +43,20 @@ def add_view(verbs: Any) -> None:
     view.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
 
 
+def _place(text: str) -> tuple[int, int]:
+    step, slash, group = text.partition("/")
+    if not (slash and step.isdecimal() and group.isdecimal()):
+        raise ArgumentTypeError(f"{text} is no STEP/GROUP, such as 12/5")
+    return int(step), int(group)
+
+
 def run_view(options: Namespace) -> int:
     """`shoal view`: serves until Ctrl-C or SIGTERM, or writes a file."""
     paths = options.paths or [path for path in map(Path, DEFAULT_FOLDERS) if path.is_dir()] or [Path()]
     if options.export is not None:
         from shoal.view.export import export  # noqa: PLC0415 imports FastAPI, which --help must not wait for
 
-        return export(paths, options.export, options.groups)
+        return export(paths, options.export, options.groups, options.group)
     from shoal.view.serve import serve_view  # noqa: PLC0415 the same
 
     return serve_view(paths, options.host, options.port, options.socket)

@@ -23,31 +23,33 @@ from shoal.view.runs import Run, Runs
 
 logger = getLogger(__name__)
 
+Place = tuple[int, int]
 IMPORT = re.compile(r'^import \{([^}]*)\} from "\./(\w+)\.js";\n', re.MULTILINE)
 EXPORT = re.compile(r"^export (async function|function|const|class) (\w+)", re.MULTILINE)
 
 
-def export(paths: Sequence[Path], file: Path, groups: int) -> int:
-    """Writes the file; the exit status. Of each run all numbers and the most telling `groups` groups are in it.
+def export(paths: Sequence[Path], file: Path, groups: int, chosen: Sequence[Place] = ()) -> int:
+    """Writes the file; the exit status. Of each run all numbers are in it, the `chosen` groups (step, place) and the
+    most telling `groups` others.
 
     Raises:
-        DataError: a path does not exist, or there is no run.
+        DataError: a path does not exist, there is no run, or no such group.
     """
     runs = Runs(paths)
     found = runs.all()
     if not found:
         raise DataError(f"{', '.join(map(str, paths))}: no run is in there")
-    write_atomically(file, page(runs, groups))
+    write_atomically(file, page(runs, groups, chosen))
     logger.info("%s: %s, %.1f MB", file, ", ".join(run.name for run in found), file.stat().st_size / 1e6)
     return 0
 
 
-def page(runs: Runs, groups: int) -> str:
+def page(runs: Runs, groups: int, chosen: Sequence[Place] = ()) -> str:
     """The whole file."""
     script = (STATIC / "uPlot.iife.min.js").read_text(encoding="utf-8") + "\n" + bundle("main")
     styles = "\n".join((STATIC / name).read_text(encoding="utf-8") for name in style_names())
     # No "</script" and no "<!--" inside the data: as JSON "<" may be written in four digits.
-    data = to_json(answers(runs, groups)).decode().replace("<", "\\u003c")
+    data = to_json(answers(runs, groups, chosen)).decode().replace("<", "\\u003c")
     given = {
         "policy": policy(script, styles),
         "title": ", ".join(run.name for run in runs.all())[:120],
@@ -107,18 +109,18 @@ def _as_function(name: str) -> str:
     return f"{body}\nreturn {{ {', '.join(exports)} }};"
 
 
-def answers(runs: Runs, groups: int) -> dict[str, Any]:
+def answers(runs: Runs, groups: int, chosen: Sequence[Place] = ()) -> dict[str, Any]:
     """What the page asks for, by the names that data.js looks for."""
     kept: dict[str, Any] = {"runs": answer(runs, "runs", {})}
     for run in runs.all():
-        kept |= _answers_of(runs, run, groups)
+        kept |= _answers_of(runs, run, groups, chosen)
     names = [run.name for run in runs.all()]
     if len(names) > 1:
         kept[key_of("compare", {"runs": "\n".join(names)})] = answer(runs, "compare", {"runs": "\n".join(names)})
     return kept
 
 
-def _answers_of(runs: Runs, run: Run, groups: int) -> dict[str, Any]:
+def _answers_of(runs: Runs, run: Run, groups: int, chosen: Sequence[Place]) -> dict[str, Any]:
     kept: dict[str, Any] = {}
 
     def keep(name: str, **given: Any) -> Any:
@@ -136,7 +138,8 @@ def _answers_of(runs: Runs, run: Run, groups: int) -> dict[str, Any]:
     for kind in (SAMPLES, EVALUATIONS):
         of_kind = {} if kind == SAMPLES else {"kind": kind}
         keep("steps", **of_kind)
-        for step, place in telling_groups(run, kind, groups if kind == SAMPLES else groups // 2):
+        telling = telling_groups(run, kind, groups if kind == SAMPLES else groups // 2)
+        for step, place in sorted({*telling, *(chosen if kind == SAMPLES else ())}):
             keep("group", step=step, group=place, **of_kind)
     return kept
 

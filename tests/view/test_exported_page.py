@@ -60,6 +60,17 @@ def test_the_most_telling_groups_are_the_mixed_then_the_odd_then_a_spread(run_di
     assert len(telling_groups(run, "samples", 100)) == 8, "all that there are"
 
 
+def test_groups_that_are_named_are_in_the_file_and_one_that_is_not_there_is_refused(run_dir, tmp_path):
+    words = ["view", str(run_dir), "--export", str(tmp_path / "out.html"), "--groups", "0"]
+    assert main([*words, "--group", "2/1", "--group", "1/3"]) == 0
+    held = kept((tmp_path / "out.html").read_text(encoding="utf-8"))
+    assert [name for name in held if name.startswith("group&")] == [
+        key_of("group", {"run": "run", "step": "1", "group": "3"}),
+        key_of("group", {"run": "run", "step": "2", "group": "1"}),
+    ]
+    assert main([*words, "--group", "9/9"]) == 2
+
+
 def test_every_module_is_written_as_the_exporter_reads_it():
     for name in OURS:
         text = (files("shoal.view") / "static" / name).read_text(encoding="utf-8")

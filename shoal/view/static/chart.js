@@ -50,13 +50,24 @@ export function chart({ title, about, lines, unit, height = 150, marks = [], ons
   const canvas = h("div.plot");
   const legend = h("div.legend");
   const caption = h("figcaption", h("b", title), about ? h("span.dim", { title: about }, " ", about) : null);
-  const figure = h("figure.chart", { tabIndex: 0, "aria-label": `${title}: curve over steps; arrow keys move the cursor` }, caption, canvas, legend);
+  const figure = h(
+    "figure.chart",
+    { tabIndex: 0, "aria-label": `${title}: curve over steps; arrow keys move the cursor` },
+    caption,
+    canvas,
+    legend,
+  );
   const entry = { plot: null, data: [[], ...lines.map(() => [])], steps: [], build, cursor: null };
 
   function build() {
     if (!figure.isConnected) return;
     if (entry.plot) entry.plot.destroy();
-    const axis = { stroke: colour("--dim"), grid: { stroke: colour("--rule"), width: 1 }, ticks: { show: false }, font: "11px system-ui" };
+    const axis = {
+      stroke: colour("--dim"),
+      grid: { stroke: colour("--rule"), width: 1 },
+      ticks: { show: false },
+      font: "11px system-ui",
+    };
     entry.plot = new uPlot(
       {
         width: Math.max(canvas.clientWidth, 200),
@@ -67,7 +78,10 @@ export function chart({ title, about, lines, unit, height = 150, marks = [], ons
           x: { time: false, range: (plot, low, high) => (low === high ? [low - 1, high + 1] : [low, high]) },
           y: { range: (plot, low, high) => heights(low, high) },
         },
-        axes: [{ ...axis, size: 24, values: (plot, at) => at.map((one) => (Number.isInteger(one) ? num(one) : "")) }, { ...axis, size: 52, values: (plot, at) => at.map(num) }],
+        axes: [
+          { ...axis, size: 24, values: (plot, at) => at.map((one) => (Number.isInteger(one) ? num(one) : "")) },
+          { ...axis, size: 52, values: (plot, at) => at.map(num) },
+        ],
         series: [
           {},
           ...lines.map((one, index) => ({
@@ -76,7 +90,11 @@ export function chart({ title, about, lines, unit, height = 150, marks = [], ons
             width: 1.5,
             dash: DASHES[Math.floor(index / PENS.length) % DASHES.length],
             spanGaps: true,
-            points: { show: one.points || undefined, size: one.points ? 7 : 4, fill: colour(PENS[index % PENS.length]) },
+            points: {
+              show: one.points || undefined,
+              size: one.points ? 7 : 4,
+              fill: colour(PENS[index % PENS.length]),
+            },
           })),
         ],
         hooks: { setCursor: [(plot) => read(plot.cursor.idx)], draw: [drawMarks] },
@@ -84,7 +102,10 @@ export function chart({ title, about, lines, unit, height = 150, marks = [], ons
       entry.data,
       canvas,
     );
-    canvas.firstChild.addEventListener("dblclick", () => onstep && entry.cursor !== null && onstep(entry.data[0][entry.cursor]));
+    canvas.firstChild.addEventListener(
+      "dblclick",
+      () => onstep && entry.cursor !== null && onstep(entry.data[0][entry.cursor]),
+    );
     read(null);
   }
 
@@ -106,7 +127,13 @@ export function chart({ title, about, lines, unit, height = 150, marks = [], ons
       const column = entry.data[number + 1];
       let at = index ?? column.length - 1;
       while (at >= 0 && (column[at] === undefined || column[at] === null)) at -= 1;
-      const item = h("span.key", h("i", { class: `pen-${(number % PENS.length) + 1}`, "aria-hidden": "true" }), `${one.label} `, h("b", at >= 0 ? num(column[at]) : "–"), unit ? ` ${unit}` : "");
+      const item = h(
+        "span.key",
+        h("i", { class: `pen-${(number % PENS.length) + 1}`, "aria-hidden": "true" }),
+        `${one.label} `,
+        h("b", at >= 0 ? num(column[at]) : "–"),
+        unit ? ` ${unit}` : "",
+      );
       return item;
     });
     const step = steps.length ? steps[index ?? steps.length - 1] : null;
@@ -122,7 +149,8 @@ export function chart({ title, about, lines, unit, height = 150, marks = [], ons
     const from = entry.cursor ?? last;
     const index = Math.max(0, Math.min(last, from + moves[event.key]));
     const left = entry.plot.valToPos(entry.data[0][index], "x");
-    for (const one of drawn) one.plot.setCursor({ left: one.plot.valToPos(entry.data[0][index], "x"), top: one.plot.over.clientHeight / 2 });
+    for (const one of drawn)
+      one.plot.setCursor({ left: one.plot.valToPos(entry.data[0][index], "x"), top: one.plot.over.clientHeight / 2 });
     entry.plot.setCursor({ left, top: entry.plot.over.clientHeight / 2 });
     say(legend.textContent);
   });

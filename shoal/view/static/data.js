@@ -32,7 +32,9 @@ export async function ask(name, given) {
   } catch {
     throw new Error("shoal view does not answer: it has ended, or the connection is gone.");
   }
-  const body = reply.headers.get("content-type").startsWith("application/json") ? await reply.json() : { error: await reply.text() };
+  const body = reply.headers.get("content-type").startsWith("application/json")
+    ? await reply.json()
+    : { error: await reply.text() };
   if (!reply.ok) throw new Error(body.error);
   return body;
 }

@@ -28,7 +28,11 @@ function middle(a, b) {
 
 /** The longest common subsequence by dynamic programming. */
 function between(a, b) {
-  if (!a.length || !b.length || middle(a, b) > MOST_CELLS) return [["gone", a], ["new", b]];
+  if (!a.length || !b.length || middle(a, b) > MOST_CELLS)
+    return [
+      ["gone", a],
+      ["new", b],
+    ];
   const width = b.length + 1;
   const best = new Uint16Array((a.length + 1) * width);
   for (let i = a.length - 1; i >= 0; i -= 1) {
@@ -73,6 +77,7 @@ export function marked(first, second) {
     const tag = what === "new" ? "ins" : what === "gone" ? "del" : "span";
     element.append(h(tag, letters(text)));
   }
-  if (second.length > LONGEST) element.append(h("p.dim", "Differences are marked as far as this; the rest is on the completion's own page."));
+  if (second.length > LONGEST)
+    element.append(h("p.dim", "Differences are marked as far as this; the rest is on the completion's own page."));
   return element;
 }

@@ -44,7 +44,18 @@ export function say(text) {
 /** A table: heads are strings or elements, rows lists of cells. */
 export function table(heads, rows, properties) {
   const scroll = h("div.scroll", { tabIndex: 0, role: "region", "aria-label": (properties || {}).label || "table" });
-  const head = h("tr", heads.map((one) => h("th", { scope: "col" }, one)));
-  const body = rows.map((cells) => h("tr", cells.map((cell) => (cell && cell.tagName === "TD" ? cell : h("td", cell)))));
-  return add(scroll, h("table", properties && properties.class ? { class: properties.class } : null, h("thead", head), h("tbody", body)));
+  const head = h(
+    "tr",
+    heads.map((one) => h("th", { scope: "col" }, one)),
+  );
+  const body = rows.map((cells) =>
+    h(
+      "tr",
+      cells.map((cell) => (cell && cell.tagName === "TD" ? cell : h("td", cell))),
+    ),
+  );
+  return add(
+    scroll,
+    h("table", properties && properties.class ? { class: properties.class } : null, h("thead", head), h("tbody", body)),
+  );
 }

@@ -22,14 +22,16 @@ export function longList(fetchPage, draw, label) {
     const room = scroll.clientHeight || 400;
     const visible = Math.ceil(room / ROW) + 1;
     const way = Math.max(tall() - room, 1);
-    const exact = total * ROW <= TALLEST ? scroll.scrollTop / ROW : (scroll.scrollTop / way) * Math.max(total - visible + 1, 0);
+    const exact =
+      total * ROW <= TALLEST ? scroll.scrollTop / ROW : (scroll.scrollTop / way) * Math.max(total - visible + 1, 0);
     const begin = Math.max(0, Math.min(Math.floor(exact), total - 1));
     inner.style.transform = `translateY(${total * ROW <= TALLEST ? begin * ROW : scroll.scrollTop}px)`;
     if (begin === first && !force) return;
     first = begin;
     const rows = [];
     for (let place = begin; place < Math.min(begin + visible, total); place += 1) rows.push(rowAt(place));
-    const focused = document.activeElement && inner.contains(document.activeElement) ? document.activeElement.dataset.place : null;
+    const focused =
+      document.activeElement && inner.contains(document.activeElement) ? document.activeElement.dataset.place : null;
     fill(inner, rows);
     if (focused !== null) inner.querySelector(`[data-place="${focused}"]`)?.focus({ preventScroll: true });
   }
@@ -63,7 +65,8 @@ export function longList(fetchPage, draw, label) {
     const place = Number(document.activeElement.dataset.place ?? first - step);
     const next = Math.max(0, Math.min(total - 1, place + step));
     const target = inner.querySelector(`[data-place="${next}"]`);
-    if (!target || target.getBoundingClientRect().bottom > scroll.getBoundingClientRect().bottom) scroll.scrollTop += ROW;
+    if (!target || target.getBoundingClientRect().bottom > scroll.getBoundingClientRect().bottom)
+      scroll.scrollTop += ROW;
     if (next < first + 1) scroll.scrollTop -= ROW;
     show(true);
     inner.querySelector(`[data-place="${next}"]`)?.focus({ preventScroll: true });

@@ -18,14 +18,25 @@ const ORDERS = {
   length: (a, b) => (b[4] ?? 0) - (a[4] ?? 0),
   prompt: (a, b) => (a[5] < b[5] ? -1 : 1),
 };
-export const ORDER_NAMES = { file: "as sampled", right: "share right", reward: "mean reward", length: "mean length", prompt: "prompt id" };
+export const ORDER_NAMES = {
+  file: "as sampled",
+  right: "share right",
+  reward: "mean reward",
+  length: "mean length",
+  prompt: "prompt id",
+};
 export const COLOUR_NAMES = { right: "share right", reward: "mean reward", length: "mean length" };
 
 /** A map over `data` ({steps, groups}); `open(step, group)` is called for a cell that is chosen. */
 export function heatMap(open, moved) {
   const canvas = h("canvas", { "aria-hidden": "true" });
   const spacer = h("div.spacer");
-  const scroll = h("div.map", { tabIndex: 0, role: "application", "aria-label": "Steps by groups: arrow keys move, Enter opens a group" }, spacer, canvas);
+  const scroll = h(
+    "div.map",
+    { tabIndex: 0, role: "application", "aria-label": "Steps by groups: arrow keys move, Enter opens a group" },
+    spacer,
+    canvas,
+  );
   const tip = h("p.tip", { "aria-live": "off" }, " ");
   let data = { steps: [], groups: [] };
   let options = { order: "file", colour: "right" };
@@ -41,8 +52,14 @@ export function heatMap(open, moved) {
       const places = groups.map((cell, place) => ({ cell, place }));
       return order ? places.sort((a, b) => order(a.cell, b.cell) || a.place - b.place) : places;
     });
-    const values = data.groups.flat().map(valueOf).filter((one) => typeof one === "number");
-    range = options.colour === "right" ? [0, 1] : [values.reduce((a, b) => Math.min(a, b), Infinity), values.reduce((a, b) => Math.max(a, b), -Infinity)];
+    const values = data.groups
+      .flat()
+      .map(valueOf)
+      .filter((one) => typeof one === "number");
+    range =
+      options.colour === "right"
+        ? [0, 1]
+        : [values.reduce((a, b) => Math.min(a, b), Infinity), values.reduce((a, b) => Math.max(a, b), -Infinity)];
     layout();
   }
 
@@ -137,7 +154,10 @@ export function heatMap(open, moved) {
 
   function under(event) {
     const box = canvas.getBoundingClientRect();
-    return [Math.floor((event.clientX - box.left + scroll.scrollLeft) / size), Math.floor((event.clientY - box.top) / size)];
+    return [
+      Math.floor((event.clientX - box.left + scroll.scrollLeft) / size),
+      Math.floor((event.clientY - box.top) / size),
+    ];
   }
 
   scroll.addEventListener("scroll", () => {
@@ -151,7 +171,16 @@ export function heatMap(open, moved) {
     if (found) open(found.step, found.place);
   });
   scroll.addEventListener("keydown", (event) => {
-    const moves = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1], Home: [-Infinity, 0], End: [Infinity, 0], PageUp: [-20, 0], PageDown: [20, 0] };
+    const moves = {
+      ArrowLeft: [-1, 0],
+      ArrowRight: [1, 0],
+      ArrowUp: [0, -1],
+      ArrowDown: [0, 1],
+      Home: [-Infinity, 0],
+      End: [Infinity, 0],
+      PageUp: [-20, 0],
+      PageDown: [20, 0],
+    };
     if (event.key in moves) {
       event.preventDefault();
       event.stopPropagation();

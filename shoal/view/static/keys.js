@@ -37,7 +37,16 @@ export function help() {
   const names = { ArrowLeft: "←", ArrowRight: "→", ArrowUp: "↑", ArrowDown: "↓" };
   const rows = [...own, ...always].map(([key, what]) => [h("kbd", names[key] || key), what]);
   const dialog = h("dialog", { "aria-label": "Keys" });
-  fill(dialog, h("h2", "Keys"), table(["Key", "What it does"], rows, { label: "Keys" }), h("form", { method: "dialog" }, h("button", { type: "button", autofocus: "", onclick: () => dialog.close() }, "Close")));
+  fill(
+    dialog,
+    h("h2", "Keys"),
+    table(["Key", "What it does"], rows, { label: "Keys" }),
+    h(
+      "form",
+      { method: "dialog" },
+      h("button", { type: "button", autofocus: "", onclick: () => dialog.close() }, "Close"),
+    ),
+  );
   dialog.addEventListener("close", () => dialog.remove());
   document.body.append(dialog);
   dialog.showModal();

@@ -67,7 +67,16 @@ async function show() {
   } catch (error) {
     if (turn !== shown) return;
     top(page, given, about);
-    fill(main, h("div.problem", { role: "alert" }, h("h1", "Not here"), h("p", error.message), h("p", h("a", { href: to("runs") }, "All runs"))));
+    fill(
+      main,
+      h(
+        "div.problem",
+        { role: "alert" },
+        h("h1", "Not here"),
+        h("p", error.message),
+        h("p", h("a", { href: to("runs") }, "All runs")),
+      ),
+    );
     document.body.dataset.ready = String(turn);
     if (!(error instanceof Error) || error.name !== "Error") console.error(error);
   }
@@ -82,13 +91,42 @@ function titleOf(page, given) {
 function top(page, given, about) {
   const bar = document.getElementById("top");
   const inRun = given.run !== undefined;
-  const active = ["group", "completion"].includes(page) ? (given.kind === "evaluations" ? "evaluations" : "steps") : page;
-  const tabs = TABS.filter(([name]) => inRun && about && (name === "settings" ? about.pages.includes("run") : about.pages.includes(name)));
+  const active = ["group", "completion"].includes(page)
+    ? given.kind === "evaluations"
+      ? "evaluations"
+      : "steps"
+    : page;
+  const tabs = TABS.filter(
+    ([name]) => inRun && about && (name === "settings" ? about.pages.includes("run") : about.pages.includes(name)),
+  );
   fill(
     bar,
-    h("nav.where", { "aria-label": "Where" }, h("a.home", { href: to("runs") }, "shoal"), inRun ? [h("span.dim", { "aria-hidden": "true" }, " / "), h("a.name", { href: to("run", { run: given.run }) }, given.run), about ? status(about) : null] : null),
-    tabs.length ? h("nav.tabs", { "aria-label": "Pages of the run" }, tabs.map(([name, title]) => h("a", { href: to(name, { run: given.run }), "aria-current": name === active ? "page" : undefined }, title))) : null,
-    h("div.tools", h("button", { type: "button", onclick: theme, title: "light, dark or as the system has it" }, "theme"), h("button", { type: "button", onclick: help, title: "keys of this page" }, "keys")),
+    h(
+      "nav.where",
+      { "aria-label": "Where" },
+      h("a.home", { href: to("runs") }, "shoal"),
+      inRun
+        ? [
+            h("span.dim", { "aria-hidden": "true" }, " / "),
+            h("a.name", { href: to("run", { run: given.run }) }, given.run),
+            about ? status(about) : null,
+          ]
+        : null,
+    ),
+    tabs.length
+      ? h(
+          "nav.tabs",
+          { "aria-label": "Pages of the run" },
+          tabs.map(([name, title]) =>
+            h("a", { href: to(name, { run: given.run }), "aria-current": name === active ? "page" : undefined }, title),
+          ),
+        )
+      : null,
+    h(
+      "div.tools",
+      h("button", { type: "button", onclick: theme, title: "light, dark or as the system has it" }, "theme"),
+      h("button", { type: "button", onclick: help, title: "keys of this page" }, "keys"),
+    ),
   );
 }
 

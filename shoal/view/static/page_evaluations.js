@@ -20,7 +20,11 @@ export async function evaluationsPage(page, given, about, show) {
   const { run } = given;
   const counts = h("div.counts", { role: "group", "aria-label": "What became of the prompts" });
   const grid = h("div");
-  const curve = chart({ title: "Accuracy", about: "held-out prompts", lines: [{ label: "accuracy", key: "eval/accuracy", points: true }] });
+  const curve = chart({
+    title: "Accuracy",
+    about: "held-out prompts",
+    lines: [{ label: "accuracy", key: "eval/accuracy", points: true }],
+  });
   let story = given.story || "";
   let data = { steps: [], prompts: [] };
   let limit = AT_ONCE;
@@ -28,15 +32,65 @@ export async function evaluationsPage(page, given, about, show) {
     const of = (name) => data.prompts.filter((one) => one.story === name);
     fill(
       counts,
-      Object.entries(STORIES).map(([name, words]) => h("button", { type: "button", "aria-pressed": String(story === name), title: words, onclick: () => { story = story === name ? "" : name; note({ story }); draw(); } }, h("b", num(of(name).length)), ` ${words.split(":")[0]}`)),
+      Object.entries(STORIES).map(([name, words]) =>
+        h(
+          "button",
+          {
+            type: "button",
+            "aria-pressed": String(story === name),
+            title: words,
+            onclick: () => {
+              story = story === name ? "" : name;
+              note({ story });
+              draw();
+            },
+          },
+          h("b", num(of(name).length)),
+          ` ${words.split(":")[0]}`,
+        ),
+      ),
     );
     const shown = data.prompts.filter((one) => !story || one.story === story);
-    shown.sort((a, b) => Object.keys(STORIES).indexOf(a.story) - Object.keys(STORIES).indexOf(b.story) || (a.name < b.name ? -1 : 1));
+    shown.sort(
+      (a, b) =>
+        Object.keys(STORIES).indexOf(a.story) - Object.keys(STORIES).indexOf(b.story) || (a.name < b.name ? -1 : 1),
+    );
     fill(
       grid,
-      h("p.dim", `${count(shown.length, "prompt")}, ${count(data.steps.length, "evaluation")}. A prompt counts as right where more than half of its completions are.`),
-      h("div.scroll", { tabIndex: 0, role: "region", "aria-label": "Prompts by evaluation" }, h("table.grid", h("thead", h("tr", h("th", { scope: "col" }, "prompt"), h("th", { scope: "col" }, "story"), data.steps.map((step) => h("th", { scope: "col" }, `step ${step}`)))), h("tbody", shown.slice(0, limit).map(row)))),
-      shown.length > limit ? h("button.more", { type: "button", onclick: () => { limit *= 4; draw(); } }, `show more (${num(shown.length - limit)})`) : null,
+      h(
+        "p.dim",
+        `${count(shown.length, "prompt")}, ${count(data.steps.length, "evaluation")}. A prompt counts as right where more than half of its completions are.`,
+      ),
+      h(
+        "div.scroll",
+        { tabIndex: 0, role: "region", "aria-label": "Prompts by evaluation" },
+        h(
+          "table.grid",
+          h(
+            "thead",
+            h(
+              "tr",
+              h("th", { scope: "col" }, "prompt"),
+              h("th", { scope: "col" }, "story"),
+              data.steps.map((step) => h("th", { scope: "col" }, `step ${step}`)),
+            ),
+          ),
+          h("tbody", shown.slice(0, limit).map(row)),
+        ),
+      ),
+      shown.length > limit
+        ? h(
+            "button.more",
+            {
+              type: "button",
+              onclick: () => {
+                limit *= 4;
+                draw();
+              },
+            },
+            `show more (${num(shown.length - limit)})`,
+          )
+        : null,
     );
   };
   const row = (prompt) =>
@@ -52,14 +106,33 @@ export async function evaluationsPage(page, given, about, show) {
         const lost = before && before[1] * 2 > before[2] && !right;
         const text = total > 1 ? `${rights}/${total}` : known ? (right ? "right" : "wrong") : "no reward";
         const address = to("group", place(run, "evaluations", data.steps[column], group));
-        return h("td", { class: right ? "good" : lost ? "lost" : "bad" }, exported ? text : h("a", { href: address, title: `mean reward ${num(mean)}` }, text), lost ? h("span", { title: "right in the evaluation before" }, " ↓") : null);
+        return h(
+          "td",
+          { class: right ? "good" : lost ? "lost" : "bad" },
+          exported ? text : h("a", { href: address, title: `mean reward ${num(mean)}` }, text),
+          lost ? h("span", { title: "right in the evaluation before" }, " ↓") : null,
+        );
       }),
     );
-  fill(page, h("div.head", h("h1", "Evaluations"), h("a", { href: to("steps", { run, kind: "evaluations" }) }, "their completions")), curve.element, counts, grid);
+  fill(
+    page,
+    h(
+      "div.head",
+      h("h1", "Evaluations"),
+      h("a", { href: to("steps", { run, kind: "evaluations" }) }, "their completions"),
+    ),
+    curve.element,
+    counts,
+    grid,
+  );
   show(page);
   const update = async () => {
-    const [fresh, metrics] = await Promise.all([ask("evaluations", { run }), ask("metrics", { run, keys: "eval/accuracy" })]);
-    const changed = JSON.stringify(fresh.steps) !== JSON.stringify(data.steps) || fresh.prompts.length !== data.prompts.length;
+    const [fresh, metrics] = await Promise.all([
+      ask("evaluations", { run }),
+      ask("metrics", { run, keys: "eval/accuracy" }),
+    ]);
+    const changed =
+      JSON.stringify(fresh.steps) !== JSON.stringify(data.steps) || fresh.prompts.length !== data.prompts.length;
     data = fresh;
     curve.set([metrics.series["eval/accuracy"] || [[], []]]);
     if (changed) draw();

@@ -16,15 +16,46 @@ export async function rubricsPage(page, given, about, show) {
   let limit = AT_ONCE;
   const draw = () => {
     const wanted = field.value.trim().toLowerCase();
-    const shown = prompts.filter((one) => !wanted || JSON.stringify([one.name, one.question, one.steps.map((step) => step.criteria.map((c) => c.title))]).toLowerCase().includes(wanted));
+    const shown = prompts.filter(
+      (one) =>
+        !wanted ||
+        JSON.stringify([one.name, one.question, one.steps.map((step) => step.criteria.map((c) => c.title))])
+          .toLowerCase()
+          .includes(wanted),
+    );
     shown.sort((a, b) => b.steps.length - a.steps.length || changes(b) - changes(a));
-    fill(list, shown.slice(0, limit).map((one) => prompt(one, run)), shown.length > limit ? h("button.more", { type: "button", onclick: () => { limit *= 4; draw(); } }, `show more (${num(shown.length - limit)})`) : null);
+    fill(
+      list,
+      shown.slice(0, limit).map((one) => prompt(one, run)),
+      shown.length > limit
+        ? h(
+            "button.more",
+            {
+              type: "button",
+              onclick: () => {
+                limit *= 4;
+                draw();
+              },
+            },
+            `show more (${num(shown.length - limit)})`,
+          )
+        : null,
+    );
   };
   field.addEventListener("input", () => {
     note({ text: field.value.trim() });
     draw();
   });
-  fill(page, h("div.head", h("h1", "Rubrics"), h("span.dim", count(prompts.length, "prompt"))), h("div.controls", h("label", "find ", field)), h("p.dim", "A cell: mean score of the group's completions, and how far they spread (standard deviation). A criterion without spread tells nothing apart."), list);
+  fill(
+    page,
+    h("div.head", h("h1", "Rubrics"), h("span.dim", count(prompts.length, "prompt"))),
+    h("div.controls", h("label", "find ", field)),
+    h(
+      "p.dim",
+      "A cell: mean score of the group's completions, and how far they spread (standard deviation). A criterion without spread tells nothing apart.",
+    ),
+    list,
+  );
   draw();
   show(page);
 }
@@ -35,7 +66,8 @@ function changes(one) {
 
 function prompt(one, run) {
   const criteria = new Map();
-  for (const step of one.steps) for (const criterion of step.criteria) if (!criteria.has(criterion.key)) criteria.set(criterion.key, criterion);
+  for (const step of one.steps)
+    for (const criterion of step.criteria) if (!criteria.has(criterion.key)) criteria.set(criterion.key, criterion);
   const rows = [...criteria.values()].map((criterion) =>
     h(
       "tr",
@@ -48,18 +80,50 @@ function prompt(one, run) {
         const dropped = step.dropped.includes(criterion.key);
         return h(
           "td",
-          cell ? [h("i.swatch", { class: `heat-${Math.max(0, Math.min(8, Math.round((cell.mean ?? 0) * 8)))}`, "aria-hidden": "true" }), h("b", num(cell.mean)), h("span", ` ± ${num(cell.spread)}`)] : null,
+          cell
+            ? [
+                h("i.swatch", {
+                  class: `heat-${Math.max(0, Math.min(8, Math.round((cell.mean ?? 0) * 8)))}`,
+                  "aria-hidden": "true",
+                }),
+                h("b", num(cell.mean)),
+                h("span", ` ± ${num(cell.spread)}`),
+              ]
+            : null,
           added ? h("span.tag", " added") : null,
           dropped ? h("span.tag", " given up") : null,
         );
       }),
     ),
   );
-  const heads = one.steps.map((step) => h("th", { scope: "col" }, h("a", { href: to("steps", { run, prompt: one.name, first: step.step, last: step.step }) }, `step ${step.step}`)));
+  const heads = one.steps.map((step) =>
+    h(
+      "th",
+      { scope: "col" },
+      h("a", { href: to("steps", { run, prompt: one.name, first: step.step, last: step.step }) }, `step ${step.step}`),
+    ),
+  );
   return h(
     "details.rubric",
     { open: true },
     h("summary", letters(one.name), " ", h("span.dim", letters(String(one.question ?? "").slice(0, 200)))),
-    h("div.scroll", { tabIndex: 0, role: "region", "aria-label": one.name }, h("table.grid", h("thead", h("tr", h("th", { scope: "col" }, "criterion"), h("th", { scope: "col" }, "weight"), h("th", { scope: "col" }, "from"), heads)), h("tbody", rows))),
+    h(
+      "div.scroll",
+      { tabIndex: 0, role: "region", "aria-label": one.name },
+      h(
+        "table.grid",
+        h(
+          "thead",
+          h(
+            "tr",
+            h("th", { scope: "col" }, "criterion"),
+            h("th", { scope: "col" }, "weight"),
+            h("th", { scope: "col" }, "from"),
+            heads,
+          ),
+        ),
+        h("tbody", rows),
+      ),
+    ),
   );
 }

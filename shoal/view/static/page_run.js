@@ -16,11 +16,17 @@ export async function runPage(page, given, about, show) {
   const body = h("div");
   fill(page, h("h1.unseen", `Run ${given.run}`), facts, notes, moved, body);
   let known = { generation: -1, rows: 0, series: {} };
-  const marks = [...new Set(about.notes.filter((one) => one.level !== "note" && typeof one.step === "number").map((one) => one.step))];
+  const marks = [
+    ...new Set(
+      about.notes.filter((one) => one.level !== "note" && typeof one.step === "number").map((one) => one.step),
+    ),
+  ];
   const openStep = (step) => about.pages.includes("steps") && go("steps", { run: given.run, step });
 
   for (const section of SECTIONS) {
-    const made = section.charts.map((one) => ({ ...one, lines: fitting(one.lines, about.keys) })).filter((one) => one.lines.length);
+    const made = section.charts
+      .map((one) => ({ ...one, lines: fitting(one.lines, about.keys) }))
+      .filter((one) => one.lines.length);
     if (!made.length) continue;
     const grid = h("div.charts");
     body.append(h("section", h("h2", section.title), grid));
@@ -39,7 +45,12 @@ export async function runPage(page, given, about, show) {
   const update = async () => {
     const keys = wanted();
     const fresh = keys.filter((key) => !(key in known.series));
-    const found = await ask("metrics", fresh.length ? { run: given.run, keys: keys.join(",") } : { run: given.run, keys: keys.join(","), after: known.rows, generation: known.generation });
+    const found = await ask(
+      "metrics",
+      fresh.length
+        ? { run: given.run, keys: keys.join(",") }
+        : { run: given.run, keys: keys.join(","), after: known.rows, generation: known.generation },
+    );
     const grown = found.rows !== known.rows || found.generation !== known.generation || fresh.length;
     if (!grown) return found;
     known = merged(known, found, fresh.length > 0);
@@ -84,7 +95,14 @@ function drawFacts(facts, given, about) {
     pair("status", about.status),
     pair("step", about.total_steps ? `${num(about.step)} of ${num(about.total_steps)}` : num(about.step)),
     pair("reward", num(about.reward)),
-    about.accuracy !== null ? pair("held-out accuracy", summary.accuracy_before !== undefined && summary.accuracy_after !== null ? `${num(summary.accuracy_before)} → ${num(summary.accuracy_after)}` : num(about.accuracy)) : null,
+    about.accuracy !== null
+      ? pair(
+          "held-out accuracy",
+          summary.accuracy_before !== undefined && summary.accuracy_after !== null
+            ? `${num(summary.accuracy_before)} → ${num(summary.accuracy_after)}`
+            : num(about.accuracy),
+        )
+      : null,
     pair("time", duration(about.seconds)),
     summary.completions ? pair("completions", num(summary.completions)) : null,
     summary.sampled_tokens ? pair("sampled tokens", num(summary.sampled_tokens)) : null,
@@ -105,20 +123,60 @@ function drawNotes(element, about, run) {
   const rows = about.notes
     .slice()
     .reverse()
-    .map((one) => h("li", { class: one.level }, h("span.dim", typeof one.step !== "number" ? "" : steps ? h("a", { href: to("steps", { run, step: one.step }) }, `step ${one.step}`) : `step ${one.step}`, " ", h("time", moment(one.time))), " ", one.level === "note" ? null : h("b", `${one.level}: `), letters(one.text)));
-  fill(element, h("details.notes", { open }, h("summary", count(about.notes.length, "note"), warnings ? `, ${count(warnings, "warning")}` : ""), h("ol", { reversed: true }, rows)));
+    .map((one) =>
+      h(
+        "li",
+        { class: one.level },
+        h(
+          "span.dim",
+          typeof one.step !== "number"
+            ? ""
+            : steps
+              ? h("a", { href: to("steps", { run, step: one.step }) }, `step ${one.step}`)
+              : `step ${one.step}`,
+          " ",
+          h("time", moment(one.time)),
+        ),
+        " ",
+        one.level === "note" ? null : h("b", `${one.level}: `),
+        letters(one.text),
+      ),
+    );
+  fill(
+    element,
+    h(
+      "details.notes",
+      { open },
+      h("summary", count(about.notes.length, "note"), warnings ? `, ${count(warnings, "warning")}` : ""),
+      h("ol", { reversed: true }, rows),
+    ),
+  );
 }
 
 /** What rose and what fell: means over the first and the last tenth of the steps. */
 function movesOf(series) {
-  const names = Object.keys(series).filter((key) => key === "reward/mean" || /^reward_part\/.*\/mean$/.test(key) || key === "length/mean");
+  const names = Object.keys(series).filter(
+    (key) => key === "reward/mean" || /^reward_part\/.*\/mean$/.test(key) || key === "length/mean",
+  );
   const rows = names.map((key) => {
     const values = series[key][1].filter((one) => one !== null);
     const tenth = Math.max(1, Math.floor(values.length / 10));
     const mean = (some) => some.reduce((a, b) => a + b, 0) / some.length;
     const [first, last] = [mean(values.slice(0, tenth)), mean(values.slice(-tenth))];
     const label = key === "reward/mean" ? "reward" : key === "length/mean" ? "length" : `part ${key.slice(12, -5)}`;
-    return values.length > 1 ? h("span.move", letters(label), " ", h("b", `${num(first)} → ${num(last)}`), h("span", { class: key === "length/mean" ? "dim" : last < first ? "fell" : "rose" }, last < first ? " fell" : last > first ? " rose" : " as it was")) : null;
+    return values.length > 1
+      ? h(
+          "span.move",
+          letters(label),
+          " ",
+          h("b", `${num(first)} → ${num(last)}`),
+          h(
+            "span",
+            { class: key === "length/mean" ? "dim" : last < first ? "fell" : "rose" },
+            last < first ? " fell" : last > first ? " rose" : " as it was",
+          ),
+        )
+      : null;
   });
   return rows.some(Boolean) ? h("p.moves", h("span.dim", "first tenth → last tenth: "), rows) : null;
 }
@@ -127,8 +185,17 @@ function movesOf(series) {
 function everyNumber(about, given, charts) {
   const picked = new Set((given.more || "").split(",").filter((key) => about.keys.includes(key)));
   const grid = h("div.charts");
-  const list = h("datalist", { id: "every-key" }, about.keys.map((key) => h("option", { value: key })));
-  const field = h("input", { type: "search", list: "every-key", placeholder: "rewards/…, engine/…, train/…", "aria-label": "a number of the run" });
+  const list = h(
+    "datalist",
+    { id: "every-key" },
+    about.keys.map((key) => h("option", { value: key })),
+  );
+  const field = h("input", {
+    type: "search",
+    list: "every-key",
+    placeholder: "rewards/…, engine/…, train/…",
+    "aria-label": "a number of the run",
+  });
   const draw = (key) => {
     const drawn = chart({ title: key, lines: [{ label: key.split("/").pop(), key, points: key.startsWith("eval/") }] });
     grid.append(drawn.element);
@@ -145,5 +212,16 @@ function everyNumber(about, given, charts) {
   };
   field.addEventListener("change", pick);
   for (const key of picked) draw(key);
-  return h("section", h("h2", "Any number"), h("p.dim", `Each of the ${count(about.keys.length, "number")} in metrics.jsonl, by its key. `, h("a", { href: to("settings", { run: given.run }) }, "Settings of this run")), h("label", "Show ", field), list, grid);
+  return h(
+    "section",
+    h("h2", "Any number"),
+    h(
+      "p.dim",
+      `Each of the ${count(about.keys.length, "number")} in metrics.jsonl, by its key. `,
+      h("a", { href: to("settings", { run: given.run }) }, "Settings of this run"),
+    ),
+    h("label", "Show ", field),
+    list,
+    grid,
+  );
 }

@@ -19,14 +19,18 @@ export async function runsPage(page) {
     compare.hidden = chosen.size < 2;
     compare.textContent = `compare ${count(chosen.size, "run")}`;
     compare.href = to("compare", { runs: [...chosen].join("\n") });
-    fill(list, groupsOf(runs).map(([parent, some]) => section(parent, some, chosen, draw)));
+    fill(
+      list,
+      groupsOf(runs).map(([parent, some]) => section(parent, some, chosen, draw)),
+    );
   };
   fill(page, h("div.head", h("h1", count(runs.length, "run")), h("span.dim", roots.join(", ")), compare), list);
   if (!runs.length) fill(list, h("p", "No run folders here. A run leaves one in outputs/ (or where run.root says)."));
   else draw();
   if (!exported)
     follow(async () => {
-      const focused = document.activeElement && document.activeElement.dataset ? document.activeElement.dataset.run : null;
+      const focused =
+        document.activeElement && document.activeElement.dataset ? document.activeElement.dataset.run : null;
       ({ runs, roots } = await ask("runs"));
       draw();
       if (focused) list.querySelector(`[data-run="${CSS.escape(focused)}"]`)?.focus();
@@ -41,7 +45,12 @@ function groupsOf(runs) {
 
 function section(parent, runs, chosen, draw) {
   const rows = runs.map((run) => {
-    const box = h("input", { type: "checkbox", checked: chosen.has(run.name), "aria-label": `compare ${run.name}`, data: { run: run.name } });
+    const box = h("input", {
+      type: "checkbox",
+      checked: chosen.has(run.name),
+      "aria-label": `compare ${run.name}`,
+      data: { run: run.name },
+    });
     box.addEventListener("change", () => {
       if (box.checked) chosen.add(run.name);
       else chosen.delete(run.name);
@@ -63,10 +72,27 @@ function section(parent, runs, chosen, draw) {
   });
   const heads = ["", "run", "status", "step", "reward", "over the steps", "held-out accuracy", "time", "changed"];
   const title = parent || "runs";
-  const all = runs.length > 1 ? h("a", { href: to("compare", { runs: runs.map((run) => run.name).join("\n") }) }, "compare all of them") : null;
+  const all =
+    runs.length > 1
+      ? h("a", { href: to("compare", { runs: runs.map((run) => run.name).join("\n") }) }, "compare all of them")
+      : null;
   return h(
     "section",
     h("h2", title, " ", all),
-    h("div.scroll", { tabIndex: 0, role: "region", "aria-label": title }, h("table.list", h("thead", h("tr", heads.map((one, index) => (index ? h("th", { scope: "col" }, one) : h("td"))))), h("tbody", rows))),
+    h(
+      "div.scroll",
+      { tabIndex: 0, role: "region", "aria-label": title },
+      h(
+        "table.list",
+        h(
+          "thead",
+          h(
+            "tr",
+            heads.map((one, index) => (index ? h("th", { scope: "col" }, one) : h("td"))),
+          ),
+        ),
+        h("tbody", rows),
+      ),
+    ),
   );
 }

@@ -10,8 +10,24 @@ import { line } from "./plain.js";
 import { go, note, place, to } from "./route.js";
 
 const FIELDS = ["text", "prompt", "source", "stop", "outcome", "low", "high", "first", "last", "order"];
-const OUTCOMES = { mixed: "mixed", right: "all right", wrong: "all wrong", equal: "all rewards equal", missing: "no reward known", "left out": "left out of training" };
-const LIST_ORDERS = { step: "newest step", oldest: "oldest step", reward: "highest reward", lowest: "lowest reward", advantage: "largest advantage", gap: "largest gap between sampler and learner", longest: "longest", shortest: "shortest" };
+const OUTCOMES = {
+  mixed: "mixed",
+  right: "all right",
+  wrong: "all wrong",
+  equal: "all rewards equal",
+  missing: "no reward known",
+  "left out": "left out of training",
+};
+const LIST_ORDERS = {
+  step: "newest step",
+  oldest: "oldest step",
+  reward: "highest reward",
+  lowest: "lowest reward",
+  advantage: "largest advantage",
+  gap: "largest gap between sampler and learner",
+  longest: "longest",
+  shortest: "shortest",
+};
 
 export async function stepsPage(page, given, about, show) {
   const { run, kind } = given;
@@ -23,7 +39,10 @@ export async function stepsPage(page, given, about, show) {
   const options = { order: given.sort || "file", colour: given.colour || "right" };
   const arrange = (changes) => {
     Object.assign(options, changes);
-    note({ sort: options.order === "file" ? "" : options.order, colour: options.colour === "right" ? "" : options.colour });
+    note({
+      sort: options.order === "file" ? "" : options.order,
+      colour: options.colour === "right" ? "" : options.colour,
+    });
     map.set(data, options);
   };
   const search = exported ? null : searchPart(given, () => data);
@@ -32,7 +51,13 @@ export async function stepsPage(page, given, about, show) {
     head,
     h(
       "section",
-      h("div.controls", choice("groups of a step", ORDER_NAMES, options.order, (order) => arrange({ order })), choice("colour", COLOUR_NAMES, options.colour, (colour) => arrange({ colour })), legend(), progress),
+      h(
+        "div.controls",
+        choice("groups of a step", ORDER_NAMES, options.order, (order) => arrange({ order })),
+        choice("colour", COLOUR_NAMES, options.colour, (colour) => arrange({ colour })),
+        legend(),
+        progress,
+      ),
       map.element,
     ),
     search && search.element,
@@ -43,7 +68,15 @@ export async function stepsPage(page, given, about, show) {
     const fresh = await ask("steps", { run, kind });
     const changed = fresh.generation !== data.generation;
     data = fresh;
-    fill(head, h("h1", kind === "evaluations" ? "Evaluations, step by step" : "Steps by groups"), h("span.dim", `${count(data.steps.length, "step")}, ${count(data.completions, "completion")}`, data.broken ? `, ${count(data.broken, "line")} that cannot be read` : ""));
+    fill(
+      head,
+      h("h1", kind === "evaluations" ? "Evaluations, step by step" : "Steps by groups"),
+      h(
+        "span.dim",
+        `${count(data.steps.length, "step")}, ${count(data.completions, "completion")}`,
+        data.broken ? `, ${count(data.broken, "line")} that cannot be read` : "",
+      ),
+    );
     progress.textContent = data.waiting ? `indexing: ${count(data.waiting, "file")} to go` : "";
     if (changed) map.set(data, options);
     if (changed && search) search.sources(data.sources);
@@ -62,12 +95,24 @@ export async function stepsPage(page, given, about, show) {
 }
 
 function choice(label, names, value, changed) {
-  const select = h("select", { onchange: () => changed(select.value) }, Object.entries(names).map(([key, name]) => h("option", { value: key, selected: key === value }, name)));
+  const select = h(
+    "select",
+    { onchange: () => changed(select.value) },
+    Object.entries(names).map(([key, name]) => h("option", { value: key, selected: key === value }, name)),
+  );
   return h("label", `${label} `, select);
 }
 
 function legend() {
-  return h("span.scale", { "aria-hidden": "true" }, "low ", [0, 2, 4, 6, 8].map((one) => h("i", { class: `heat-${one}` })), " high ", h("i.none"), " none");
+  return h(
+    "span.scale",
+    { "aria-hidden": "true" },
+    "low ",
+    [0, 2, 4, 6, 8].map((one) => h("i", { class: `heat-${one}` })),
+    " high ",
+    h("i.none"),
+    " none",
+  );
 }
 
 function searchPart(given, data) {
@@ -75,8 +120,15 @@ function searchPart(given, data) {
   const state = h("span.dim", { role: "status" });
   const list = longList(fetchPage, drawRow, "Completions that were found");
   const sources = h("select", { name: "source" }, h("option", { value: "" }, "any source"));
-  const select = (name, any, names) => h("select", { name, "aria-label": any }, h("option", { value: "" }, any), Object.entries(names).map(([value, title]) => h("option", { value, selected: query[name] === value }, title)));
-  const field = (name, label, more) => h("label", `${label} `, h("input", { name, value: query[name] || "", type: "search", ...more }));
+  const select = (name, any, names) =>
+    h(
+      "select",
+      { name, "aria-label": any },
+      h("option", { value: "" }, any),
+      Object.entries(names).map(([value, title]) => h("option", { value, selected: query[name] === value }, title)),
+    );
+  const field = (name, label, more) =>
+    h("label", `${label} `, h("input", { name, value: query[name] || "", type: "search", ...more }));
   const narrow = { class: "narrow", inputmode: "decimal", type: "text" };
   const form = h(
     "form.controls",
@@ -84,13 +136,29 @@ function searchPart(given, data) {
     field("text", "text", { placeholder: "in prompts and completions" }),
     field("prompt", "prompt id"),
     h("label", h("span.unseen", "source"), sources),
-    select("stop", "any stop reason", { stop: "stop", length: "length", turns: "turns", abort: "abort", error: "error" }),
+    select("stop", "any stop reason", {
+      stop: "stop",
+      length: "length",
+      turns: "turns",
+      abort: "abort",
+      error: "error",
+    }),
     select("outcome", "any outcome", OUTCOMES),
     field("low", "reward from", narrow),
     field("high", "to", narrow),
     field("first", "steps from", narrow),
     field("last", "to", narrow),
-    h("label", "first the ", h("select", { name: "order" }, Object.entries(LIST_ORDERS).map(([value, title]) => h("option", { value, selected: query.order === value }, title)))),
+    h(
+      "label",
+      "first the ",
+      h(
+        "select",
+        { name: "order" },
+        Object.entries(LIST_ORDERS).map(([value, title]) =>
+          h("option", { value, selected: query.order === value }, title),
+        ),
+      ),
+    ),
     state,
   );
   let turn = 0;
@@ -111,7 +179,10 @@ function searchPart(given, data) {
       if (mine !== turn || (!beginning && !form.isConnected)) return;
       list.set(found.total, found.rows, beginning);
       beginning = false;
-      state.textContent = found.left > 0 ? `${num(found.total)} found, ${num(found.left)} still to be looked at` : `${count(found.total, "completion")} found`;
+      state.textContent =
+        found.left > 0
+          ? `${num(found.total)} found, ${num(found.left)} still to be looked at`
+          : `${count(found.total, "completion")} found`;
     } while (found.left > 0 && form.isConnected);
     if (query.text) say(state.textContent);
   }
@@ -123,8 +194,28 @@ function searchPart(given, data) {
   function drawRow(row) {
     return h(
       "a.row",
-      { href: to("completion", place(given.run, given.kind, row.step, row.group, { index: row.index, text: query.text })) },
-      h("span.numbers", h("b", `${row.step}/${row.group}/${row.index}`), h("span", { class: `reward ${tone(row.reward)}` }, num(row.reward)), h("span.dim", signed(row.advantage)), h("span.dim", `${num(row.length)} tok`), h("span.dim", row.stop), row.left_out ? h("span.warning", "left out") : null, row.gap !== null ? h("span.dim", { title: "largest difference of log-probs between sampler and learner" }, `gap ${num(row.gap)}`) : null),
+      {
+        href: to(
+          "completion",
+          place(given.run, given.kind, row.step, row.group, { index: row.index, text: query.text }),
+        ),
+      },
+      h(
+        "span.numbers",
+        h("b", `${row.step}/${row.group}/${row.index}`),
+        h("span", { class: `reward ${tone(row.reward)}` }, num(row.reward)),
+        h("span.dim", signed(row.advantage)),
+        h("span.dim", `${num(row.length)} tok`),
+        h("span.dim", row.stop),
+        row.left_out ? h("span.warning", "left out") : null,
+        row.gap !== null
+          ? h(
+              "span.dim",
+              { title: "largest difference of log-probs between sampler and learner" },
+              `gap ${num(row.gap)}`,
+            )
+          : null,
+      ),
       h("span.one", h("span.dim", line(row.prompt, 120, true)), " ", line(row.text, 160)),
     );
   }
@@ -141,7 +232,11 @@ function searchPart(given, data) {
     element: h("section", h("h2", "Completions"), form, list.element),
     look,
     sources(names) {
-      fill(sources, h("option", { value: "" }, "any source"), names.map((name) => h("option", { value: name, selected: query.source === name }, name)));
+      fill(
+        sources,
+        h("option", { value: "" }, "any source"),
+        names.map((name) => h("option", { value: name, selected: query.source === name }, name)),
+      );
       sources.parentElement.hidden = names.length < 2;
     },
   };

@@ -6,13 +6,24 @@ import { num } from "./format.js";
 const AT_ONCE = 20000;
 
 // Letters that draw nothing, or change how others are drawn: control codes, direction marks, invisible ones, halves of pairs.
-const UNSEEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]|[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g;
+const UNSEEN =
+  /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]|[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g;
 
-const NAMES = { 0x1b: "escape: a terminal code begins", 0x202e: "right-to-left override", 0x200f: "right-to-left mark", 0x200b: "zero-width space" };
+const NAMES = {
+  0x1b: "escape: a terminal code begins",
+  0x202e: "right-to-left override",
+  0x200f: "right-to-left mark",
+  0x200b: "zero-width space",
+};
 
 function sign(letter) {
   const code = letter.charCodeAt(0);
-  const shown = code < 0x20 ? String.fromCharCode(0x2400 + code) : code === 0x7f ? "\u2421" : `U+${code.toString(16).toUpperCase().padStart(4, "0")}`;
+  const shown =
+    code < 0x20
+      ? String.fromCharCode(0x2400 + code)
+      : code === 0x7f
+        ? "\u2421"
+        : `U+${code.toString(16).toUpperCase().padStart(4, "0")}`;
   return h("span.sign", { title: NAMES[code] || "a letter that is not seen" }, shown);
 }
 
@@ -45,7 +56,8 @@ export function letters(text, marked) {
 
 /** A block of text; what is long is shown as far as one reads, the rest when asked for. */
 export function block(text, options = {}) {
-  if (typeof text !== "string") return h("p.dim", text === null || text === undefined ? "no text" : JSON.stringify(text));
+  if (typeof text !== "string")
+    return h("p.dim", text === null || text === undefined ? "no text" : JSON.stringify(text));
   const marked = options.marked ? options.marked.toLowerCase() : "";
   const element = h("pre.words", { dir: "ltr", class: options.class });
   let shown = 0;
@@ -53,7 +65,9 @@ export function block(text, options = {}) {
   const grow = () => {
     const end = shown ? Math.min(text.length, shown + AT_ONCE * 10) : Math.min(text.length, options.first || AT_ONCE);
     more.remove();
-    element.append(...letters(text.slice(shown, end), marked).map((part) => (part.nodeType ? part : document.createTextNode(part))));
+    element.append(
+      ...letters(text.slice(shown, end), marked).map((part) => (part.nodeType ? part : document.createTextNode(part))),
+    );
     shown = end;
     if (shown < text.length) {
       more.textContent = `show more (${num(text.length - shown)} letters)`;

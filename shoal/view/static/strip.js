@@ -8,7 +8,11 @@ const AT_ONCE = 3000;
 const WORST = 12;
 
 const KINDS = {
-  difference: { title: "learner − sampler log-prob", both: true, of: (tokens, at) => minus(tokens.learner, tokens.sampler, at) },
+  difference: {
+    title: "learner − sampler log-prob",
+    both: true,
+    of: (tokens, at) => minus(tokens.learner, tokens.sampler, at),
+  },
   sampler: { title: "sampler log-prob", both: false, of: (tokens, at) => value(tokens.sampler, at) },
   advantage: { title: "advantage", both: true, of: (tokens, at) => value(tokens.advantage, at) },
   mask: { title: "trained or not", both: false, of: (tokens, at) => (untrained(tokens, at) ? null : 0) },
@@ -42,7 +46,11 @@ export function disagreements(tokens, count = WORST) {
 /** The strip; `chosen` is the kind of colour, `changed(kind)` is called with another. */
 export function strip(tokens, chosen, changed) {
   const length = tokens.text.length;
-  const has = Object.keys(KINDS).filter((kind) => kind === "mask" || Array.from({ length: Math.min(length, 2000) }).some((_, at) => KINDS[kind].of(tokens, at) !== null));
+  const has = Object.keys(KINDS).filter(
+    (kind) =>
+      kind === "mask" ||
+      Array.from({ length: Math.min(length, 2000) }).some((_, at) => KINDS[kind].of(tokens, at) !== null),
+  );
   let kind = has.includes(chosen) ? chosen : has[0];
   const words = h("pre.strip", { dir: "ltr", tabIndex: 0, role: "group", "aria-label": "Tokens" });
   const more = h("button.more", { type: "button", onclick: () => draw(shown + AT_ONCE) });
@@ -70,12 +78,20 @@ export function strip(tokens, chosen, changed) {
     more.remove();
     words.replaceChildren();
     shown = Math.min(length, until);
-    const breaks = new Map((Array.isArray(tokens.segments) ? tokens.segments : []).map(([start, context]) => [start, context]));
+    const breaks = new Map(
+      (Array.isArray(tokens.segments) ? tokens.segments : []).map(([start, context]) => [start, context]),
+    );
     for (let at = 0; at < shown; at += 1) {
       if (breaks.has(at) && breaks.get(at)) words.append(h("span.context", letters(String(breaks.get(at)))));
       const text = String(tokens.text[at] ?? "");
       const masked = untrained(tokens, at);
-      words.append(h("span.token", { class: `${shade(KINDS[kind].of(tokens, at))}${masked ? " masked" : ""}`, data: { at: String(at) } }, text ? letters(text) : h("span.sign", "end")));
+      words.append(
+        h(
+          "span.token",
+          { class: `${shade(KINDS[kind].of(tokens, at))}${masked ? " masked" : ""}`, data: { at: String(at) } },
+          text ? letters(text) : h("span.sign", "end"),
+        ),
+      );
     }
     if (shown < length) {
       more.textContent = `show more tokens (${num(length - shown)})`;
@@ -85,7 +101,11 @@ export function strip(tokens, chosen, changed) {
 
   function tell(at) {
     const parts = [`token ${at}`, JSON.stringify(tokens.text[at])];
-    for (const [name, list] of [["sampler", tokens.sampler], ["learner", tokens.learner]]) if (value(list, at) !== null) parts.push(`${name} ${num(list[at])}`);
+    for (const [name, list] of [
+      ["sampler", tokens.sampler],
+      ["learner", tokens.learner],
+    ])
+      if (value(list, at) !== null) parts.push(`${name} ${num(list[at])}`);
     const difference = minus(tokens.learner, tokens.sampler, at);
     if (difference !== null) parts.push(`difference ${signed(difference)}`);
     if (value(tokens.advantage, at) !== null) parts.push(`advantage ${signed(value(tokens.advantage, at))}`);
@@ -117,15 +137,45 @@ export function strip(tokens, chosen, changed) {
     mark(Math.max(0, Math.min(length - 1, (now ? Number(now.dataset.at) : -step * (step > 0 ? 1 : 0)) + step)));
   });
 
-  const select = h("select", { onchange: () => { kind = select.value; draw(shown); changed(kind); } }, has.map((one) => h("option", { value: one, selected: one === kind }, KINDS[one].title)));
+  const select = h(
+    "select",
+    {
+      onchange: () => {
+        kind = select.value;
+        draw(shown);
+        changed(kind);
+      },
+    },
+    has.map((one) => h("option", { value: one, selected: one === kind }, KINDS[one].title)),
+  );
   const worst = disagreements(tokens);
-  const rows = worst.map(([at, difference]) => [h("button.small", { type: "button", onclick: () => mark(at) }, String(at)), h("code", letters(JSON.stringify(tokens.text[at]))), num(tokens.sampler[at]), num(tokens.learner[at]), signed(difference)]);
+  const rows = worst.map(([at, difference]) => [
+    h("button.small", { type: "button", onclick: () => mark(at) }, String(at)),
+    h("code", letters(JSON.stringify(tokens.text[at]))),
+    num(tokens.sampler[at]),
+    num(tokens.learner[at]),
+    signed(difference),
+  ]);
   draw(AT_ONCE);
   return add(h("section"), [
     h("h2", "Tokens"),
-    h("div.controls", h("label", "colour by ", select), h("span.dim", "unlike colours: above 0 blue, below 0 orange; struck through: not trained")),
+    h(
+      "div.controls",
+      h("label", "colour by ", select),
+      h("span.dim", "unlike colours: above 0 blue, below 0 orange; struck through: not trained"),
+    ),
     tip,
     words,
-    worst.length ? h("details", { open: true }, h("summary", "Where sampler and learner disagree most"), table(["token", "text", "sampler", "learner", "learner − sampler"], rows, { class: "numbers", label: "Where sampler and learner disagree most" })) : null,
+    worst.length
+      ? h(
+          "details",
+          { open: true },
+          h("summary", "Where sampler and learner disagree most"),
+          table(["token", "text", "sampler", "learner", "learner − sampler"], rows, {
+            class: "numbers",
+            label: "Where sampler and learner disagree most",
+          }),
+        )
+      : null,
   ]);
 }
