@@ -106,6 +106,19 @@ def check_ids(task: Task, policy: Policy) -> None:
             )
 
 
+def limit_notes(cfg: ShoalConfig, parts: Parts) -> list[str]:
+    """A line where the model's positions, and not sampling.max_new_tokens, end the completions of some prompts."""
+    positions = min(parts.policy.max_positions, parts.engine.max_length)
+    longest_prompt = max((len(prompt.token_ids) for prompt in (*parts.task.train, *parts.task.evaluation)), default=0)
+    room = positions - longest_prompt
+    if room >= cfg.sampling.max_new_tokens:
+        return []
+    return [
+        f"sampling.max_new_tokens={cfg.sampling.max_new_tokens}: the model has room for {positions} tokens; its "
+        f"longest prompt of {longest_prompt} leaves {room}, where completions end and count as cut off at the limit"
+    ]
+
+
 def check_packages(cfg: ShoalConfig) -> None:
     """Raises EngineError where vLLM would be started and is not there, before anything large is loaded."""
     engine = cfg.engine.kind == "vllm" or (cfg.engine.kind == "vllm_server" and not servers_of(cfg).endpoints)
@@ -195,7 +208,7 @@ def build_run(cfg: ShoalConfig, folder: Path, stopping: Callable[[], bool], rewa
         undo.callback(parts.close)
         monitor = Monitor(cfg, folder, total_steps=total_steps(cfg), decode=parts.decode, started=started)
         undo.callback(monitor.close, "failed")
-        for note in (*parts.runtime.notes, *cautions(cfg)):
+        for note in (*parts.runtime.notes, *cautions(cfg), *limit_notes(cfg, parts)):
             monitor.message(note)
         reference = build_reference(cfg, parts, folder) if cfg.algorithm.kl_coef else None
         if reference:

@@ -75,6 +75,7 @@ def make_batch(
     *,
     temperature: float,
     max_new_tokens: int,
+    max_positions: int | None = None,
     made_up: bool = False,
 ) -> tuple[Batch, BatchReport]:
     """Computes advantages over whole groups, then leaves out what must not be trained on.
@@ -89,6 +90,9 @@ def make_batch(
     `zero_variance=drop`. The override {"set_advantage_to_zero": true} keeps a completion in the normaliser with
     advantage 0.
 
+    `max_positions` are the tokens that the model can hold: where they leave a completion less than `max_new_tokens`,
+    that is the limit which its overlong penalty goes by.
+
     `made_up` replaces the advantages of groups whose rewards are all equal by +1, -1, +1, ...: a smoke test.
 
     Raises:
@@ -99,7 +103,8 @@ def make_batch(
     sequences: list[TrainSequence] = []
     offset = used_groups = 0
     for group in groups:
-        kept = _trainable(group, algorithm, report, max_new_tokens=max_new_tokens, made_up=made_up)
+        _set_overlong(group, algorithm, max_new_tokens, max_positions)
+        kept = _trainable(group, algorithm, report, made_up=made_up)
         for index, advantages in kept.items():
             made = train_sequences(group.completions[index], advantages, len(report.positions), used_groups)
             sequences += made
@@ -158,14 +163,14 @@ def token_weights(
 
 
 def _trainable(
-    group: Group, algorithm: AlgorithmConfig, report: BatchReport, *, max_new_tokens: int, made_up: bool
+    group: Group, algorithm: AlgorithmConfig, report: BatchReport, *, made_up: bool
 ) -> dict[int, SegmentAdvantages]:
     """Sets the advantages of one group; gives those to train on by the completion's index in it."""
     sampled = [index for index, one in enumerate(group.completions) if one.stop_reason not in FAILED]
     report.failed += len(group.completions) - len(sampled)
     for index in sampled:
         check_completion(group.completions[index], algorithm.surrogate, f"group {group.id}, completion {index}")
-    rewards = [_shaped_reward(group, index, algorithm, max_new_tokens) for index in sampled]
+    rewards = [_shaped_reward(group, index) for index in sampled]
     report.missing_rewards += rewards.count(None)
     advantages = group_advantages(rewards, algorithm)
     for completion in group.completions:
@@ -214,11 +219,22 @@ def _why_left_out(group: Group, index: int, algorithm: AlgorithmConfig) -> str:
     return "all rewards of its group are equal (algorithm.zero_variance=drop)"
 
 
-def _shaped_reward(group: Group, index: int, algorithm: AlgorithmConfig, max_new_tokens: int) -> float | None:
-    """The reward less the penalties, the overlong one set here."""
+def _set_overlong(group: Group, algorithm: AlgorithmConfig, max_new_tokens: int, max_positions: int | None) -> None:
+    """The overlong penalty of each completion that did not fail, by the limit that bound it."""
+    if algorithm.overlong.penalty <= 0:
+        return
+    for completion in group.completions:
+        if completion.stop_reason in FAILED:
+            continue
+        limit = max_new_tokens
+        if max_positions is not None and completion.segments:
+            limit = max(min(limit, max_positions - len(completion.segments[0].context_ids)), 1)
+        completion.penalties["overlong"] = overlong_penalty(completion.num_sampled, limit, algorithm.overlong)
+
+
+def _shaped_reward(group: Group, index: int) -> float | None:
+    """The reward less the penalties."""
     completion = group.completions[index]
-    if algorithm.overlong.penalty > 0:
-        completion.penalties["overlong"] = overlong_penalty(completion.num_sampled, max_new_tokens, algorithm.overlong)
     if completion.reward is None:
         return None
     shaped = completion.reward - sum(completion.penalties.values())

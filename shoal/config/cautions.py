@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from shoal.config.nodes.algorithm import AlgorithmConfig
+from shoal.config.nodes.data import DataConfig
+from shoal.config.nodes.reference import ReferenceConfig
 from shoal.config.root import ShoalConfig
 
 
@@ -22,3 +25,47 @@ def cautions(c: ShoalConfig) -> Iterator[str]:
             "alone makes its advantages, and dividing by the standard deviation cancels algorithm.kl_coef; set "
             "algorithm.advantage=centered, or algorithm.kl_in=loss"
         )
+    yield from _of_the_optimizer(c)
+    for key, reason in _without_effect(c):
+        yield f"{key} has no effect: {reason}"
+
+
+def _of_the_optimizer(c: ShoalConfig) -> Iterator[str]:
+    o, r = c.optimizer, c.run
+    if o.lr == 0:
+        yield "optimizer.lr=0: no weight will change; set it above 0 to train"
+    steps = r.episodes // (r.prompts_per_step * r.group_size) if r.episodes else r.steps
+    updates = steps * c.algorithm.num_epochs * c.algorithm.num_minibatches
+    if o.warmup_steps > updates:
+        yield (
+            f"optimizer.warmup_steps={o.warmup_steps}: the run has {updates} optimizer steps, so the learning rate "
+            f"never reaches optimizer.lr={o.lr:g}; lower it"
+        )
+
+
+def _without_effect(c: ShoalConfig) -> Iterator[tuple[str, str]]:
+    """Keys that were changed from their default and that nothing reads, beside the others."""
+    a, default = c.algorithm, AlgorithmConfig()
+    if a.advantage != "standard":
+        for name in ("std", "eps"):
+            if getattr(a, name) != getattr(default, name):
+                yield f"algorithm.{name}", f"algorithm.advantage={a.advantage} divides by no standard deviation"
+    if a.surrogate == "cispo" and a.clip_low != default.clip_low:
+        yield "algorithm.clip_low", "algorithm.surrogate=cispo has no lower clip"
+    if a.correction == "none":
+        for name in ("correction_low", "correction_high", "correction_average"):
+            if getattr(a, name) != getattr(default, name):
+                yield f"algorithm.{name}", "algorithm.correction=none"
+    if a.zero_variance != "refill" and a.refill_rounds != default.refill_rounds:
+        yield "algorithm.refill_rounds", f"algorithm.zero_variance={a.zero_variance} draws no other groups"
+    if a.kl_coef == 0:
+        for name in ("kl_estimator", "kl_in"):
+            if getattr(a, name) != getattr(default, name):
+                yield f"algorithm.{name}", "algorithm.kl_coef=0"
+        for name in ("name", "revision", "polyak_every"):
+            if getattr(c.reference, name) != getattr(ReferenceConfig(), name):
+                yield f"reference.{name}", "algorithm.kl_coef=0 loads no reference"
+    if c.data.task == "story":
+        for name in ("split", "eval_split", "path", "eval_path"):
+            if getattr(c.data, name, None) != getattr(DataConfig(), name, None):
+                yield f"data.{name}", "the built-in task makes its own rows"

@@ -32,6 +32,7 @@ def estimate(cfg: ShoalConfig, runtime: Runtime, model_config: Any) -> dict[str,
     """
     text = model_config.get_text_config()
     item = runtime.param_dtype.itemsize
+    positions = getattr(text, "max_position_embeddings", None)
     total, linear = count_parameters(model_config, cfg.model.trust_remote_code)
     trained = lora_parameters(cfg, model_config) if cfg.model.train == "lora" else total
     on_cpu = runtime.device.type == "cpu" and runtime.compute_dtype is not None
@@ -44,7 +45,9 @@ def estimate(cfg: ShoalConfig, runtime: Runtime, model_config: Any) -> dict[str,
         "optimizer": trained * (2 if cfg.optimizer.name == "adamw_8bit" else 8),
         "master": trained * 4 if runtime.master_weights else 0,
         "reference": total * item if cfg.algorithm.kl_coef and not elsewhere else 0,
-        "kv_cache": cache_tokens(cfg) * cache_bytes_per_token(text, item) if cfg.engine.kind == "torch" else 0,
+        "kv_cache": cache_tokens(cfg, positions) * cache_bytes_per_token(text, item)
+        if cfg.engine.kind == "torch"
+        else 0,
         "activations": activation_bytes(cfg, runtime, text),
         "logits": (chunk * text.vocab_size + WORKING_COPY) * 4,
     }
@@ -92,9 +95,10 @@ def lora_parameters(cfg: ShoalConfig, model_config: Any) -> int:
     return count
 
 
-def cache_tokens(cfg: ShoalConfig) -> int:
-    """Most tokens in the KV cache at a time."""
+def cache_tokens(cfg: ShoalConfig, positions: int | None = None) -> int:
+    """Most tokens in the KV cache at a time, of a model that can hold `positions` (None: any number)."""
     each = cfg.data.max_prompt_tokens + cfg.sampling.max_new_tokens
+    each = min(each, positions or each)
     most = min(cfg.engine.max_batch, cfg.run.prompts_per_step * cfg.run.group_size) * each
     return min(most, cfg.engine.max_cache_tokens or most)
 

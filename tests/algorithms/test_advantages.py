@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from shoal.algorithms.advantages import group_advantages
 from shoal.config.nodes.algorithm import AlgorithmConfig
+from shoal.types import Completion, Group, Segment, StopReason
 
 EVERY_KIND = ["standard", "centered", "leave_one_out"]
 # Eighths add up exactly, so that only the formula is tested and not rounding.
@@ -44,6 +45,23 @@ def test_leave_one_out_compares_with_the_mean_of_the_others():
 def test_equal_rewards_give_exactly_zero(kind, reward):
     # The mean of seven times 0.1 is not 0.1 in floating point; dividing its error by a tiny deviation gives noise.
     assert group_advantages([reward] * 7, AlgorithmConfig(advantage=kind, eps=0)) == [0.0] * 7
+
+
+@pytest.mark.parametrize("kind", EVERY_KIND)
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_rewards_equal_but_for_rounding_give_exactly_zero_and_are_of_zero_variance(kind, scale):
+    # 0.1 + 0.2 + 0.3 in two orders.
+    rewards = [((0.1 + 0.2) + 0.3) * scale, (0.1 + (0.2 + 0.3)) * scale, None]
+    assert rewards[0] != rewards[1]
+    assert group_advantages(rewards, AlgorithmConfig(advantage=kind, eps=0)) == [0.0, 0.0, None]
+    completions = [Completion([Segment([1], [2], [0.0], [True])], StopReason.STOP, reward=one) for one in rewards]
+    assert Group("g", completions).zero_variance
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_rewards_that_differ_by_more_than_rounding_are_told_apart(scale):
+    rewards = [scale, scale * (1 + 1e-6)]
+    assert group_advantages(rewards, AlgorithmConfig(eps=0)) == pytest.approx([-1, 1], rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", EVERY_KIND)

@@ -308,3 +308,16 @@ def test_the_report_says_of_each_completion_that_is_left_out_why(rewards, stop, 
     _, report = batch_of(group(completion(0.0), completion(1.0)), one, **changes)
     assert sorted([*report.positions, *report.left_out]) == list(range(5)), "each is either in it or told of"
     assert reason in report.left_out[3]
+
+
+def test_the_overlong_penalty_goes_by_the_positions_where_they_end_completions_first():
+    """A context of 2 of 6 positions leaves 4 tokens; the token limit is 8."""
+    config = AlgorithmConfig(overlong=OverlongConfig(penalty=1.0, buffer=2))
+
+    def penalties(max_positions: int | None) -> list[float]:
+        groups = [group(*(completion(1.0, length=length) for length in (2, 3, 4)))]
+        make_batch(groups, config, temperature=1.0, max_new_tokens=LIMIT, max_positions=max_positions)
+        return [one.penalties["overlong"] for one in groups[0].completions]
+
+    assert penalties(None) == penalties(100) == [0, 0, 0]
+    assert penalties(6) == [0, 0.5, 1]

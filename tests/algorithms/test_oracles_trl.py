@@ -23,9 +23,11 @@ import torch
 from shoal.algorithms.losses import policy_loss
 from shoal.algorithms.measures import Measures
 from shoal.algorithms.terms import TokenTerms
+from shoal.config import load_config
 from shoal.config.nodes.algorithm import AlgorithmConfig
 
 pytest.importorskip("trl", reason="TRL is the oracle; it comes with the `bench` extra")
+from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 pytestmark = pytest.mark.extras
@@ -219,3 +221,18 @@ def test_clip_fraction_kl_and_entropy_equal_what_trl_logs(seed):
         {ours: logged[trl] for ours, trl in names.items()}, 1e-6
     )
     assert got["policy/clip_fraction_low"] > 0 and got["policy/clip_fraction_high"] > 0
+
+
+def test_the_preset_of_trl_has_its_defaults():
+    theirs = {name: field.default for name, field in GRPOConfig.__dataclass_fields__.items()}
+    ours = load_config("story", ["algorithm=trl"]).algorithm
+    assert (ours.clip_low, ours.clip_high) == (theirs["epsilon"], theirs["epsilon_high"] or theirs["epsilon"])
+    assert (ours.kl_coef, ours.num_epochs) == (theirs["beta"], theirs["num_iterations"])
+    assert (theirs["loss_type"], theirs["importance_sampling_level"], "clip", "token") in [
+        (loss, level, ours.surrogate, ours.aggregation) for loss, level, *_ in COUNTERPARTS
+    ]
+    assert theirs["scale_rewards"] == "group" and (ours.advantage, ours.std) == ("standard", "sample")
+    assert ours.correction == theirs["vllm_importance_sampling_mode"] and ours.correction_average == "product"
+    assert ours.correction_high == theirs["vllm_importance_sampling_clip_max"]
+    assert ours.correction_low == (theirs["vllm_importance_sampling_clip_min"] or 0)
+    assert ours.mask_truncated == theirs["mask_truncated_completions"]

@@ -28,7 +28,7 @@ def test_the_presets_and_groups_are_the_ones_the_readme_names():
         "story",
         "story_api",
     ]
-    assert ALGORITHMS == ["cispo", "dapo", "dr_grpo", "grpo", "gspo"]
+    assert ALGORITHMS == ["cispo", "dapo", "dr_grpo", "grpo", "gspo", "open_instruct", "trl"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -49,6 +49,9 @@ def test_every_preset_composes_with_every_algorithm_into_real_dataclasses(name: 
         ("dapo", ("clip", 0.2, 0.28, "standard", "token")),
         ("cispo", ("cispo", 0.2, 4.0, "standard", "token")),
         ("gspo", ("gspo", 3e-4, 4e-4, "standard", "sequence")),
+        # What other trainers do by default.
+        ("trl", ("clip", 0.2, 0.2, "standard", "token")),
+        ("open_instruct", ("clip", 0.2, 0.272, "centered", "token")),
     ],
 )
 def test_an_algorithm_preset_sets_what_its_paper_says(algorithm: str, expected: tuple[object, ...]):
@@ -60,6 +63,16 @@ def test_dapo_refills_and_penalises_the_last_fifth_of_whatever_the_token_limit_i
     config = load_config("gsm8k", ["algorithm=dapo", "sampling.max_new_tokens=100"])
     assert config.algorithm.zero_variance == "refill"
     assert config.algorithm.overlong == OverlongConfig(penalty=1.0, buffer=20)
+
+
+def test_presets_of_other_trainers_take_their_normalisation_correction_and_kl():
+    trl = load_config("story", ["algorithm=trl"]).algorithm
+    assert (trl.std, trl.eps, trl.kl_coef) == ("sample", 1e-4, 0)
+    mask = (trl.correction, trl.correction_average, trl.correction_low, trl.correction_high)
+    assert mask == ("sequence_mask", "product", 0, 3)
+    theirs = load_config("story", ["algorithm=open_instruct"]).algorithm
+    assert (theirs.kl_coef, theirs.kl_estimator, theirs.zero_variance) == (0.05, "k3", "drop")
+    assert (theirs.correction, theirs.correction_high) == ("token_truncate", 2)
 
 
 def test_the_default_is_the_recipe_that_is_known_to_learn():

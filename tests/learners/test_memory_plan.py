@@ -102,3 +102,10 @@ def test_counting_allocates_nothing():
     assert total > 10**10
     assert linear < total
     assert torch.get_default_device() == before
+
+
+def test_the_cache_is_planned_for_no_more_tokens_than_the_model_has_positions(model_folder: Any):
+    folder = model_folder("qwen3")
+    positions = read_model_config(make_config(folder)).max_position_embeddings
+    beyond, further = (plan(folder, sampling__max_new_tokens=positions * times)["kv_cache"] for times in (1, 10))
+    assert beyond == further > 0

@@ -98,6 +98,45 @@ def test_polyak_moves_the_reference_every_n_batches_and_its_state_resumes(make_l
     assert scores(other) == scores(reference)
 
 
+def test_a_polyak_reference_in_sixteen_bits_moves_as_the_average_in_float64_does(make_learner: Make):
+    """40 updates at .05: each moves a weight by less than half of bfloat16's spacing, so none may be rounded away."""
+    learner = make_learner(
+        model__dtype="bfloat16", reference__polyak_every=1, reference__polyak_alpha=0.05, optimizer__lr=1e-4
+    )
+    reference = ModelReference(learner.policy, learner.cfg, learner.runtime, learner.trained_weights)
+    weight = "model.layers.0.mlp.up_proj.weight"
+    start = learner.trained_weights()[weight].double()
+    expected = start.clone()
+    for _ in range(40):
+        learner.train(make_batch())
+        reference.follow(learner.version)
+        expected.lerp_(learner.trained_weights()[weight].double(), 0.05)
+    found = reference.average[weight]
+    assert (expected - start).norm() > 0
+    assert (found.double() - expected).norm() < 1e-3 * (expected - start).norm()
+    assert torch.equal(reference.own.model.get_parameter(weight), found.bfloat16())
+
+
+def test_a_polyak_reference_of_an_adapter_averages_what_its_matrices_multiply_to(make_learner: Make):
+    learner = make_learner(
+        model__train="lora", reference__polyak_every=1, reference__polyak_alpha=0.5, optimizer__lr=0.1
+    )
+    reference = ModelReference(learner.policy, learner.cfg, learner.runtime, learner.trained_weights)
+    name, module = next((n, one) for n, one in learner.policy.causal_lm.named_modules() if hasattr(one, "lora_A"))
+
+    def whole() -> torch.Tensor:
+        product = module.lora_B["default"].weight @ module.lora_A["default"].weight
+        return (module.get_base_layer().weight + module.scaling["default"] * product).detach().clone()
+
+    expected = whole()
+    for _ in range(3):
+        learner.train(make_batch())
+        reference.follow(learner.version)
+        expected = 0.5 * whole() + 0.5 * expected
+    assert (expected - whole()).norm() > 1e-3, "the average lags behind"
+    torch.testing.assert_close(reference.own.model.get_parameter(f"{name}.weight"), expected)
+
+
 def test_polyak_of_another_architecture_is_refused(make_learner: Make, model_folder: Any):
     learner = make_learner("qwen3", reference__name=str(model_folder("gpt2")), reference__polyak_every=1)
     with pytest.raises(ConfigError, match="needs the policy's architecture"):

@@ -11,7 +11,7 @@ import pytest
 from small_runs import Configure, trained_rows, weights
 
 from shoal import Submission, train
-from shoal.build import build_parts
+from shoal.build import build_parts, limit_notes
 from shoal.config import ShoalConfig
 from shoal.engines.base import SamplingParams
 from shoal.errors import TrainingError
@@ -212,3 +212,14 @@ def test_a_replayed_group_keeps_what_was_sampled_and_judged(tmp_path: Path):
     [found] = group.completions
     assert found.segments == [Segment([1], [2, 3], [-0.5, -1.0], [True, True], None, [1.0, 2.0])]
     assert (found.reward, found.reward_parts, found.penalties, found.versions) == (0.5, {"own": 0.5}, {}, [(0, 3)])
+
+
+def test_a_token_limit_beyond_the_models_positions_is_said_at_the_start(configure: Configure, open_source: Open):
+    source = open_source(configure())
+    positions = source.parts.policy.max_positions
+    assert limit_notes(source.cfg, source.parts) == []
+    source.cfg.sampling.max_new_tokens = positions
+    prompts = (*source.parts.task.train, *source.parts.task.evaluation)
+    room = positions - max(len(prompt.token_ids) for prompt in prompts)
+    [line] = limit_notes(source.cfg, source.parts)
+    assert f"sampling.max_new_tokens={positions}" in line and f"leaves {room}," in line

@@ -243,3 +243,8 @@ def test_the_overlong_penalty_grows_over_the_buffer(settings):
     assert penalties(1.0, 2) == [0, 0.5, 1.0]
     assert penalties(2.0, 2) == [0, 1.0, 2.0]
     assert penalties(1.0, 4) == [0.25, 0.75, 1.0]
+
+
+def test_a_run_tells_its_batches_how_many_positions_the_model_has(settings, open_run):
+    run = open_run(settings({}))
+    assert run.batch_arguments()["max_positions"] == run.parts.policy.max_positions
