@@ -200,8 +200,8 @@ def _answer(prompt: Prompt, text: str) -> Completion:
 
 def check_logprobs(cfg: ShoalConfig, parts: Parts, tolerance: float) -> CheckResult:
     """The sampler's log-probs of a few sampled tokens against the learner's of the same tokens."""
-    sampling = sampling_params(cfg, {"max_new_tokens": min(16, cfg.sampling.max_new_tokens)})
-    items = [Item(prompt, CHECK_EPOCH) for prompt in parts.task.train[:4]]
+    sampling = sampling_params(cfg, {"max_new_tokens": min(12, cfg.sampling.max_new_tokens)})
+    items = [Item(prompt, CHECK_EPOCH) for prompt in parts.task.train[:2]]
     groups = parts.rollouts.sample(items, size=2, sampling=sampling, judged=False)
     parts.engine.statistics()  # these tokens are not the first step's
     segments = [segment for group in groups for completion in group.completions for segment in completion.segments]
