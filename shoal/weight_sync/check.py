@@ -25,8 +25,9 @@ FIRST, LAST = 8, 40
 LONG = 320
 # An engine whose log-probs moved by less than this share of the learner's has not got the new weights.
 MOVED = 0.2
-# The mean difference may grow to so many times what it was in earlier checks, and to this share of the tolerance in any
-# case.
+# The mean difference may grow to so many times what it was in earlier checks, and in any case to this share of the
+# tolerance and to MOVED times what the last step moved: weights that are a step old, in part, are further off. Rounding
+# grows as a policy sharpens, with its steps.
 GROWTH = 5
 FREE = 1 / 200
 # Log-probs that move by less say nothing: it may be the order of a sum.
@@ -128,7 +129,7 @@ class SelfCheck:
             return None
         first = not self.checked
         self.checked.add(version)
-        mean_allowed = self.mean_allowed()
+        mean_allowed = self.mean_allowed(mean_moved(before[1], learner) if before else 0.0)
         largest = 0.0
         for name, rows in measured.items():
             differences = distances(rows, learner)
@@ -158,12 +159,12 @@ class SelfCheck:
             largest = max(largest, self.check_sampled(control, version))
         return largest
 
-    def mean_allowed(self) -> float:
-        """The largest mean difference allowed now."""
+    def mean_allowed(self, moved: float) -> float:
+        """The largest mean difference allowed now, where the last step moved the learner's log-probs by `moved`."""
         most = self.tolerance / 10
         if len(self.checked) <= 2:
             return most
-        return min(most, max(GROWTH * max(self.means), FREE * self.tolerance, 1e-5))
+        return min(most, max(GROWTH * max(self.means), FREE * self.tolerance, MOVED * moved, 1e-5))
 
     def controls(self) -> Sequence[VllmControl]:
         """The engine's vLLMs; none where it is another kind of engine."""
@@ -221,6 +222,12 @@ def distances(mine: list[list[float]], theirs: list[list[float]]) -> list[float]
         for row, expected in zip(mine, theirs, strict=True)
         for one, other in zip(row, expected, strict=True)
     ]
+
+
+def mean_moved(before: list[list[float]], now: list[list[float]]) -> float:
+    """The mean `distance` between the log-probs of the same tokens at two versions."""
+    moved = distances(now, before)
+    return sum(moved) / len(moved)
 
 
 def stood_still(

@@ -207,6 +207,16 @@ def test_weights_one_small_step_old_are_caught_in_every_precision(
         parts.sync.publish(3)
 
 
+def test_rounding_may_grow_with_the_steps_that_a_policy_takes(make_parts: Make):
+    parts = make_parts(mixed)
+    check: Any = parts.sync.check  # type: ignore[attr-defined]
+    check.checked, check.means = {0, 1, 2}, [4e-4, 4e-4, 5e-4]
+    assert check.mean_allowed(0.0) == pytest.approx(2.5e-3)
+    assert check.mean_allowed(0.004) == pytest.approx(2.5e-3)
+    assert check.mean_allowed(0.05) == pytest.approx(0.01)
+    assert check.mean_allowed(5.0) == pytest.approx(check.tolerance / 10)
+
+
 def test_a_step_that_changes_nothing_is_no_stale_weight(make_parts: Make):
     parts = make_parts(mixed)
     for version in range(4):
