@@ -1,6 +1,7 @@
 """Peak memory of one training step at a vocabulary of 152k, with the head in chunks and with whole logits.
 
     python benchmarks/memory.py
+    python benchmarks/memory.py --plan      # the table of docs/memory.md: whole processes against what is planned
 
 A small hidden size, so that the logits are what matters. Each variant runs in a process of its own and reports how far
 its resident memory rose above what it held before the step (Linux's VmHWM, after a reset through clear_refs). The
@@ -18,12 +19,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+import shoal.build  # noqa: F401 - what a run imports is part of its memory
 from shoal.config import ShoalConfig
+from shoal.engines.builtin.select import choose_decoder
 from shoal.learners.local import LocalLearner
-from shoal.learners.model import Policy
-from shoal.runtime import resolve_runtime
+from shoal.learners.lora import add_lora
+from shoal.learners.memory_plan import estimate, peak
+from shoal.learners.model import Policy, compute_as_learners_do
+from shoal.runtime import prepare_allocator, resolve_runtime
 from shoal.types import Batch, TrainSequence
 
 VOCABULARY, HIDDEN = 151_936, 64
@@ -94,11 +99,118 @@ def measure(chunk: int, packing: bool) -> dict[str, float]:
     return {"bytes": memory("VmHWM") - before, "norm": norm}
 
 
+SHAPES: dict[str, dict[str, int]] = {
+    "135m": {
+        "vocab_size": 49_152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+    },
+    "tiny": {
+        "vocab_size": 4096,
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    },
+}
+PRECISIONS = {"float32": ("float32", "none"), "mixed": ("float32", "bf16"), "bfloat16": ("bfloat16", "none")}
+
+
+class EndToken:
+    """As much of a tokenizer as a learner asks for."""
+
+    eos_token_id, pad_token_id = 1, 0
+
+    def __call__(self, text: str) -> dict[str, list[int]]:
+        return {"input_ids": [3, 4, 5, 6]}
+
+
+def whole_process(shape: str, train: str, precision: str, checkpointing: bool) -> dict[str, float]:
+    """Highest resident memory of this process over two rounds of decoding and training, and what was planned."""
+    torch.manual_seed(0)
+    cfg = ShoalConfig()
+    cfg.model.train, cfg.model.gradient_checkpointing = train, checkpointing
+    cfg.model.dtype, cfg.runtime.mixed_precision = PRECISIONS[precision]
+    cfg.runtime.target = "cpu"
+    cfg.learner.micro_batch_tokens = 2048
+    cfg.data.max_prompt_tokens = cfg.sampling.max_new_tokens = 64
+    cfg.engine.max_batch, cfg.run.prompts_per_step, cfg.run.group_size = 16, 4, 8
+    runtime = resolve_runtime(cfg.runtime, cfg.model)
+    config = LlamaConfig(**SHAPES[shape], tie_word_embeddings=True, max_position_embeddings=512, eos_token_id=1)
+    model = LlamaForCausalLM(config).to(runtime.param_dtype).eval()
+    model.set_attn_implementation(runtime.attention)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    trained = add_lora(model, cfg.model.lora) if train == "lora" else model
+    compute_as_learners_do(trained, model, runtime)
+    prepare_allocator(cfg.runtime, sum(one.numel() for one in trained.parameters()))
+    policy = Policy(trained, EndToken(), config.vocab_size, 512, lora=train == "lora")
+    learner = LocalLearner(policy, cfg, runtime, 10)
+    decoder = choose_decoder(trained, runtime.compute_dtype)
+    random = np.random.default_rng(0)
+    for _ in range(2):
+        with decoder.running():
+            prompts = [random.integers(2, config.vocab_size, 64).tolist() for _ in range(16)]
+            cache, _ = decoder.prefill(prompts)
+            cache.resize(16, cache.end + 64, cache.end)
+            for _ in range(4):
+                decoder.forward(torch.zeros(16, 1, dtype=torch.long), cache)
+        del cache
+        sequences = [
+            TrainSequence(
+                completion=number,
+                group=number // 8,
+                ids=random.integers(2, config.vocab_size, 128),
+                context=64,
+                mask=np.ones(64, dtype=np.bool_),
+                sampler_logprobs=np.full(64, -10.0, dtype=np.float32),
+                advantages=np.full(64, 1.0 if number % 2 else -1.0),
+                completion_tokens=64,
+            )
+            for number in range(32)
+        ]
+        learner.train(Batch(sequences, 32, 32 * 64, temperature=1.0, max_new_tokens=64))
+        decoder.refresh()
+    return {"peak": memory("VmHWM"), "plan": peak(estimate(cfg, runtime, config))}
+
+
+def plan_table() -> None:
+    """Prints the table of docs/memory.md."""
+    print("| model | trained | precision | checkpointing | planned, MiB | measured, MiB | planned / measured |")
+    print("|---|---|---|---|---|---|---|")
+    for shape in SHAPES:
+        for train in ("full", "lora"):
+            for precision in PRECISIONS:
+                for checkpointing in (True, False):
+                    case = [shape, train, precision, str(int(checkpointing))]
+                    command = [sys.executable, __file__, "--case", *case]
+                    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+                    sizes = f"{found['plan'] / MIB:.0f} | {found['peak'] / MIB:.0f}"
+                    print(
+                        f"| {shape} | {train} | {precision} | {'on' if checkpointing else 'off'} | {sizes} "
+                        f"| {found['plan'] / found['peak']:.2f} |",
+                        flush=True,
+                    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--chunks", type=int, nargs="+", default=[64, 128, 256, 512])
     parser.add_argument("--only", type=int, help="run one variant in this process")
+    parser.add_argument("--plan", action="store_true", help="print the table of docs/memory.md")
+    parser.add_argument("--case", nargs=4, help="run one row of that table in this process")
     arguments = parser.parse_args()
+    if arguments.case:
+        shape, train, precision, checkpointing = arguments.case
+        print(json.dumps(whole_process(shape, train, precision, checkpointing == "1")))
+        return
+    if arguments.plan:
+        plan_table()
+        return
     if arguments.only is not None:
         print(json.dumps(measure(arguments.only, packing=False)))
         return

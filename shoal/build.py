@@ -27,7 +27,7 @@ from shoal.errors import ConfigError
 from shoal.learners.base import Learner
 from shoal.learners.local import LocalLearner
 from shoal.learners.model import Policy
-from shoal.learners.own_tokens import own_samples, rounding
+from shoal.learners.own_tokens import rounding
 from shoal.models.tokenizer_notes import tokenizer_notes
 from shoal.monitor.monitor import Monitor
 from shoal.references.base import Reference
@@ -51,7 +51,7 @@ from shoal.training.sources import GroupSource, ReplaySource, SyncSource
 from shoal.training.state import Run
 from shoal.weight_sync.base import WeightSync
 from shoal.weight_sync.build import build_vllm_sync, servers_of
-from shoal.weight_sync.check import PROBE_TOKENS, SelfCheck, logprob_tolerance, probe_contexts
+from shoal.weight_sync.check import SelfCheck, logprob_tolerance, make_probe
 from shoal.weight_sync.in_place import InPlaceSync
 
 logger = getLogger(__name__)
@@ -159,8 +159,7 @@ def self_check(
 ) -> SelfCheck:
     """The check of `weight_sync`, on probes made from the task's own prompts and the model's own samples."""
     room = min(policy.max_positions, engine.max_length) - 1  # vLLM samples a token where it scores
-    contexts = probe_contexts(task.train or task.evaluation, room)
-    probe = own_samples(policy, runtime, contexts, PROBE_TOKENS)
+    probe = make_probe(policy, runtime, task.train or task.evaluation, room)
     tolerance = logprob_tolerance(cfg.weight_sync, runtime, rounding(policy, runtime, probe))
     return SelfCheck(engine, learner, probe, cfg.weight_sync.self_check_every, tolerance)
 

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from shoal.config import ShoalConfig
 from shoal.config.compose import escaped
-from shoal.learners.memory_plan import estimate, read_model_config
+from shoal.learners.memory_plan import estimate, peak, read_model_config
 from shoal.runtime import resolve_runtime
 from shoal.tasks.story import story_tokenizer
 from shoal.tasks.warm_start import Recipe, architecture
@@ -39,7 +39,7 @@ def plan_lines(config: ShoalConfig) -> Iterator[str]:
     parts = estimate(config, runtime, _model_config(config))
     yield "\nMemory estimate (MiB)"
     yield from (f"  {part:<18} {size / MIB:>10,.1f}" for part, size in parts.items() if size)
-    yield f"  {'total':<18} {sum(parts.values()) / MIB:>10,.1f}"
+    yield f"  {'peak':<18} {peak(parts) / MIB:>10,.1f}"
 
 
 def vllm_lines(config: ShoalConfig, device: str) -> Iterator[str]:

@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from shoal.algorithms.logprobs import WORKING_COPY
 from shoal.config import ShoalConfig
+from shoal.engines.builtin.fused_weights import ARCHITECTURES, SMALL_MODEL
 from shoal.errors import ConfigError
 from shoal.hub import look_for_hub
 from shoal.models.adapters import whole_model
@@ -21,10 +22,20 @@ HIDDEN_VECTORS = 8
 ATTENTION_VECTORS = 3
 # Gate, up, activation and product.
 FFN_VECTORS = 4
+# What Python, torch and transformers take of a process on a CPU before anything is loaded, and its kernels at work.
+PROCESS = 450 * 2**20
+# Parts that exist only while a batch is trained, when the KV cache is gone.
+TRAINING = ("gradients", "activations", "logits")
+
+
+def peak(plan: dict[str, int]) -> int:
+    """The most bytes at a time: of what `estimate` lists, the KV cache and what training needs take turns."""
+    turns = max(plan.get("kv_cache", 0), sum(plan.get(part, 0) for part in TRAINING))
+    return turns + sum(size for part, size in plan.items() if part not in ("kv_cache", *TRAINING))
 
 
 def estimate(cfg: ShoalConfig, runtime: Runtime, model_config: Any) -> dict[str, int]:
-    """Bytes by part: weights, gradients, optimizer, master, reference, kv_cache, activations, logits.
+    """Bytes by part: weights, gradients, optimizer, master, reference, engine, kv_cache, activations, logits, process.
 
     What vLLM takes, as the engine or the reference, is its own to plan and not in here.
     Weights are counted exactly, from the architecture; activations by the tensors that a common decoder layer keeps,
@@ -45,12 +56,28 @@ def estimate(cfg: ShoalConfig, runtime: Runtime, model_config: Any) -> dict[str,
         "optimizer": trained * (2 if cfg.optimizer.name == "adamw_8bit" else 8),
         "master": trained * 4 if runtime.master_weights else 0,
         "reference": total * item if cfg.algorithm.kl_coef and not elsewhere else 0,
+        "engine": engine_bytes(cfg, runtime, text, total, linear),
         "kv_cache": cache_tokens(cfg, positions) * cache_bytes_per_token(text, item)
         if cfg.engine.kind == "torch"
         else 0,
         "activations": activation_bytes(cfg, runtime, text),
         "logits": (chunk * text.vocab_size + WORKING_COPY) * 4,
+        "process": PROCESS if runtime.device.type == "cpu" else 0,
     }
+
+
+def engine_bytes(cfg: ShoalConfig, runtime: Runtime, text: Any, total: int, linear: int) -> int:
+    """The built-in engine's own copies of linear layers: merged with adapters, cast to 16 bits, or put side by side
+    in models that are not large. See `fused_weights.collect`."""
+    known = {name.removesuffix("ForCausalLM").lower() for name in ARCHITECTURES}
+    if cfg.engine.kind != "torch" or text.model_type not in known:
+        return 0
+    item = (runtime.compute_dtype or runtime.param_dtype).itemsize
+    if cfg.model.train == "lora" or runtime.compute_dtype not in (None, runtime.param_dtype):
+        return linear * item
+    heads = text.num_attention_heads + 2 * (getattr(text, "num_key_value_heads", None) or text.num_attention_heads)
+    joined = text.num_hidden_layers * text.hidden_size * (heads * head_width(text) + 2 * text.intermediate_size)
+    return joined * item if total < SMALL_MODEL else 0
 
 
 def read_model_config(cfg: ShoalConfig) -> Any:

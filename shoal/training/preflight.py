@@ -14,7 +14,7 @@ import psutil
 import torch
 
 from shoal.config import ShoalConfig
-from shoal.learners.memory_plan import estimate
+from shoal.learners.memory_plan import estimate, peak
 from shoal.rewards.round_trips import round_trips
 from shoal.rewards.scorer import MISSING, Scorer
 from shoal.rollout.environment import CHECK_EPOCH, Item
@@ -200,8 +200,8 @@ def _answer(prompt: Prompt, text: str) -> Completion:
 
 def check_logprobs(cfg: ShoalConfig, parts: Parts, tolerance: float) -> CheckResult:
     """The sampler's log-probs of a few sampled tokens against the learner's of the same tokens."""
-    sampling = sampling_params(cfg, {"max_new_tokens": min(16, cfg.sampling.max_new_tokens)})
-    items = [Item(prompt, CHECK_EPOCH) for prompt in parts.task.train[:4]]
+    sampling = sampling_params(cfg, {"max_new_tokens": min(12, cfg.sampling.max_new_tokens)})
+    items = [Item(prompt, CHECK_EPOCH) for prompt in parts.task.train[:2]]
     groups = parts.rollouts.sample(items, size=2, sampling=sampling, judged=False)
     parts.engine.statistics()  # these tokens are not the first step's
     segments = [segment for group in groups for completion in group.completions for segment in completion.segments]
@@ -229,17 +229,15 @@ def check_logprobs(cfg: ShoalConfig, parts: Parts, tolerance: float) -> CheckRes
     return CheckResult("log-probs", largest <= tolerance, f"{detail} (allowed: {tolerance:.1e})")
 
 
-def check_memory(estimate: dict[str, int], runtime: Runtime) -> CheckResult:
+def check_memory(plan: dict[str, int], runtime: Runtime) -> CheckResult:
     """The plan against what the device has free, before anything big is allocated."""
     if runtime.device.type == "cuda":
         free = torch.cuda.mem_get_info(runtime.device)[0]
     else:
         free = psutil.virtual_memory().available
-    total = sum(estimate.values())
-    largest = max(estimate, key=lambda part: estimate[part])
-    detail = (
-        f"{total / GIB:.2f} GiB planned (most: {largest}, {estimate[largest] / GIB:.2f}), {free / GIB:.1f} GiB free"
-    )
+    total = peak(plan)
+    largest = max(plan, key=lambda part: plan[part])
+    detail = f"{total / GIB:.2f} GiB planned (most: {largest}, {plan[largest] / GIB:.2f}), {free / GIB:.1f} GiB free"
     return CheckResult("memory", total <= free, detail)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -11,16 +12,22 @@ from shoal.engines.base import Engine
 from shoal.engines.vllm.control import VllmControl
 from shoal.errors import TrainingError
 from shoal.learners.base import Learner
-from shoal.learners.own_tokens import distance
+from shoal.learners.model import Policy
+from shoal.learners.own_tokens import distance, own_samples
 from shoal.runtime import Runtime
 from shoal.types import Prompt, Segment
 
 PROBES = 4
-PROBE_TOKENS = 24
+PROBE_TOKENS = 12
+# Of a prompt's tokens, so many from its beginning and from its end: a check costs a few hundred tokens, whatever the
+# prompts. The first have what a model expects there, the last are what its own samples follow.
+FIRST, LAST = 8, 40
+LONG = 320
 # An engine whose log-probs moved by less than this share of the learner's has not got the new weights.
 MOVED = 0.2
-# The mean difference may grow to so many times what it was in earlier checks, and to this share of the tolerance in any
-# case.
+# The mean difference may grow to so many times what it was in earlier checks, and in any case to this share of the
+# tolerance and to MOVED times what the last step moved: weights that are a step old, in part, are further off. Rounding
+# grows as a policy sharpens, with its steps.
 GROWTH = 5
 FREE = 1 / 200
 # Log-probs that move by less say nothing: it may be the order of a sum.
@@ -28,17 +35,33 @@ STILL = 1e-6
 
 
 def probe_contexts(prompts: Sequence[Prompt], max_tokens: int) -> list[list[int]]:
-    """A few real prompts; what follows them in the probe are the model's own samples, PROBE_TOKENS each.
+    """A few real prompts, shortened; what follows them in the probe are the model's own samples, PROBE_TOKENS each.
 
-    The last strings prompts together to more than 300 tokens: a prefix cache that was not reset shows only there. With
-    what follows none is longer than `max_tokens`, what model and engine can take.
+    The last strings prompts together to LONG tokens: a prefix cache that was not reset shows only beyond 300. It ends
+    with the first prompt, so that what follows that is likely here too. With what follows none is longer than
+    `max_tokens`, what model and engine can take.
     """
     room = max_tokens - PROBE_TOKENS
-    contexts = [list(prompt.token_ids)[:room] for prompt in prompts[:PROBES]]
+    contexts = [_shortened(list(prompt.token_ids))[:room] for prompt in prompts[:PROBES] if prompt.token_ids]
     long: list[int] = []
-    while len(long) <= 300 and contexts:
-        long += contexts[len(long) % len(contexts)]
-    return [*contexts, long[: min(320, room)] or [0]]
+    while len(long) < LONG and contexts:
+        for context in contexts:
+            long = context + long
+    if contexts:
+        long += contexts[0]
+    return [*contexts, long[-min(LONG, room) :] or [0]]
+
+
+def _shortened(ids: list[int]) -> list[int]:
+    return ids if len(ids) <= FIRST + LAST else ids[:FIRST] + ids[-LAST:]
+
+
+def make_probe(policy: Policy, runtime: Runtime, prompts: Sequence[Prompt], max_tokens: int) -> list[Segment]:
+    """The contexts of `probe_contexts`, each followed by what the model samples; the long one by what follows the
+    prompt that it ends with, since a pass over it costs as much as all others."""
+    *contexts, long = probe_contexts(prompts, max_tokens)
+    probe = own_samples(policy, runtime, contexts or [long], PROBE_TOKENS)
+    return [*probe, replace(probe[0], context_ids=long)] if contexts else probe
 
 
 def logprob_tolerance(cfg: WeightSyncConfig, runtime: Runtime, rounding: float = 0.0) -> float:
@@ -106,7 +129,7 @@ class SelfCheck:
             return None
         first = not self.checked
         self.checked.add(version)
-        mean_allowed = self.mean_allowed()
+        mean_allowed = self.mean_allowed(mean_moved(before[1], learner) if before else 0.0)
         largest = 0.0
         for name, rows in measured.items():
             differences = distances(rows, learner)
@@ -136,12 +159,12 @@ class SelfCheck:
             largest = max(largest, self.check_sampled(control, version))
         return largest
 
-    def mean_allowed(self) -> float:
-        """The largest mean difference allowed now."""
+    def mean_allowed(self, moved: float) -> float:
+        """The largest mean difference allowed now, where the last step moved the learner's log-probs by `moved`."""
         most = self.tolerance / 10
         if len(self.checked) <= 2:
             return most
-        return min(most, max(GROWTH * max(self.means), FREE * self.tolerance, 1e-5))
+        return min(most, max(GROWTH * max(self.means), FREE * self.tolerance, MOVED * moved, 1e-5))
 
     def controls(self) -> Sequence[VllmControl]:
         """The engine's vLLMs; none where it is another kind of engine."""
@@ -199,6 +222,12 @@ def distances(mine: list[list[float]], theirs: list[list[float]]) -> list[float]
         for row, expected in zip(mine, theirs, strict=True)
         for one, other in zip(row, expected, strict=True)
     ]
+
+
+def mean_moved(before: list[list[float]], now: list[list[float]]) -> float:
+    """The mean `distance` between the log-probs of the same tokens at two versions."""
+    moved = distances(now, before)
+    return sum(moved) / len(moved)
 
 
 def stood_still(

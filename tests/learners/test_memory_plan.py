@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +15,9 @@ import torch
 from tiny_models import make_config
 from transformers import Qwen3Config
 
+from shoal.engines.builtin.fused_weights import collect
 from shoal.learners.local import LocalLearner
-from shoal.learners.memory_plan import count_parameters, estimate, read_model_config
+from shoal.learners.memory_plan import count_parameters, estimate, peak, read_model_config
 from shoal.runtime import resolve_runtime
 
 Make = Callable[..., LocalLearner]
@@ -109,3 +115,40 @@ def test_the_cache_is_planned_for_no_more_tokens_than_the_model_has_positions(mo
     positions = read_model_config(make_config(folder)).max_position_embeddings
     beyond, further = (plan(folder, sampling__max_new_tokens=positions * times)["kv_cache"] for times in (1, 10))
     assert beyond == further > 0
+
+
+def test_the_engines_own_copies_are_counted(make_learner: Make, model_folder: Any):
+    for train, precision, dtype in (
+        ("full", "none", torch.float32),
+        ("lora", "none", torch.float32),
+        ("full", "bf16", torch.bfloat16),
+    ):
+        keys = {"model__train": train, "runtime__mixed_precision": precision}
+        learner = make_learner("qwen3", **keys)
+        own = {one.untyped_storage().data_ptr() for one in learner.policy.model.parameters()}
+        copies: dict[int, int] = {}
+        for layer in collect(learner.policy.causal_lm, dtype).layers:
+            for linear in (layer.qkv, layer.out, layer.gate_up, layer.down):
+                for weight, _ in linear.parts:
+                    if weight.untyped_storage().data_ptr() not in own:
+                        copies[weight.untyped_storage().data_ptr()] = weight.untyped_storage().nbytes()
+        assert plan(model_folder("qwen3"), **keys)["engine"] == sum(copies.values()) > 0
+    assert plan(model_folder("gemma3"))["engine"] == 0  # the module itself decodes
+    assert plan(model_folder("qwen3"), engine__kind="vllm_server")["engine"] == 0
+
+
+def test_decoding_and_training_take_turns(model_folder: Any):
+    found = plan(model_folder("llama"), algorithm__kl_coef=0.1)
+    training = found["gradients"] + found["activations"] + found["logits"]
+    assert peak(found) == sum(found.values()) - min(found["kv_cache"], training)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read as Linux tells it")
+def test_the_plan_is_within_30_percent_of_a_whole_processs_peak():
+    """The larger rows of the table in docs/memory.md are made by the same script."""
+    script = Path(__file__).parents[2] / "benchmarks" / "memory.py"
+    command = [sys.executable, str(script), "--case", "tiny", "lora", "float32", "0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
+    assert found["plan"] == pytest.approx(found["peak"], rel=0.3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,18 @@ import torch
 from tiny_models import ARCHITECTURES, SHAPE, VOCABULARY, make_config, make_tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config, T5Config
 
+from shoal.build import check_ids
 from shoal.config import ShoalConfig
 from shoal.engines.stopping import eos_ids
+from shoal.engines.vllm.arguments import policy_arguments
 from shoal.errors import ConfigError
 from shoal.learners.cpu.mixed import MixedLinear, SharedCast
 from shoal.learners.lora import linear_names
 from shoal.learners.model import Policy, load_policy
 from shoal.models.adapters import adapts_head, rank_of
 from shoal.runtime import resolve_runtime
+from shoal.tasks.base import Task
+from shoal.types import Prompt
 
 Folder = Callable[[str], Path]
 
@@ -168,12 +173,28 @@ def test_a_few_added_tokens_beyond_the_models_ids_are_let_through(model_folder: 
     assert policy.vocabulary == VOCABULARY
 
 
+@pytest.mark.parametrize("where", ["train", "evaluation"])
+def test_a_prompt_with_a_token_that_the_model_does_not_know_is_refused_by_its_id(model_folder: Folder, where: str):
+    policy = load(make_config(model_folder("llama")))
+    known = Prompt("right", [0, VOCABULARY - 1])
+    check_ids(Task([known], [known, Prompt("empty", [])], {}), policy)
+    task = replace(Task([known], [known], {}), **{where: [known, Prompt("wrong", [3, VOCABULARY])]})
+    with pytest.raises(ConfigError, match=f"prompt wrong: token {VOCABULARY} is beyond the model's {VOCABULARY} ids"):
+        check_ids(task, policy)
+
+
 def test_an_adapter_on_a_head_that_is_the_embeddings_too_is_refused(model_folder: Folder):
     keys = {"model__train": "lora", "model__lora__target_modules": ["q_proj", "lm_head"]}
     with pytest.raises(ConfigError, match="changes the head, which shares its weight with the embeddings"):
         load(make_config(model_folder("qwen3"), **keys))
-    untied = load(make_config(model_folder("llama"), **keys))
+    cfg = make_config(model_folder("llama"), **keys)
+    untied = load(cfg)
     assert adapts_head(untied.model)
+    cfg.weight_sync.kind = "lora"
+    with pytest.raises(ConfigError, match=r"weight_sync=lora: vLLM takes no adapter on the head: leave it out"):
+        policy_arguments(cfg, untied, resolve_runtime(cfg.runtime, cfg.model))
+    cfg.weight_sync.kind = "broadcast"  # carries the merged head
+    assert policy_arguments(cfg, untied, resolve_runtime(cfg.runtime, cfg.model)).max_lora_rank == 0
 
 
 @pytest.mark.parametrize(

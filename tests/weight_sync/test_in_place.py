@@ -15,13 +15,13 @@ from shoal.engines.builtin.decode import ModuleDecoder
 from shoal.engines.builtin.fast_decode import FastDecoder
 from shoal.errors import TrainingError
 from shoal.learners.model import load_policy
-from shoal.learners.own_tokens import own_samples, rounding
+from shoal.learners.own_tokens import rounding
 from shoal.learners.passes import Passes
 from shoal.runtime import native_bf16, resolve_runtime
 from shoal.tasks.story import story_tokenizer
 from shoal.training.parts import Parts
 from shoal.types import Batch, Prompt, TrainSequence
-from shoal.weight_sync.check import PROBE_TOKENS, distances, logprob_tolerance, probe_contexts
+from shoal.weight_sync.check import PROBE_TOKENS, distances, logprob_tolerance, make_probe, probe_contexts
 
 Make = Callable[..., Parts]
 
@@ -207,6 +207,16 @@ def test_weights_one_small_step_old_are_caught_in_every_precision(
         parts.sync.publish(3)
 
 
+def test_rounding_may_grow_with_the_steps_that_a_policy_takes(make_parts: Make):
+    parts = make_parts(mixed)
+    check: Any = parts.sync.check  # type: ignore[attr-defined]
+    check.checked, check.means = {0, 1, 2}, [4e-4, 4e-4, 5e-4]
+    assert check.mean_allowed(0.0) == pytest.approx(2.5e-3)
+    assert check.mean_allowed(0.004) == pytest.approx(2.5e-3)
+    assert check.mean_allowed(0.05) == pytest.approx(0.01)
+    assert check.mean_allowed(5.0) == pytest.approx(check.tolerance / 10)
+
+
 def test_a_step_that_changes_nothing_is_no_stale_weight(make_parts: Make):
     parts = make_parts(mixed)
     for version in range(4):
@@ -245,18 +255,29 @@ def test_a_tolerance_grows_with_rounding_within_bounds():
 
 def test_the_probe_is_long_fixed_and_within_the_models_bounds(make_parts: Make):
     ids = story_tokenizer()("Dee has 16 cats drops 3 eats 3 How many?")["input_ids"]
-    prompts = [Prompt(str(number), ids) for number in range(6)]
+    prompts = [Prompt(str(number), [number + 7, *ids]) for number in range(6)]
     contexts = probe_contexts(prompts, 512)
     assert len(contexts) == 5  # four prompts and a long one
     assert len(contexts[-1]) > 300
+    assert contexts[-1][-len(contexts[0]) :] == contexts[0]
     for context in probe_contexts(prompts, 40):
         assert 0 < len(context) + PROBE_TOKENS <= 40
     policy, runtime = make_parts().policy, make_parts().runtime
-    probe = own_samples(policy, runtime, contexts, PROBE_TOKENS)
-    assert probe == own_samples(policy, runtime, contexts, PROBE_TOKENS)
+    probe = make_probe(policy, runtime, prompts, 512)
+    assert probe == make_probe(policy, runtime, prompts, 512)
     assert [segment.context_ids for segment in probe] == contexts
+    assert probe[-1].sampled_ids == probe[0].sampled_ids != probe[1].sampled_ids
     assert all(len(segment.sampled_ids) == PROBE_TOKENS for segment in probe)
     assert max(one for segment in probe for one in segment.sampled_ids) < policy.vocabulary
+    assert [segment.context_ids for segment in make_probe(policy, runtime, [], 512)] == [[0]]
+
+
+def test_a_probe_costs_the_same_however_long_the_prompts_are():
+    contexts = probe_contexts([Prompt(str(number), list(range(900))) for number in range(3)], 10_000)
+    assert [len(context) for context in contexts] == [48, 48, 48, 320]
+    assert contexts[0][:2] == [0, 1]
+    assert contexts[0][-1] == 899
+    assert probe_contexts([Prompt("empty", [])], 512) == [[0]]
 
 
 @pytest.mark.parametrize(("error", "said"), [(0.01, r"0\.00\d+ at most"), (float("nan"), "nan on average")])
