@@ -9,21 +9,19 @@ import gzip
 import json
 from collections.abc import Callable
 from logging import getLogger
-from time import monotonic, sleep
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 
 from shoal.errors import RolloutApiError
+from shoal.http import GaveUp, NotYet, RetryPolicy
 
 logger = getLogger(__name__)
 
-LONGEST_PAUSE = 2.0
-SAY_EVERY = 10.0
 READ_SECONDS = 120.0  # of one reply: a batch of long groups takes a stock server several seconds
 COMPRESS_ABOVE = 1024
-BUSY = (408, 429, 502, 503, 504)
 
+T = TypeVar("T")
 Say = Callable[[str], None]
 
 
@@ -49,6 +47,7 @@ class ApiClient:
     ) -> None:
         self.url = url.rstrip("/")
         self.timeout = timeout
+        self.policy = RetryPolicy(seconds=timeout)
         self.say = say
         self.check = check
         headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -72,17 +71,14 @@ class ApiClient:
         if content is not None and method == "POST" and len(content) > COMPRESS_ABOVE:
             content = gzip.compress(content, compresslevel=1)
             headers["Content-Encoding"] = "gzip"
-        waiting = Waiting(self.url, self.timeout, self.say)
-        while True:
+
+        def once() -> Any:
             try:
                 reply = self.http.request(method, self.url + path, content=content, headers=headers)
             except httpx.TransportError as error:
                 self.check()
-                waiting.pause(f"does not answer ({type(error).__name__}: {error})")
-                continue
-            if reply.status_code in BUSY:
-                waiting.pause(f"is busy ({reply.status_code}: {reply.text[:200]})", reply.headers.get("Retry-After"))
-                continue
+                raise NotYet(f"does not answer ({type(error).__name__}: {error})") from error
+            self.policy.refuse_busy(reply, f"is busy ({reply.status_code}: {reply.text[:200]})")
             if reply.is_error:
                 raise RefusedError(f"{self.url}{path.partition('?')[0]}", reply.status_code, reply.text)
             try:
@@ -94,6 +90,25 @@ class ApiClient:
                     "server of scored groups?"
                 ) from error
 
+        return self.wait_for(once)
+
+    def wait_for(self, once: Callable[[], T]) -> T:
+        """What `once` gives, tried again for as long as it raises NotYet.
+
+        Raises:
+            RolloutApiError: it still did after `timeout` seconds.
+        """
+        try:
+            return self.policy.call(once, self._say)
+        except GaveUp as error:
+            raise RolloutApiError(
+                f"{self.url} {error.why}, for {error.seconds:.0f} s now: start it (shoal serve api, or run-api), or "
+                "correct its URL"
+            ) from error
+
+    def _say(self, why: str, seconds: float) -> None:
+        self.say(f"{self.url} {why}: waiting, {seconds:.0f} s so far of {self.timeout:.0f}")
+
 
 class RefusedError(RolloutApiError):
     """The server answered with an error status."""
@@ -101,31 +116,3 @@ class RefusedError(RolloutApiError):
     def __init__(self, where: str, status: int, text: str) -> None:
         super().__init__(f"{where} answers {status}: {' '.join(text.split())[:400]}")
         self.status = status
-
-
-class Waiting:
-    """Pauses that grow, a word now and then, and an end.
-
-    Raises:
-        RolloutApiError: from `pause`, when `timeout` seconds have gone by since the first.
-    """
-
-    def __init__(self, url: str, timeout: float, say: Say) -> None:
-        self.url, self.timeout, self.say = url, timeout, say
-        self.started = self.said = monotonic()
-        self.length = 0.05
-
-    def pause(self, why: str, asked: str | None = None) -> None:
-        """Sleeps for a while, longer each time; `asked` is what the server asked for, in seconds."""
-        now = monotonic()
-        waited = now - self.started
-        if waited > self.timeout:
-            raise RolloutApiError(
-                f"{self.url} {why}, for {waited:.0f} s now: start it (shoal serve api, or run-api), or correct its URL"
-            )
-        if now - self.said > SAY_EVERY:
-            self.said = now
-            self.say(f"{self.url} {why}: waiting, {waited:.0f} s so far of {self.timeout:.0f}")
-        asked_seconds = float(asked) if asked and asked.replace(".", "", 1).isdigit() else 0.0
-        sleep(min(max(self.length, min(asked_seconds, 30.0)), max(self.timeout - waited, 0.01)))
-        self.length = min(self.length * 1.5, LONGEST_PAUSE)

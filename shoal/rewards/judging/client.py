@@ -19,6 +19,7 @@ import httpx
 
 from shoal.config.nodes.judge import JudgeConfig
 from shoal.errors import BudgetError, ConfigError
+from shoal.http import GaveUp, NotYet, RetryPolicy
 from shoal.loop_thread import LoopThread
 from shoal.network import is_loopback
 from shoal.rewards.judging.cache import ReplyCache
@@ -29,7 +30,7 @@ logger = getLogger(__name__)
 
 OPENAI = "https://api.openai.com/v1"
 CHARACTERS_PER_TOKEN = 4
-PASSING = (408, 409, 425, 429)  # and all from 500: another try may succeed
+PASSING = frozenset({408, 409, 425, 429, *range(500, 1000)})  # another try may succeed
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,8 @@ class Answer:
     seconds: float = 0.0
 
 
-class _Failed(Exception):
-    """One request did not lead to a value. `passing`: another may. `pause`: seconds that the server asked for."""
-
-    def __init__(self, reason: str, *, passing: bool, pause: float = 0.0) -> None:
-        super().__init__(reason)
-        self.passing = passing
-        self.pause = pause
+class _Refused(Exception):
+    """The judge said no, and would say it again."""
 
 
 @dataclass
@@ -96,6 +92,14 @@ class JudgeClient:
         if options.made_up:
             logger.warning("reward.judge.made_up=true: no judge is asked, its verdicts are made up")
         self.headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self.policy = RetryPolicy(
+            tries=1 + options.retries,
+            first_pause=options.backoff,
+            growth=2.0,
+            longest_pause=options.timeout,
+            longest_asked=options.timeout,
+            busy=PASSING,
+        )
         self.cache = ReplyCache(Path(options.cache) if options.cache else folder)
         self.spent = Spending()
         self.step = _Step()
@@ -212,27 +216,28 @@ class JudgeClient:
             return known
         async with self.places:
             started = monotonic()
-            reason = ""
-            for attempt in range(1 + self.options.retries):
+            tries = 0
+
+            async def once() -> Answer | None:
+                nonlocal tries
                 if self.spent.exhausts(self.options):
                     return None
                 self.step.requests += 1
-                self.step.retries += attempt > 0
+                self.step.retries += tries > 0
+                tries += 1
                 try:
                     reply = await self._request(self._connection(), question)
                     value = _read(question, reply)
-                except _Failed as failure:
-                    reason = str(failure)
-                    logger.debug("judge, try %d: %s", attempt + 1, reason)
-                    if not failure.passing:
-                        break
-                    if attempt < self.options.retries:
-                        pause = max(failure.pause, self.options.backoff * 2**attempt)
-                        await asyncio.sleep(min(pause, self.options.timeout))
-                else:
-                    self.cache.put(key, reply)
-                    return Answer(value, seconds=monotonic() - started)
-            return self._no_answer(reason[:LONGEST_REASON], monotonic() - started)
+                except (NotYet, _Refused) as failure:
+                    logger.debug("judge, try %d: %s", tries, failure)
+                    raise
+                self.cache.put(key, reply)
+                return Answer(value, seconds=monotonic() - started)
+
+            try:
+                return await self.policy.wait_for(once, lambda why, seconds: None)
+            except (GaveUp, _Refused) as failure:
+                return self._no_answer(str(failure)[:LONGEST_REASON], monotonic() - started)
 
     def _no_answer(self, reason: str, seconds: float = 0.0) -> Answer:
         self.step.failed += 1
@@ -254,22 +259,18 @@ class JudgeClient:
             async with asyncio.timeout(self.options.timeout):
                 response = await http.post(f"{self.url}/chat/completions", json=self._body(question))
         except TimeoutError as error:
-            raise _Failed(f"no reply of the judge within {self.options.timeout:g} s", passing=True) from error
+            raise NotYet(f"no reply of the judge within {self.options.timeout:g} s") from error
         except httpx.HTTPError as error:
-            raise _Failed(f"the judge cannot be reached: {type(error).__name__} {error}", passing=True) from error
+            raise NotYet(f"the judge cannot be reached: {type(error).__name__} {error}") from error
         if response.status_code != httpx.codes.OK:
-            raise _Failed(
-                f"the judge answered with status {response.status_code}: {' '.join(response.text[:200].split())}",
-                passing=response.status_code in PASSING or response.status_code >= 500,
-                pause=_retry_after(response),
-            )
+            why = f"the judge answered with status {response.status_code}: {' '.join(response.text[:200].split())}"
+            self.policy.refuse_busy(response, why)
+            raise _Refused(why)
         try:
             reply = response.json()
             text = reply["choices"][0]["message"]["content"]
         except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
-            raise _Failed(
-                f"the judge's response is no chat completion: {response.text[:100]!r}", passing=True
-            ) from error
+            raise NotYet(f"the judge's response is no chat completion: {response.text[:100]!r}") from error
         usage = reply.get("usage") or {}
         bill = Spending(
             1,
@@ -279,7 +280,7 @@ class JudgeClient:
         self.step.spent.add(bill)
         self.spent.add(bill)
         if not isinstance(text, str):
-            raise _Failed("the judge's reply has no text", passing=True)
+            raise NotYet("the judge's reply has no text")
         return text
 
 
@@ -298,14 +299,8 @@ def _read(question: Question, reply: str) -> Any:
     try:
         return question.read(reply)
     except ValueError as error:
-        raise _Failed(str(error), passing=True) from error
+        raise NotYet(str(error)) from error
 
 
 def _make_up(key: str, question: Question) -> Answer:
     return Answer(question.read(question.made_up(int(key[:8], 16) / 0xFFFFFFFF)))
-
-
-def _retry_after(response: httpx.Response) -> float:
-    """Seconds that the server asks to wait; 0 where it says nothing, or a date."""
-    given = response.headers.get("Retry-After", "")
-    return float(given) if given.replace(".", "", 1).isdigit() else 0.0

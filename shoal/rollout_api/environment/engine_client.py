@@ -17,14 +17,12 @@ import httpx
 
 from shoal.engines.base import EngineOutput, SamplingParams
 from shoal.errors import EngineError, RequestRefused
+from shoal.http import GaveUp, NotYet, RetryPolicy
 from shoal.types import StopReason
 
 logger = getLogger(__name__)
 
 TOKEN_VARIABLE = "SHOAL_ENGINE_TOKEN"
-FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
-SAY_EVERY = 10.0
-BUSY = (429, 502, 503, 504)
 MISTAKEN = (401, 403, 404, 405)  # no other request would fare better
 REMEDY = "give --engine the address of a vLLM server or of Shoal's engine"
 REASONS = {"stop": StopReason.STOP, "length": StopReason.LENGTH}
@@ -51,6 +49,7 @@ class EngineClient:
         self.url = url.rstrip("/")
         self.openai = self.url.endswith("/v1")
         self.timeout = timeout
+        self.policy = RetryPolicy(seconds=timeout, first_pause=0.1)
         token = os.environ.get(TOKEN_VARIABLE)
         self.http = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {token}"} if token else {},
@@ -135,7 +134,7 @@ class EngineClient:
             if len(found) < len(seeds):
                 if monotonic() > deadline:
                     raise EngineError(f"{self.url} gave completions up for {self.timeout:.0f} s")
-                await asyncio.sleep(FIRST_PAUSE)
+                await asyncio.sleep(self.policy.first_pause)
         return [found[index] for index in range(len(seeds))]
 
     def _body(self, pending: _Pending, seeds: Sequence[int]) -> dict[str, Any]:
@@ -183,30 +182,30 @@ class EngineClient:
 
     async def _call(self, method: str, path: str, body: Any = None) -> Any:
         """The reply; waits for a server that is not there."""
-        started = said = monotonic()
-        pause = FIRST_PAUSE
-        while True:
+
+        async def once() -> Any:
             try:
                 reply = await self.http.request(method, self.url + path, json=body)
-                why = f"answers {reply.status_code}: {reply.text[:200]}"
-                if reply.is_success:
-                    return self._json(reply, path)
-                if reply.status_code in MISTAKEN:
-                    raise EngineError(f"{self.url}{path} {why}")
-                if reply.status_code not in BUSY:
-                    raise RequestRefused(f"{self.url}{path} {why}")
             except httpx.TransportError as error:
-                why = f"does not answer ({type(error).__name__}: {error})"
-            waited = monotonic() - started
-            if waited > self.timeout:
-                raise EngineError(
-                    f"the engine at {self.url} {why}, for {waited:.0f} s now: start it, or correct --engine"
-                )
-            if monotonic() - said > SAY_EVERY:
-                said = monotonic()
-                logger.info("the engine at %s %s: waiting, %.0f s so far of %.0f", self.url, why, waited, self.timeout)
-            await asyncio.sleep(pause)
-            pause = min(pause * 1.5, LONGEST_PAUSE)
+                raise NotYet(f"does not answer ({type(error).__name__}: {error})") from error
+            why = f"answers {reply.status_code}: {reply.text[:200]}"
+            self.policy.refuse_busy(reply, why)
+            if reply.is_success:
+                return self._json(reply, path)
+            if reply.status_code in MISTAKEN:
+                raise EngineError(f"{self.url}{path} {why}")
+            raise RequestRefused(f"{self.url}{path} {why}")
+
+        try:
+            return await self.policy.wait_for(once, self._say)
+        except GaveUp as error:
+            raise EngineError(
+                f"the engine at {self.url} {error.why}, for {error.seconds:.0f} s now: start it, or correct --engine"
+            ) from error
+
+    def _say(self, why: str, seconds: float) -> None:
+        text = "the engine at %s %s: waiting, %.0f s so far of %.0f"
+        logger.info(text, self.url, why, seconds, self.timeout)
 
 
 def read_generated(reply: Mapping[str, Any]) -> list[EngineOutput]:

@@ -11,11 +11,12 @@ from time import monotonic
 from typing import Any
 
 from shoal.errors import EngineError, RequestRefused, TrainingError
+from shoal.http import NotYet
 from shoal.rewards.scorer import Scorer
 from shoal.rollout.environment import Item
 from shoal.rollout.rollouts import Rollouts
 from shoal.rollout.sampling import sampling_params
-from shoal.rollout_api.client import ApiClient, RefusedError, Waiting
+from shoal.rollout_api.client import ApiClient, RefusedError
 from shoal.rollout_api.protocol import WEIGHTS_VERSION
 from shoal.rollout_api.scored_data import ScoredData, stamp, to_scored_data
 from shoal.tasks.stream import PromptStream
@@ -98,14 +99,7 @@ class EnvironmentServer:
 
     def register(self) -> Registration:
         """Registers, which a server lets an environment do once its trainer asks for batches."""
-        waiting = Waiting(self.api.url, self.api.timeout, self.api.say)
-        while True:
-            info = self.api.get("/info")
-            if info["batch_size"] > 0:
-                reply = self.api.post("/register-env", self._registration())
-                if reply.get("status") == "success":
-                    break
-            waiting.pause("has no trainer that asks for batches")
+        info, reply = self.api.wait_for(self._try_to_register)
         logger.info("%s: registered as %s, step %s", self.name, reply["wandb_name"], reply["starting_step"])
         return Registration(
             env_id=reply["env_id"],
@@ -114,6 +108,15 @@ class EnvironmentServer:
             step=reply["starting_step"],
             num_steps=reply["num_steps"],
         )
+
+    def _try_to_register(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the server says of its trainer, and of this environment."""
+        info = self.api.get("/info")
+        if info["batch_size"] > 0:
+            reply = self.api.post("/register-env", self._registration())
+            if reply.get("status") == "success":
+                return info, reply
+        raise NotYet("has no trainer that asks for batches")
 
     def _registration(self) -> dict[str, Any]:
         data, sampling = self.cfg.data, self.sampling
