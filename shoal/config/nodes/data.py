@@ -54,26 +54,30 @@ class RewardConfig:
         dict, "Weight of each verifier, by name or import path (package.module:function). Empty: the task's own"
     )
     options: dict[str, Any] = option(dict, "Options of verifiers by name: reward.options.max_length.scale=1024")
-    verify: bool = option(True, "Ask the verifiers. false: format, length and stopping alone make the reward")
+    verify: bool = option(
+        True, "Run the verifiers. false: the reward consists only of format, length and stop penalties"
+    )
     scale: float = option(1.0, "Factor on the verifiers' weighted sum")
     format: FormatConfig = option(FormatConfig, "Reward for the form of a completion")
     length: LengthPenaltyConfig = option(LengthPenaltyConfig, "Penalty for completions that are too long or too short")
     non_stop: float | None = option(
-        None, "Reward of completions cut off at the token limit, in place of their own. None: their own"
+        None, "Reward of completions that did not stop by themselves, in place of their own. None: their own"
     )
     only_good_outputs: bool = option(
         False, "Reward 0 where no tool was called, a call failed or timed out, or none gave any output"
     )
     code: CodeConfig = option(CodeConfig, "The verifier `code`")
-    timeout: float = option(10.0, "Seconds that one verdict may take; later it is missing", least=0, most=1e6)
+    timeout: float = option(
+        10.0, "Seconds that one verifier call may take; after that its reward is missing", least=0, most=1e6
+    )
     workers: int = option(1, "Processes for verifiers that need one", least=1, most=1024)
     memory_gib: float = option(
         4.0,
-        "Memory that one such process may use; a verifier that wants more gives no reward. 0: no limit",
+        "Memory limit of one such process; if a verifier exceeds it, its reward is missing. 0: no limit",
         least=0,
         most=1e6,
     )
-    max_missing: float = option(0.5, "Share of missing rewards in a step above which the run stops", least=0)
+    max_missing: float = option(0.5, "The run stops if the share of missing rewards in a step exceeds this", least=0)
     judge: JudgeConfig = option(JudgeConfig, "The judge")
     rubric: RubricConfig = option(RubricConfig, "The verifier `rubric`")
 
@@ -96,6 +100,6 @@ class EvaluationConfig:
     every: int = option(0, "Steps between evaluations. 0: none between start and end", least=0)
     at_start: bool = option(True, "Evaluate before the first step")
     at_end: bool = option(True, "Evaluate after the last step")
-    prompts: int = option(256, "Held-out prompts, drawn once. 0: all", least=0)
+    prompts: int = option(256, "Held-out prompts to evaluate on, drawn once. 0: all", least=0)
     samples: int = option(1, "Completions per prompt; pass@k is reported for k = 1, 2, 4 ... up to this", least=1)
     sampling: dict[str, Any] = option(dict, "Overrides of `sampling` in evaluations, such as temperature: 0")

@@ -15,14 +15,18 @@ class EnvironmentConfig:
         "your own. None: tools where there are some, else single_turn. `environment=KIND` is short for it",
     )
     ahead: float = option(
-        1.0, "Batches that may wait at the server or be under way before the trainer takes one", least=0
+        1.0, "Most batches that are queued at the server or being sampled ahead of the trainer", least=0
     )
-    max_groups: int = option(256, "Most groups under way at a time", least=1)
-    weight: float = option(1.0, "Share among several environments, which stock servers turn into an advice", least=0)
-    min_allocation: float = option(0.0, "Least share of every batch that is this environment's. 0: none", least=0)
+    max_groups: int = option(256, "Most groups being sampled at a time", least=1)
+    weight: float = option(
+        1.0,
+        "Relative weight among several environments; stock servers only report it as a suggested group count",
+        least=0,
+    )
+    min_allocation: float = option(0.0, "Guaranteed share of every batch for this environment. 0: none", least=0)
     drop_equal: bool = option(False, "Do not send groups whose rewards are all equal")
     max_failed: int = option(100, "Rollouts that may fail before the environment stops", least=0)
-    timeout: float = option(600.0, "Seconds that a server or an engine is waited for", least=1, most=1e6)
+    timeout: float = option(600.0, "Seconds to wait for a server or an engine before giving up", least=1, most=1e6)
     tools: list[str] = option(
         list, "Tools that the model may call: calculator, or package.module:function. Empty: one turn, no tools"
     )

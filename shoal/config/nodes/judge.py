@@ -16,18 +16,23 @@ class JudgeConfig:
     )
     template: str = option(
         "quality",
-        "What the verifier `judge` asks: a mark, a mark beside the ground truth, or the better of two of a group",
+        "What the verifier `judge` asks for. quality: a rating. quality_reference: a rating given the ground truth. "
+        "pairwise: the better of two answers of a group",
         choices=("quality", "quality_reference", "pairwise"),
     )
-    template_file: str | None = option(None, "Jinja file in place of that template's text")
-    highest: float = option(10.0, "Mark of a perfect answer, which scores 1; 0 scores 0. Not for pairwise", least=1)
-    comparisons: int = option(2, "Pairwise: others of its group that each completion is first compared to", least=1)
+    template_file: str | None = option(None, "Jinja file that replaces the template's text")
+    highest: float = option(10.0, "Highest rating, which scores 1; a rating of 0 scores 0. Not for pairwise", least=1)
+    comparisons: int = option(
+        2, "Pairwise: completions of its group on either side that each completion is compared with", least=1
+    )
     temperature: float | None = option(0.0, "Temperature of the judge. None: the server's", least=0)
     max_tokens: int = option(2048, "Most tokens of a reply", least=1)
     max_prompt_tokens: int = option(
-        32768, "A longer question (4 characters count as one token) is not asked: no verdict. 0: no limit", least=0
+        32768,
+        "Longer requests (4 characters count as one token) are not sent, and the reward is missing. 0: no limit",
+        least=0,
     )
-    body: dict[str, Any] = option(dict, "Further fields of a request, such as {seed: 1}; null takes a field out")
+    body: dict[str, Any] = option(dict, "Additional fields of a request, such as {seed: 1}; null removes a field")
     concurrency: int = option(32, "Requests at one time", least=1, most=4096)
     timeout: float = option(60.0, "Seconds that one request may take", least=0.01, most=1e6)
     retries: int = option(3, "Further requests after one that failed or whose reply cannot be read", least=0)
@@ -37,10 +42,8 @@ class JudgeConfig:
         least=0,
         most=1e6,
     )
-    cache: str | None = option(
-        None, "Folder of the replies that are known already, for several runs to share. None: the run folder"
-    )
-    price_in: float = option(0.0, "Dollars for a million tokens of questions", least=0)
-    price_out: float = option(0.0, "Dollars for a million tokens of replies", least=0)
-    budget: float = option(0.0, "Dollars after which nothing is asked and the run is saved and stops. 0: none", least=0)
+    cache: str | None = option(None, "Folder of the reply cache, which several runs can share. None: the run folder")
+    price_in: float = option(0.0, "Dollars per million prompt tokens", least=0)
+    price_out: float = option(0.0, "Dollars per million reply tokens", least=0)
+    budget: float = option(0.0, "Dollars after which the run is saved and stops. 0: no budget", least=0)
     made_up: bool = option(False, "Make replies up instead of asking (set by --smoke-test)")

@@ -12,30 +12,30 @@ class SourceConfig:
 
     kind: str = option(
         "sync",
-        "sync: roll out now. replay: groups recorded by an earlier run. rollout_api: groups that environments send",
+        "sync: sample in each step. replay: groups recorded by an earlier run. rollout_api: groups posted by "
+        "environment processes",
         choices=("sync", "replay", "rollout_api"),
     )
     path: str | None = option(None, "Run folder whose recorded groups are replayed (run.record_groups=true there)")
     url: str = option("http://127.0.0.1:8000", "Server of scored groups: shoal serve api, or Atropos's run-api")
-    batch_size: int = option(
-        0, "Sequences of a batch that is asked for. 0: run.prompts_per_step x run.group_size", least=0
-    )
+    batch_size: int = option(0, "Sequences per batch. 0: run.prompts_per_step x run.group_size", least=0)
     seq_len: int = option(
         0, "Most tokens of a sequence, prompt included. 0: data.max_prompt_tokens + sampling.max_new_tokens", least=0
     )
     overlong: str = option(
         "drop",
-        "Longer sequences. drop: their whole group. truncate: what is too much. mask: they count in their group's "
-        "statistics and are not trained on",
+        "What happens to longer sequences. drop: drop the whole group. truncate: cut them. mask: count them in their "
+        "group's statistics without training on them",
         choices=("drop", "truncate", "mask"),
     )
     max_unusable: float = option(
-        0.5, "Share of unusable groups, of the last 100, above which the run stops. 1: never", least=0
+        0.5, "The run stops if the share of unusable groups among the last 100 exceeds this. 1: never", least=0
     )
-    timeout: float = option(600.0, "Seconds that a server or a batch is waited for", least=1, most=1e6)
+    timeout: float = option(600.0, "Seconds to wait for a server or a batch before the run stops", least=1, most=1e6)
     launch: str | None = option(
         None,
-        "Start the server and this environment (a name or package.module:Class) with the run, and end them with it",
+        "Start the server and this environment (a name or package.module:Class) with the run, and stop them when it "
+        "ends",
     )
 
 
@@ -45,13 +45,18 @@ class EngineConfig:
 
     kind: str = option(
         "torch",
-        "torch: built in, any device. vllm: vLLM in this process. vllm_server: vLLM behind HTTP, launched or given",
+        "torch: built in, any device. vllm: vLLM in this process. vllm_server: vLLM behind HTTP, started by the run "
+        "or already running",
         choices=("torch", "vllm", "vllm_server"),
     )
     max_batch: int = option(256, "Most completions decoded at a time", least=1)
     max_cache_tokens: int = option(0, "Most tokens held in the KV cache. 0: no bound but max_batch", least=0)
-    serve_host: str = option("127.0.0.1", "Where environments reach the engine, with source=rollout_api")
-    serve_port: int = option(9001, "Its port. 0: a free one, which the log names", least=0, most=65535)
+    serve_host: str = option(
+        "127.0.0.1", "With source=rollout_api: address on which the engine is served to environments"
+    )
+    serve_port: int = option(
+        9001, "Port on which the engine is served. 0: a free one, which is logged", least=0, most=65535
+    )
     vllm: VllmConfig = option(VllmConfig, "vLLM")
 
 
@@ -64,10 +69,12 @@ class LearnerConfig:
     micro_batch_size: int = option(0, "Completions of one micro-batch; 0: bounded by tokens only", least=0)
     packing: str = option("auto", "Several sequences in one row, without padding", choices=("auto", "on", "off"))
     pack_length: int = option(0, "Tokens of a packed row. 0: chosen from the batch", least=0)
-    share_prefix: bool = option(True, "Run what a group's sequences begin with alike once (exact; sdpa and eager)")
-    logprob_chunk: int = option(2048, "Tokens whose logits exist at one time", least=1)
+    share_prefix: bool = option(
+        True, "Compute the shared prefixes of a group's sequences once (exact; with sdpa and eager)"
+    )
+    logprob_chunk: int = option(2048, "Tokens whose logits are in memory at a time", least=1)
     skip_zero_advantage: bool = option(
-        True, "Leave completions of zero advantage out of the passes where that is exact"
+        True, "Skip completions with zero advantage if this does not change the gradient"
     )
 
 
@@ -77,19 +84,20 @@ class WeightSyncConfig:
 
     kind: str = option(
         "in_place",
-        "in_place: engine and learner share one module. Into vLLM: broadcast: a process group. shared: one memory. "
+        "in_place: engine and learner share one module. For vLLM: broadcast: a process group. shared: shared memory. "
         "lora: adapter hot-swap. restart: checkpoint and restart",
         choices=("in_place", "broadcast", "shared", "lora", "restart"),
     )
     every: int = option(
-        1, "Trained batches between publications to the engine; it stays at the older version meanwhile", least=1
+        1, "Trained batches between weight updates of the engine; in between it samples with the older version", least=1
     )
     in_flight: str = option(
         "drain",
-        "Requests that run when new weights come: they end first, go on with the new ones, or are asked again",
+        "What happens to running requests at a weight update. drain: finish first. keep: continue with the new "
+        "weights. abort: restart them",
         choices=("drain", "keep", "abort"),
     )
-    timeout: float = option(300.0, "Seconds that any part of a publication may take", least=1, most=1e6)
+    timeout: float = option(300.0, "Seconds that any part of a weight update may take", least=1, most=1e6)
     host: str = option("127.0.0.1", "broadcast: this machine's address, as the engine's workers reach it")
     bridge: str | None = option(
         None, "shared: folder of the bridge that a server started by hand has written. None: $LOGDIR"

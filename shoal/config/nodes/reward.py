@@ -23,6 +23,6 @@ class LengthPenaltyConfig:
     """Taken off the reward for each token too many or too few."""
 
     coef: float = option(0.0, "Amount per token. 0: none", least=0)
-    above: int | None = option(None, "Tokens beyond this count are too many. None: no such limit", least=0)
-    below: int = option(0, "Tokens that are missing to this count are too few", least=0)
-    sources: list[str] = option(list, "Data sets whose completions it applies to. Empty: all")
+    above: int | None = option(None, "Each token above this count is penalised. None: no such limit", least=0)
+    below: int = option(0, "Each token below this count is penalised", least=0)
+    sources: list[str] = option(list, "Data sets whose completions the penalty applies to. Empty: all")

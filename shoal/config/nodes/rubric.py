@@ -14,28 +14,46 @@ class RubricConfig:
     )
     mode: str = option(
         "criteria",
-        "A verdict on each criterion, or one mark from 1 to 10 in view of all",
+        "criteria: the judge rates each criterion. likert: one rating from 1 to 10 based on all criteria",
         choices=("criteria", "likert"),
     )
-    answer: str = option("completion", "What is judged: all of it, or its last <answer>", choices=("completion", "tag"))
-    closed_book: bool = option(False, "Citation marks are taken out, and the judge is told to expect no sources")
-    template_file: str | None = option(None, "Jinja file in place of the text that asks about a criterion (or a mark)")
+    answer: str = option(
+        "completion",
+        "What the judge sees. completion: all of it. tag: its last <answer> block",
+        choices=("completion", "tag"),
+    )
+    closed_book: bool = option(False, "Remove citation marks and tell the judge not to expect sources")
+    template_file: str | None = option(
+        None, "Jinja file that replaces the prompt for rating a criterion (or the whole answer)"
+    )
     normalize: bool = option(
         False, "Each criterion's scores are shifted to mean 0 and scaled to deviation 1 over the step before weighting"
     )
     adaptive: bool = option(False, "The judge writes new criteria from each group's completions")
     apply_to: str = option(
-        "current", "The group that they were written from, or its prompt's next", choices=("current", "future")
+        "current",
+        "What adaptive criteria score. current: the group they were written from. future: the prompt's next group",
+        choices=("current", "future"),
     )
-    generator_model: str | None = option(None, "Model that writes them. None: reward.judge.model")
-    generator_template_file: str | None = option(None, "Jinja file in place of the text that asks for them")
-    full_responses: bool = option(True, "It sees whole completions. false: answers, a random few within answer_words")
-    answer_words: int = option(450, "Words of answers that it sees together (at least two answers)", least=1)
-    buffer: bool = option(True, "Keep each prompt's criteria for when it comes again. false: for one step only")
-    max_active: int = option(5, "Criteria of a prompt that stay active: those whose scores differ most", least=0)
-    static_persistent: bool = option(True, "Criteria from the data always count. false: they start active")
+    generator_model: str | None = option(None, "Model that writes adaptive criteria. None: reward.judge.model")
+    generator_template_file: str | None = option(
+        None, "Jinja file that replaces the prompt for writing adaptive criteria"
+    )
+    full_responses: bool = option(
+        True, "The judge that writes criteria sees whole completions. false: a random few answers, within answer_words"
+    )
+    answer_words: int = option(
+        450,
+        "With full_responses=false: most words of all answers shown to that judge (at least two answers are shown)",
+        least=1,
+    )
+    buffer: bool = option(True, "Keep each prompt's criteria until it is sampled again. false: for one step only")
+    max_active: int = option(5, "Most active criteria per prompt; those whose scores differ most are kept", least=0)
+    static_persistent: bool = option(
+        True, "Criteria from the data are always used. false: they start as active and can become inactive"
+    )
     readd_static_every: int = option(
-        10, "With static_persistent=false: steps after which a prompt's own criteria are active again", least=1
+        10, "With static_persistent=false: steps after which a prompt's static criteria become active again", least=1
     )
     save: str = option(
         "rubrics",

@@ -24,20 +24,20 @@ class VllmConfig:
     memory_share: float = option(0.0, "Share of a GPU's memory. 0: 0.9, or 0.45 beside the learner on one GPU", least=0)
     cache_gib: float = option(0.0, "KV cache in GiB. 0: by memory_share on a GPU, 1 on a CPU", least=0, most=1e6)
     eager: str = option("auto", "Run without compiled graphs. auto: on a CPU only", choices=("auto", "on", "off"))
-    prefix_cache: bool = option(True, "Keep keys and values of prompts that come again")
-    sleep: bool = option(True, "engine=vllm on the learner's GPU: give weights and cache back while training")
+    prefix_cache: bool = option(True, "Reuse the KV cache of repeated prompts")
+    sleep: bool = option(True, "engine=vllm on the learner's GPU: free weights and cache while training")
     extra_args: list[str] = option(list, "Further arguments of vLLM's own command line, such as --block-size=32")
-    servers: int = option(
-        1, "engine=vllm_server: how many to launch. They share the requests, a group's on one", least=1
-    )
+    servers: int = option(1, "engine=vllm_server: servers to launch. Each group is sampled on one of them", least=1)
     host: str = option("127.0.0.1", "Address that launched servers listen on")
-    port: int = option(0, "Port of the first launched server, the next ones' follow. 0: free ones", least=0, most=65535)
+    port: int = option(
+        0, "Port of the first launched server; the others use the next ports. 0: free ones", least=0, most=65535
+    )
     endpoints: list[str] = option(
-        list, "Servers that someone else runs, such as http://10.0.0.5:8000, instead of launching any"
+        list, "Addresses of running servers, such as http://10.0.0.5:8000, instead of launching any"
     )
     api_key: str | None = option(None, "Key of the servers. None: $SHOAL_VLLM_API_KEY, if set")
     start_timeout: float = option(600.0, "Seconds until a launched server must answer", least=1, most=1e6)
     request_timeout: float = option(
-        600.0, "Seconds without any completion, or for one call, before a server is given up", least=1, most=1e6
+        600.0, "Seconds without any completion, or for one call, before a server counts as hanging", least=1, most=1e6
     )
-    restarts: int = option(5, "How often servers that died are started again in a run, before it stops", least=0)
+    restarts: int = option(5, "Most restarts of crashed servers in a run; then the run stops", least=0)
