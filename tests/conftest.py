@@ -15,6 +15,19 @@ settings.register_profile("shoal", deadline=None, derandomize="SHOAL_SAME_EXAMPL
 settings.load_profile("shoal")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is marked `gpu` runs on CUDA, or at a tiny shape on the CPU where it is asked for (`make test-gpu`)."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked or "SHOAL_GPU_ON_CPU" in os.environ:
+        return
+    from gpu_device import ON_CUDA  # noqa: PLC0415 - imports torch
+
+    for item in () if ON_CUDA else marked:
+        item.add_marker(
+            pytest.mark.skip(reason="no CUDA device; SHOAL_GPU_ON_CPU=1 runs it at a tiny shape on the CPU")
+        )
+
+
 @pytest.fixture(autouse=True)
 def logging_as_it_was() -> Iterator[None]:
     """The command line sets Shoal's logger up for its own process; here other tests follow."""

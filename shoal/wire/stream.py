@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
-from torch.distributed import PrefixStore, ProcessGroupGloo, TCPStore
+from torch.distributed import PrefixStore, ProcessGroupGloo, Store, TCPStore
 
 BUCKET = 2**20  # bytes: smaller tensors are packed into buckets of at most so many
 ALIGNMENT = 16  # bytes: where a tensor may begin within a bucket
@@ -79,7 +79,8 @@ def bucket_size(specs: Iterable[WeightSpec]) -> int:
 
 
 class WeightGroup:
-    """A process group of the learner (rank 0) and all workers, Gloo on a CPU and NCCL between GPUs.
+    """A process group of the learner (rank 0) and all workers: NCCL between GPUs, Gloo on a CPU and where two of the
+    processes share a GPU, which NCCL refuses.
 
     `name` must be new at every (re)connection: a store remembers the addresses of the last one.
 
@@ -92,7 +93,7 @@ class WeightGroup:
     ) -> None:
         self.timeout = timedelta(seconds=seconds)
         named = PrefixStore(name, store)
-        if device.type == "cuda":
+        if device.type == "cuda" and len(set(cards(named, rank, world, card_of(device)))) == world:
             from torch.distributed import ProcessGroupNCCL  # noqa: PLC0415 - not in builds of torch without CUDA
 
             options = ProcessGroupNCCL.Options()
@@ -112,6 +113,17 @@ class WeightGroup:
     def broadcast(self, tensor: Tensor) -> None:
         """Rank 0's values, a contiguous tensor of bytes, to all. Raises RuntimeError at a lost peer or deadline."""
         self.group.broadcast(tensor, 0).wait(self.timeout)
+
+
+def cards(store: Store, rank: int, world: int, card: str) -> list[str]:
+    """The card of each rank: every rank says its own and waits for the others', as long as the store allows."""
+    store.set(f"card {rank}", card)
+    return [store.get(f"card {other}").decode() for other in range(world)]
+
+
+def card_of(device: torch.device) -> str:
+    """What tells a GPU from all others, also where each process numbers those that it sees from 0."""
+    return str(torch.cuda.get_device_properties(device).uuid)
 
 
 def is_loopback(host: str) -> bool:
