@@ -3,7 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 ALL_EXTRAS := dev,lora,wandb,optim8bit,math,ifeval,json,cluster,vllm,bench,browser
 
-.PHONY: train test test-all bubblewrap chromium style quality docs clean
+# The GPU's torch is that of .venv where there is one; elsewhere name its Python: make test-gpu GPU_PYTHON=python3
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+
+.PHONY: train test test-all test-gpu bench-gpu bubblewrap chromium style quality docs clean
 
 train: .venv/base
 	$(BIN)/shoal train
@@ -13,6 +16,13 @@ test: .venv/dev bubblewrap
 
 test-all: .venv/all .venv-atropos/ready bubblewrap chromium
 	$(BIN)/pytest
+
+# On CUDA; where there is none, the same at tiny shapes on the CPU. Nothing is installed.
+test-gpu:
+	SHOAL_GPU_ON_CPU=1 $(GPU_PYTHON) -m pytest -m gpu $$(grep -rl "mark.gpu" tests)
+
+bench-gpu:
+	PYTHONPATH="$(CURDIR):$$PYTHONPATH" $(GPU_PYTHON) benchmarks/gpu.py
 
 style: .venv/dev
 	$(BIN)/ruff format shoal tests benchmarks

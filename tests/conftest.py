@@ -28,6 +28,19 @@ def bubblewrap() -> Sandbox:
         pytest.skip(str(error))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is marked `gpu` runs on CUDA, or at a tiny shape on the CPU where it is asked for (`make test-gpu`)."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked or "SHOAL_GPU_ON_CPU" in os.environ:
+        return
+    from gpu_device import ON_CUDA  # noqa: PLC0415 - imports torch
+
+    for item in () if ON_CUDA else marked:
+        item.add_marker(
+            pytest.mark.skip(reason="no CUDA device; SHOAL_GPU_ON_CPU=1 runs it at a tiny shape on the CPU")
+        )
+
+
 @pytest.fixture(autouse=True)
 def process_as_it_was() -> Iterator[None]:
     """The command line sets Shoal's logger and torch's threads for its own process; here other tests follow."""

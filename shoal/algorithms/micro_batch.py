@@ -40,6 +40,13 @@ class MicroBatch:
 
     def to(self, where: device) -> MicroBatch:
         tensors: dict[str, Any] = {
-            name: value.to(where) for name, value in vars(self).items() if isinstance(value, Tensor)
+            name: move(value, where) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
         return replace(self, **tensors)
+
+
+def move(tensor: Tensor, where: device) -> Tensor:
+    """The tensor on a device. To a GPU it goes from pinned memory, so that nobody waits for what the GPU does."""
+    if where.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(where, non_blocking=True)
+    return tensor.to(where)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from shoal.algorithms.batch import token_weights
 from shoal.algorithms.logprobs import TokenLogprobs
-from shoal.algorithms.micro_batch import MicroBatch
+from shoal.algorithms.micro_batch import MicroBatch, move
 from shoal.algorithms.terms import TokenTerms
 from shoal.errors import TrainingError
 from shoal.types import Batch, TrainSequence
@@ -129,13 +129,13 @@ class TokenTable:
         numbers, local = np.unique(self.completions[rows], return_inverse=True)
         like = found.logprobs
         columns = torch.from_numpy(np.stack([column[at].astype(np.float64) for column in self.columns.values()]))
-        moved = dict(zip(self.columns, columns.to(like.dtype).to(like.device).unbind(), strict=True))
+        moved = dict(zip(self.columns, move(columns.to(like.dtype), like.device).unbind(), strict=True))
         old = moved.pop("old_logprobs", None)
         return TokenTerms(
             logprobs=like,
             unit_logprobs=found.unit_logprobs,
             old_logprobs=like.detach() if old is None else old,
-            completion=torch.from_numpy(local).to(like.device),
+            completion=move(torch.from_numpy(local), like.device),
             num_completions=len(numbers),
             entropy=found.entropy,
             **moved,

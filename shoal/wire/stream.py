@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
-from torch.distributed import PrefixStore, ProcessGroupGloo, TCPStore
+from torch.distributed import PrefixStore, ProcessGroupGloo, Store, TCPStore
 
 from shoal.network import is_loopback
 
@@ -81,7 +81,8 @@ def bucket_size(specs: Iterable[WeightSpec]) -> int:
 
 
 class WeightGroup:
-    """A process group of the learner (rank 0) and all workers, Gloo on a CPU and NCCL between GPUs.
+    """A process group of the learner (rank 0) and all workers: NCCL between GPUs, Gloo on a CPU and where two of the
+    processes share a GPU, which NCCL refuses.
 
     `name` must be new at every (re)connection: a store remembers the addresses of the last one.
 
@@ -94,7 +95,7 @@ class WeightGroup:
     ) -> None:
         self.timeout = timedelta(seconds=seconds)
         named = PrefixStore(name, store)
-        if device.type == "cuda":
+        if device.type == "cuda" and len(set(cards(named, rank, world, card_of(device)))) == world:
             from torch.distributed import ProcessGroupNCCL  # noqa: PLC0415 - not in builds of torch without CUDA
 
             options = ProcessGroupNCCL.Options()
@@ -131,6 +132,17 @@ class Meeting:
         """The group, when all members have come. Raises RuntimeError as `WeightGroup` does."""
         store = find(self.host, self.port, self.seconds)
         return WeightGroup(store, self.name, rank, self.world, self.seconds, device, self.host)
+
+
+def cards(store: Store, rank: int, world: int, card: str) -> list[str]:
+    """The card of each rank: every rank says its own and waits for the others', as long as the store allows."""
+    store.set(f"card {rank}", card)
+    return [store.get(f"card {other}").decode() for other in range(world)]
+
+
+def card_of(device: torch.device) -> str:
+    """What tells a GPU from all others, also where each process numbers those that it sees from 0."""
+    return str(torch.cuda.get_device_properties(device).uuid)
 
 
 def listen(host: str, seconds: float) -> TCPStore:

@@ -319,16 +319,20 @@ def test_a_fast_path_that_disagrees_with_the_module_is_not_taken(
     assert "its logits differ" in caplog.text
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", ["qwen3", "gemma3"])
-def test_log_probs_on_a_gpu_are_those_of_a_plain_forward_pass(name: str, dtype: torch.dtype, tokenizer: Any) -> None:
-    model = build(name)
-    requests = make_requests(5, 4, SamplingParams(24))
-    outputs = engine_for(model.to("cuda", dtype), tokenizer).generate(requests)
-    model.to("cpu", torch.float32)
-    for request, output in zip(requests, outputs, strict=True):
-        plain = plain_logprobs(model, request.prompt_ids, output.token_ids)
-        difference = sum(abs(a - b) for a, b in zip(output.logprobs, plain, strict=True)) / len(plain)
-        assert difference < (1e-3 if dtype is torch.float32 else 0.2)
+@pytest.mark.parametrize("share_from", [0, 64])
+@pytest.mark.parametrize("longer", [7, 60])
+def test_a_short_prompt_that_was_prefilled_beside_a_long_one_is_held_for_the_rest_of_its_group(
+    longer: int, share_from: int, qwen: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shoal.engines.builtin.cache.SHARE_FROM", share_from)
+    prompts = [tuple(range(5, 5 + longer)), (3, 4)]
+    requests = [
+        Request(f"{row}/{i}", prompt, 10 * row + i, SamplingParams(8))
+        for row, prompt in enumerate(prompts)
+        for i in range(6)
+    ]
+    whole = engine_for(qwen, tokenizer).generate(requests)
+    # 8 fit at a time: all of the first prompt's with two of the second's, whose others come when the cache is empty.
+    engine = engine_for(qwen, tokenizer, max_batch=8, max_cache_tokens=8 * (longer + 8))
+    monkeypatch.setattr(engine, "_worth_admitting", lambda: not engine.rows.alive.any())
+    assert [one.token_ids for one in engine.generate(requests)] == [one.token_ids for one in whole]

@@ -13,10 +13,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.distributed import PrefixStore
 
 from shoal.errors import EngineError
 from shoal.weight_sync.together import run_together
-from shoal.wire.stream import WeightGroup, WeightSpec, bucket_size, find, listen, packets, receive, send
+from shoal.wire import stream
+from shoal.wire.stream import WeightGroup, WeightSpec, bucket_size, cards, find, listen, packets, receive, send
 
 CPU = torch.device("cpu")
 HOST = "127.0.0.1"
@@ -66,6 +68,40 @@ def test_what_is_received_is_what_was_sent_also_to_several_workers(dtype: torch.
     for found in got.values():
         assert found.keys() == dict(weights).keys()
         assert all(torch.equal(found[name], one) for name, one in weights)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_every_rank_learns_whether_two_of_them_share_a_card(same: bool):
+    store = listen(HOST, 30)
+    own = ["GPU-0", "GPU-0" if same else "GPU-1"]
+    found: dict[int, list[str]] = {}
+
+    def worker() -> None:
+        found[1] = cards(PrefixStore("one", find(HOST, store.port, 30)), 1, 2, own[1])
+
+    thread = Thread(target=worker)
+    thread.start()
+    found[0] = cards(PrefixStore("one", store), 0, 2, own[0])
+    thread.join(30)
+    assert found == {0: own, 1: own}
+
+
+def test_two_processes_on_one_card_get_a_group_without_nccl(monkeypatch: pytest.MonkeyPatch):
+    """NCCL refuses two ranks on one card; Gloo carries a card's tensors too."""
+    monkeypatch.setattr(stream, "card_of", lambda device: "GPU-0")
+    store, cuda = listen(HOST, 30), torch.device("cuda")
+    got: list[torch.Tensor] = []
+
+    def worker() -> None:
+        group = WeightGroup(find(HOST, store.port, 30), "one", 1, 2, 30, cuda, HOST)
+        got.append(torch.zeros(4, dtype=torch.uint8))
+        group.broadcast(got[0])
+
+    thread = Thread(target=worker)
+    thread.start()
+    WeightGroup(store, "one", 0, 2, 30, cuda, HOST).broadcast(torch.arange(4, dtype=torch.uint8))
+    thread.join(30)
+    assert got[0].tolist() == [0, 1, 2, 3]
 
 
 DIES = """

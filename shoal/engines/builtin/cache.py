@@ -185,19 +185,23 @@ class ColumnLayer(CacheLayerMixin):
         prompts = shared.prompts.buffers[self.cache.buffers.index(self)]
         if not self.is_initialized:
             self.lazy_initialization(prompts.keys, prompts.values)
-        rows, first, width = self.cache.rows, shared.column, prompts.cache.end
+        rows, first = self.cache.rows, shared.column
+        width = min(prompts.cache.end, first)
+        used = slice(prompts.cache.end - width, prompts.cache.end)
         for mine, theirs in ((self.keys, prompts.keys), (self.values, prompts.values)):
             mine[:, :, :first] = 0
             mine[rows:, :, first:] = 0
-            mine[:rows, :, first - width : first] = theirs[shared.index, :, :width]
+            mine[:rows, :, first - width : first] = theirs[shared.index, :, used]
 
     def append(self, prompts: ColumnLayer, index: Tensor) -> None:
         if not self.is_initialized:
             self.lazy_initialization(prompts.keys, prompts.values)
         first, end = self.cache.rows, self.cache.end
-        width = prompts.cache.end
+        # A prompt that was prefilled beside longer ones has padding on its left, which need not fit.
+        width = min(prompts.cache.end, end)
+        used = slice(prompts.cache.end - width, prompts.cache.end)
         for mine, theirs in ((self.keys, prompts.keys), (self.values, prompts.values)):
-            mine[first : first + len(index), :, end - width : end] = theirs[index, :, :width]
+            mine[first : first + len(index), :, end - width : end] = theirs[index, :, used]
 
     def resize(self, end: int, in_place: bool) -> None:
         if not self.is_initialized:
