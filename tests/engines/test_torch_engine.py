@@ -117,11 +117,13 @@ def test_the_cache_never_holds_more_than_its_bound(qwen: Any, tokenizer: Any) ->
     engine = engine_for(qwen, tokenizer, max_cache_tokens=150)
     engine.submit(make_requests(8, 2))
     sizes = []
+    outputs = 0
     for _ in completed(engine):
-        assert engine.cache is not None
-        sizes.append(engine.cache.capacity * engine.cache.columns)
-    assert len(sizes) == 16
-    assert max(sizes) <= 150
+        outputs += 1
+        if engine.cache is not None:  # it goes with the last output
+            sizes.append(engine.cache.capacity * engine.cache.columns)
+    assert outputs == 16
+    assert 0 < max(sizes) <= 150
 
 
 def test_several_ids_end_a_completion_and_stay_in_it(qwen: Any, tokenizer: Any) -> None:

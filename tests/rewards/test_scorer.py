@@ -67,7 +67,7 @@ def test_a_missing_part_makes_the_reward_missing_and_leaves_the_other_part_known
 def test_answers_that_are_equal_as_they_stand_are_judged_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     add = DeadlinePool.add
-    monkeypatch.setattr(DeadlinePool, "add", lambda pool, job: (asked.append(job), add(pool, job)))
+    monkeypatch.setattr(DeadlinePool, "add", lambda pool, job: asked.append(job) or add(pool, job))
     mine = group("so \\boxed{|3-x|}", "\\boxed{x-3}", "thus \\boxed{|3-x|}", "\\boxed{|x-3|}", truth="|x-3|")
     other = group("so \\boxed{|3-x|}", truth="|x-2|")
     with Scorer(RewardConfig(timeout=60), {"math": 1.0}) as scorer:
