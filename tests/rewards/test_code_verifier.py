@@ -145,6 +145,7 @@ def group_of(texts: list[str], truth: list[str]) -> Group:
     return Group(id="p", completions=completions, prompt=Prompt(id="p", token_ids=[1], ground_truth=truth))
 
 
+@pytest.mark.slow
 def test_training_scores_programs_with_the_options_of_the_configuration(bubblewrap):
     reward = RewardConfig(timeout=60.0, workers=2, code=CodeConfig(**WIDE, threshold=0.6))
     group = group_of([ADD, ADD.replace("+", "-"), "none", "```python\nwhile True: pass\n```"], TESTS)

@@ -68,6 +68,7 @@ def reward(server: JudgeServer, **changes: Any) -> RewardConfig:
     return RewardConfig(judge=judge, timeout=60.0, **changes)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("bubblewrap")
 def test_any_two_verifiers_together_score_as_each_alone(server: JudgeServer) -> None:
     names = [name for name in NAMES if usable(name)]

@@ -34,6 +34,7 @@ def test_a_test_may_take_so_long(settings):
     assert scores_of(settings, "reward.code.seconds", (1, 20), "import time; time.sleep(1.5)") == [0.0, 1.0]
 
 
+@pytest.mark.slow
 @effect("reward.code.cpu_seconds")
 def test_a_test_may_compute_so_long(settings):
     program = "import time\nwhile time.process_time() < 1.2: pass"
@@ -41,6 +42,7 @@ def test_a_test_may_compute_so_long(settings):
     assert [score(config, program, SILENT) for config in values] == [0.0, 1.0]
 
 
+@pytest.mark.slow
 @effect("reward.code.total_seconds")
 def test_all_tests_may_take_so_long(settings):
     values = [settings({**WIDE, "reward.code.total_seconds": s}) for s in (1.2, 60)]
