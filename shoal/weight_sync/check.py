@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from math import isfinite
 
 import torch
 
@@ -74,6 +75,11 @@ def logprob_tolerance(cfg: WeightSyncConfig, runtime: Runtime, rounding: float =
     return min(max(least, 40 * rounding), 10 * least)
 
 
+def finite(rows: Sequence[Sequence[float]]) -> bool:
+    """Whether all log-probs are numbers."""
+    return all(isfinite(sum(row)) for row in rows)
+
+
 class SelfCheck:
     """Compares engine and learner on the first two versions of a process, which are those before and after its first
     training step, and on those that `every` divides (0: no others)."""
@@ -124,6 +130,10 @@ class SelfCheck:
                 self.check_reset(control, version)
         learner = self.learner.logprobs(self.probe)
         measured = dict(self.scored())
+        if not any(map(finite, (learner, *measured.values()))):
+            # The weights have diverged on both sides, no fault of the sync: the next rollouts tell, and are kept.
+            self.before = None
+            return None
         before, self.before = self.before, (version, learner, measured)
         if not due:
             return None

@@ -79,7 +79,10 @@ def test_an_unknown_preset_names_the_nearest_and_all(refusal_of: Refusal):
 
 
 def test_an_unknown_choice_of_a_group_names_the_nearest_and_all(refusal_of: Refusal):
-    expected = "there is no algorithm=drgrpo; the nearest is 'dr_grpo' (there are: cispo, dapo, dr_grpo, grpo, gspo)"
+    expected = (
+        "there is no algorithm=drgrpo; the nearest is 'dr_grpo' (there are: cispo, dapo, dr_grpo, grpo, gspo, "
+        "open_instruct, trl)"
+    )
     assert refusal_of("algorithm=drgrpo") == expected
 
 

@@ -174,7 +174,7 @@ def test_gradient_checkpointing_runs_each_layer_again_in_the_backward_pass(setti
         return len(calls), norm
 
     plain, checkpointed = passes({}), passes({"model.gradient_checkpointing": True})
-    assert (plain[0], checkpointed[0]) == (1, 2)
+    assert checkpointed[0] == plain[0] + 1
     assert checkpointed[1] == pytest.approx(plain[1], rel=1e-5)
 
 
