@@ -82,7 +82,7 @@ def test_the_log_file_holds_what_was_said_of_every_start_and_how_it_ended(config
 
 
 def test_a_start_that_the_check_refuses_leaves_no_folder(configure: Configure, tmp_path: Path):
-    cfg = configure("run.preflight=true", "reward.verifiers={always_zero:1}")
+    cfg = configure("run.preflight=true", "reward.verifiers={always_raises:1}")
     cfg.run.root = str(tmp_path / "outputs")
     with pytest.raises(StartRefused):
         train(cfg, tmp_path / "outputs" / "one")

@@ -138,30 +138,35 @@ def test_a_sweep_of_two_runs_ends_with_their_numbers_in_a_table(tiny_model: Path
         assert [row["step"] for row in trained_rows(folder)] == [1, 2]
 
 
+PARTS = ("disk", "memory", "verifiers", "rewards", "log-probs")
+
+
 def test_check_prints_a_line_for_each_part(tiny_model: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["check", *SMALL, f"model={tiny_model}"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[:2] for line in lines] == [["ok", f"{n}:"] for n in ("disk", "memory", "rewards", "log-probs")]
+    assert [line.split()[:2] for line in lines] == [["ok", f"{n}:"] for n in PARTS]
     assert list(Path().iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("broken", "why"),
-    [
-        ("always_zero", "a right answer scores 0.0, a wrong one 0.0"),
-        ("always_raises", "no score can be had: always_raises: RuntimeError"),
-    ],
-)
 def test_a_broken_reward_fails_check_and_stops_train_with_one_line(
-    tiny_model: Path, capsys: pytest.CaptureFixture[str], broken: str, why: str
+    tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ):
-    overrides = [*SMALL, f"reward.verifiers.{broken}=1", f"model={tiny_model}", "run.preflight=true"]
+    overrides = [*SMALL, "reward.verifiers.always_raises=1", f"model={tiny_model}", "run.preflight=true"]
     assert main(["check", *overrides]) == 1
     out = capsys.readouterr().out
     assert [line.split()[1] for line in out.splitlines() if line.startswith("FAILED")] == ["rewards:"]
     assert main(["train", *overrides, "--log-level", "error"]) == 1
     [line] = capsys.readouterr().err.splitlines()
+    why = "no score can be had: always_raises: RuntimeError"
     assert line.startswith(f"shoal: error: start-up check: rewards: {why}")
+
+
+def test_a_reward_of_ones_own_that_is_the_same_for_right_and_wrong_is_warned_of(
+    tiny_model: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["check", *SMALL, "reward.verifiers.always_zero=1", f"model={tiny_model}"]) == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "rewards:" in line]
+    assert not line.startswith("ok") and "a right answer scores 0.0, a wrong one 0.0" in line
 
 
 def test_a_dry_run_says_what_would_run_and_writes_nothing(tiny_model: Path, capsys: pytest.CaptureFixture[str]):
