@@ -40,7 +40,7 @@ def refuse_changes(saved: ShoalConfig, now: ShoalConfig, folder: Path) -> None:
     """
     for name, why in FIXED.items():
         before, after = value_of(saved, name), value_of(now, name)
-        if before != after:
+        if before != after and not (name == "run.name" and after is None):  # None: whatever it is called
             raise ConfigError(
                 f"{name}={after}: the run in {folder} has {name}={before}, which cannot change on resume ({why}): "
                 "leave it out, or start a new run"

@@ -24,10 +24,10 @@ def test_an_evaluation_has_so_many_prompts_and_samples(settings, open_run):
         metrics, groups = open_run(settings(changes)).evaluator.run()
         return len(groups), len(groups[0].completions), {name for name in metrics if name.startswith("pass@")}
 
-    assert evaluate({}) == (3, 1, set())
-    assert evaluate({"evaluation.prompts": 5}) == (5, 1, set())
-    assert evaluate({"evaluation.prompts": 0}) == (8, 1, set()), "all of them"
-    assert evaluate({"evaluation.samples": 4}) == (3, 4, {"pass@2", "pass@4"})
+    assert evaluate({}) == (3, 1, {"pass@1"})
+    assert evaluate({"evaluation.prompts": 5}) == (5, 1, {"pass@1"})
+    assert evaluate({"evaluation.prompts": 0}) == (8, 1, {"pass@1"}), "all of them"
+    assert evaluate({"evaluation.samples": 4}) == (3, 4, {"pass@1", "pass@2", "pass@4"})
 
 
 @effect("evaluation.sampling")
