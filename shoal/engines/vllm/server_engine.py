@@ -190,8 +190,9 @@ class VllmServerEngine(Engine):
             if result.get("reason") == "abort" and not flight.unwanted:
                 # Ended for an update of the weights: it begins anew, with the same seed.
                 flight.incarnation = NOT_ASKED
-                flight.paused_at = 0
                 self._ask(server)
+                # Also where the reply to the pause is still on its way: it is sampled once generation goes on.
+                flight.paused_at = 0
                 return
             output = output_of(result, flight.versions)
             del self.flights[result["id"]]
