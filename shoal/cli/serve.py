@@ -136,8 +136,8 @@ def run_serve_api(options: Namespace) -> int:
         if value is not None and not (value >= least and isfinite(value)):
             wanted = "at least 0" if least == 0 else "more than 0"
             raise ConfigError(f"--{name.replace('_', '-')} {value}: a number is needed that is {wanted}")
+    from shoal.rollout_api.server.records import ServerOptions  # noqa: PLC0415 imports FastAPI, which --help must not wait for
     from shoal.rollout_api.server.serve import serve_api  # noqa: PLC0415 the same
-    from shoal.rollout_api.server.server_state import ServerOptions  # noqa: PLC0415 imports FastAPI, which --help must not wait for
 
     server_options = ServerOptions(
         max_groups=options.max_groups,

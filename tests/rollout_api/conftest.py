@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 
 from shoal.rollout_api.server.access import Tokens
 from shoal.rollout_api.server.app import build_app
-from shoal.rollout_api.server.server_state import ServerOptions
+from shoal.rollout_api.server.records import ServerOptions
 from shoal.rollout_api.server.store import Store
 
 REQUEST_SECONDS = 120

@@ -12,7 +12,7 @@ import pytest
 from api_server import environment, group, registration
 
 from shoal.rollout_api.protocol import GROUP_FIELDS, BatchReply
-from shoal.rollout_api.server.server_state import ServerOptions
+from shoal.rollout_api.server.records import ServerOptions
 
 
 def firsts(reply: dict) -> list[int] | None:

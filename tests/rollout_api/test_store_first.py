@@ -14,7 +14,8 @@ from msgspec import convert, to_builtins
 
 from shoal.rollout_api.protocol import EnvironmentRegistration, Registration
 from shoal.rollout_api.server.intake import NewGroup, read_groups
-from shoal.rollout_api.server.server_state import Delivery, ServerOptions, ServerState
+from shoal.rollout_api.server.records import Delivery, ServerOptions
+from shoal.rollout_api.server.server_state import ServerState
 from shoal.rollout_api.server.store import Store
 from shoal.rollout_api.server.writer import StoreError
 

@@ -27,9 +27,10 @@ from shoal.rollout_api.server.compression import DeflatedSegment
 from shoal.rollout_api.server.intake import InvalidBodyError
 from shoal.rollout_api.server.openapi import body_of, describe
 from shoal.rollout_api.server.packer import Shortage
+from shoal.rollout_api.server.records import FullError, OutOfOrderError, ServerOptions, UnknownError
 from shoal.rollout_api.server.replies import batch_reply, is_far, refusal, reply, stored_reply, wrong_body
 from shoal.rollout_api.server.request_gate import RequestGate
-from shoal.rollout_api.server.server_state import FullError, OutOfOrderError, ServerOptions, ServerState, UnknownError
+from shoal.rollout_api.server.server_state import ServerState
 from shoal.rollout_api.server.store import GoneError, Store
 from shoal.rollout_api.server.writer import StoreError
 

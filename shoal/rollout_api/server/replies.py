@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from shoal.network import is_loopback
 from shoal.rollout_api.server.compression import DeflatedSegment, gzip_of
-from shoal.rollout_api.server.server_state import Delivery
+from shoal.rollout_api.server.records import Delivery
 
 GZIP_FROM = 1000
 RETRY_SECONDS = 5

@@ -11,7 +11,7 @@ import uvicorn
 from shoal.network import listen
 from shoal.rollout_api.server.access import Tokens
 from shoal.rollout_api.server.app import build_app
-from shoal.rollout_api.server.server_state import ServerOptions
+from shoal.rollout_api.server.records import ServerOptions
 from shoal.rollout_api.server.store import Store
 
 logger = getLogger(__name__)
