@@ -68,6 +68,9 @@ def _check_value(key: Key, name: str, value: Any) -> None:
             f"{name}={value}: the nearest choice is {nearest(str(value), key.choices)!r} "
             f"(there are: {', '.join(key.choices)})"
         )
+    holder = getattr(key.type, "__origin__", None)
+    if holder in (dict, list) and name == key.name and isinstance(value, str):
+        raise ConfigError(f"{name}: {value!r} is not {key.wanted}")
     if isinstance(value, list | Mapping) and not isinstance(value, str):
         for number in value.values() if isinstance(value, Mapping) else value:
             if isinstance(number, int | float):

@@ -42,6 +42,14 @@ def test_values_drawn_at_random_for_keys_drawn_at_random_are_taken_or_refused() 
         outcome(f"{random.choice(LEAVES).name}={random.choice(VALUES)}")
 
 
+@pytest.mark.parametrize("name", [key.name for key in LEAVES if getattr(key.type, "__origin__", None) in (dict, list)])
+def test_a_text_is_no_list_and_no_values_by_name(name: str) -> None:
+    config = deepcopy(STORY)
+    set_value(config, name, "${x}")
+    with pytest.raises(ConfigError, match=r"is not (a list|names|numbers|values)"):
+        validate(config)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1, 4))
 def test_many_more_are(seed: int) -> None:
