@@ -14,6 +14,7 @@ from typing import Annotated, Any, get_type_hints
 from msgspec import Meta, Struct, ValidationError, convert
 
 from shoal.rollout_api.protocol import LARGEST, Count, Number, ScoredGroup
+from shoal.types import StopReason
 
 EXTRAS = "shoal"
 """Key in `generation_params` of what Shoal's environments add."""
@@ -55,7 +56,7 @@ class Extras(Struct, kw_only=True):
     texts: list[str | None] | None = None
 
 
-STOP_REASONS = ("stop", "length", "abort", "error")
+STOP_REASONS = tuple(reason.value for reason in StopReason)
 FREE = ("messages", "generation_params", "overrides", "group_overrides", "images")
 """Fields whose types leave most open."""
 
