@@ -23,6 +23,7 @@ from shoal.config import ShoalConfig
 from shoal.engines.base import SamplingParams
 from shoal.errors import TrainingError
 from shoal.rollout.environment import Environment, Item, Model
+from shoal.rollout.rollouts import Rollouts
 from shoal.rollout_api.client import ApiClient
 from shoal.rollout_api.environment.server import EnvironmentServer
 from shoal.types import Completion, Group, Prompt, Segment, StopReason
@@ -39,27 +40,38 @@ def append(file: Path, lines: Sequence[str]) -> None:
 
 
 class Counting(Environment):
-    """Groups named by a session and a number."""
-
-    def __init__(self, cfg: ShoalConfig, stop: Path) -> None:
-        super().__init__(cfg, None)
-        self.session, self.made, self.stop = os.urandom(4).hex(), 0, stop
-
-    def skip(self, count: int) -> None:
-        """Every group is new."""
-
-    def next_item(self) -> Item:
-        self.made += 1
-        return Item(Prompt(f"{self.session}/{self.made}", [1, 2]))
+    """Completions whose rewards are known."""
 
     async def rollout(self, item: Item, index: int, model: Model, sampling: SamplingParams) -> Completion:
         await asyncio.sleep(random.uniform(0, 0.02))
         return Completion([Segment([1, 2], [3, 4], [-1.0, -1.0], [True, True])], StopReason.STOP, "34", reward=index)
 
-    def score(self, groups: Sequence[Group]) -> None:
-        """They have their rewards. At the end of the test nothing more is sent."""
+
+class NewPrompts:
+    """Prompts named by a session and a number; every group is new."""
+
+    def __init__(self) -> None:
+        self.session, self.made = os.urandom(4).hex(), 0
+
+    def next(self, count: int) -> list[tuple[Prompt, int]]:
+        numbers = range(self.made + 1, self.made + count + 1)
+        self.made += count
+        return [(Prompt(f"{self.session}/{number}", [1, 2]), 0) for number in numbers]
+
+
+class Scored:
+    """Groups have their rewards. At the end of the test nothing more is sent."""
+
+    def __init__(self, stop: Path) -> None:
+        self.stop = stop
+
+    def finish(self, groups: Sequence[Group]) -> Scored:
         while self.stop.exists():
             time.sleep(0.05)
+        return self
+
+    def check(self) -> None:
+        """Nothing is missing."""
 
 
 class Counted(EnvironmentServer):
@@ -78,7 +90,9 @@ def run_environment(url: str, folder: Path) -> None:
     cfg = ShoalConfig()
     cfg.run.group_size = GROUP
     cfg.environment.ahead = 4.0
-    server = Counted(Counting(cfg, folder / STOP), "counting", ApiClient(url, timeout=DEADLINE), SimpleNamespace())  # type: ignore[arg-type]
+    rollouts = Rollouts(Counting(cfg, None, str), SimpleNamespace())  # type: ignore[arg-type]
+    api = ApiClient(url, timeout=DEADLINE)
+    server = Counted(rollouts, Scored(folder / STOP), NewPrompts(), "counting", api)  # type: ignore[arg-type]
     server.folder = folder
     asyncio.run(server.serve())
 

@@ -42,7 +42,7 @@ import os, sys, time, torch
 whole = torch.save
 def half(state, file):
     whole(state, file)
-    if state["step"] == 6:
+    if state.get("step") == 6:
         file.truncate(file.tell() // 2)
         file.flush()
         time.sleep(600)
