@@ -97,7 +97,8 @@ def test_evaluate_measures_the_saved_model_as_the_run_did_and_writes_nothing(
     cfg = configure(f"model.name={tmp_path}/run/model")
     metrics = evaluate(cfg)
     assert metrics["accuracy"] == summary["accuracy_after"]
-    assert {"accuracy", "accuracy_stderr", "pass@1", "length", "missing", "reward"} <= set(metrics)
+    known = {"accuracy", "accuracy_stderr", "pass@1", "completions", "prompts", "length", "missing", "reward"}
+    assert set(metrics) == known
     assert sorted(tmp_path.rglob("*")) == before
     own = evaluate(configure("reward.verifiers={own:1}"), rewards={"own": lambda submission: 1.0})
     assert own["accuracy"] == 1.0

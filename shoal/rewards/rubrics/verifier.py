@@ -13,7 +13,7 @@ from typing import Any
 from shoal.config.nodes.data import RewardConfig
 from shoal.rewards.answers.thinking import answering_part
 from shoal.rewards.judged import Asked, JudgedVerifier, judged_verifier, question_of
-from shoal.rewards.judging.client import AheadClient, Answer, JudgeClient, Question
+from shoal.rewards.judging.client import Answer, JudgeClient, Question
 from shoal.rewards.judging.replies import read_mark
 from shoal.rewards.judging.templates import load_template
 from shoal.rewards.rubrics.adaptive import generation_question, shown_responses
@@ -103,8 +103,8 @@ class RubricVerifier(JudgedVerifier):
         return [verdicts[place] for place in range(len(asked))]
 
     def copy_for_asking(self) -> RubricVerifier:
-        other = copy(self)
-        other.client = AheadClient(self.client)
+        other = super().copy_for_asking()
+        assert isinstance(other, RubricVerifier)
         other.log = None
         other.buffer = copy(self.buffer)
         other.restore(self.snapshot())

@@ -146,12 +146,12 @@ def test_the_entropy_bonus_is_taken_off_the_loss(settings, loss, make_learner):
 
 @effect("algorithm.old_logprobs")
 def test_old_logprobs_of_the_sampler_move_the_ratio_away_from_one(settings, make_learner):
-    def largest_ratio(changes: dict[str, str]) -> float:
+    def mean_ratio(changes: dict[str, str]) -> float:
         cfg = settings(changes)
-        return make_learner(cfg).train(made_batch(cfg))["policy/ratio_max"]
+        return make_learner(cfg).train(made_batch(cfg))["policy/ratio_mean"]
 
-    assert largest_ratio({}) == 1.0
-    assert abs(largest_ratio({"algorithm.old_logprobs": "sampler"}) - 1) > 0.05
+    assert mean_ratio({}) == 1.0
+    assert abs(mean_ratio({"algorithm.old_logprobs": "sampler"}) - 1) > 0.1
 
 
 # rho of the two tokens: 3 and 1/4; product 3/4, geometric mean sqrt(3)/2.

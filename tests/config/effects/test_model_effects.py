@@ -174,7 +174,8 @@ def test_gradient_checkpointing_runs_each_layer_again_in_the_backward_pass(setti
         return len(calls), norm
 
     plain, checkpointed = passes({}), passes({"model.gradient_checkpointing": True})
-    assert checkpointed[0] == plain[0] + 1
+    # One pass trains, one measures the completions that have no advantage.
+    assert (plain[0], checkpointed[0]) == (2, 3)
     assert checkpointed[1] == pytest.approx(plain[1], rel=1e-5)
 
 

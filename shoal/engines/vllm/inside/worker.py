@@ -126,11 +126,6 @@ class ShoalWorker:
             self.shoal_held = version
         return {**self.shoal_status(), "missing": missing}
 
-    def shoal_leave(self) -> dict[str, Any]:
-        """Drops the group."""
-        self.shoal_group = None
-        return self.shoal_status()
-
     # shared
 
     def shoal_share(self, folder: str, url: str, adopt: bool) -> dict[str, Any]:
