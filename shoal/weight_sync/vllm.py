@@ -97,8 +97,9 @@ class VllmSync(WeightSync):
             if not self.engine.revive():
                 raise
             logger.warning("weight sync: %s; a server had died and is started again", error)
-            if self.published != version:
-                self.update(version, seconds)
+            if self.published == version:  # all were given it, and checked, when that server came back: see `restore`
+                return PublishHandle(version, seconds)
+            self.update(version, seconds)
         with timed(seconds, "confirm"):
             self.confirm(version)
         started = perf_counter()

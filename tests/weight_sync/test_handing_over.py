@@ -226,6 +226,24 @@ def test_a_server_that_died_is_started_again_and_the_update_is_done_again(
     assert sync.publish(1).version == control.held == 1
 
 
+def test_a_version_that_came_with_the_server_that_was_started_again_is_checked_once(
+    make_learner: Callable[..., LocalLearner], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # As `broadcast` restores: a second check would find what the first left in the prefix cache.
+    sync = sync_of(make_learner(), "restart", tmp_path)
+    sync.publish(0).wait()
+    control = sync.engine.controls[0]
+    warm_up = sync.warm_up
+
+    def died(version: int) -> None:
+        monkeypatch.setattr(sync, "warm_up", warm_up)
+        raise EngineError("the server does not answer")
+
+    monkeypatch.setattr(sync, "warm_up", died)
+    monkeypatch.setattr(sync.engine, "revive", lambda: sync.publish(1, now=True).version)
+    assert sync.publish(1).version == control.held == 1
+
+
 def test_a_swap_that_failed_in_silence_is_found_by_the_workers_version(
     make_learner: Callable[..., LocalLearner], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
