@@ -50,7 +50,7 @@ from shoal.training.recording import GroupRecording
 from shoal.training.sources import GroupSource, ReplaySource, SyncSource
 from shoal.training.state import Run
 from shoal.weight_sync.base import WeightSync
-from shoal.weight_sync.build import build_vllm_sync, servers_of
+from shoal.weight_sync.build import build_server_sync, servers_of
 from shoal.weight_sync.check import SelfCheck, logprob_tolerance, make_probe
 from shoal.weight_sync.in_place import InPlaceSync
 
@@ -151,7 +151,7 @@ def build_weight_sync(
     """The weight sync that `weight_sync.kind` names. `folder` is the run's, for what is handed over on disk."""
     if isinstance(engine, TorchEngine):
         return InPlaceSync(engine, check)
-    return build_vllm_sync(cfg, learner, engine, check, folder)
+    return build_server_sync(cfg, learner, engine, check, folder)
 
 
 def self_check(

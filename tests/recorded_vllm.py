@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from shoal.engines.vllm.control import VllmControl
+from shoal.engines.servers.control import Control
 from shoal.learners.base import Learner
 from shoal.types import Segment
 
 
-class RecordedVllm(VllmControl):
+class RecordedVllm(Control):
     """One worker. `answers` are functions of the arguments, by method of `ShoalWorker`."""
 
     name = "a recorded vLLM"
@@ -70,10 +70,10 @@ class RecordedVllm(VllmControl):
 class RecordedEngine:
     """An engine of one recorded vLLM."""
 
-    def __init__(self, control: VllmControl) -> None:
+    def __init__(self, control: Control) -> None:
         self.version = -1
-        self.controls = [control]
-        self.restore: Callable[[VllmControl], None] | None = None
+        self.replicas = [control]
+        self.restore: Callable[[Control], None] | None = None
 
     def refresh(self, version: int) -> None:
         self.version = version

@@ -136,6 +136,12 @@ def test_no_import_runs_up_the_order(imports: list[Import]) -> None:
     assert [str(one) for one in wrong_arrows(imports)] == []
 
 
+def test_weight_syncs_know_no_vllm(imports: list[Import]) -> None:
+    assert [
+        str(one) for one in imports if one.room == "weight_sync" and one.module.startswith("shoal.engines.vllm")
+    ] == []
+
+
 def test_no_rooms_import_each_other_in_a_circle(imports: list[Import]) -> None:
     assert circle([one for one in imports if (one.file, one.module) not in KNOWN]) == []
 

@@ -54,10 +54,34 @@ class EngineOutput:
     error: str = ""
 
 
+class Replica(ABC):
+    """One holder of the weights among those of an engine: a server, or a vLLM in this process.
+
+    Every call has a deadline, and raises EngineError, which names the replica, what was asked of it, and the remedy.
+    """
+
+    name: str  # as error lines call it
+
+    @abstractmethod
+    def logprobs(self, segments: Sequence[Segment]) -> list[list[float]]:
+        """Log-probs of each segment's sampled ids after its context, by this replica. Requests in flight go on."""
+
+    @abstractmethod
+    def sample_token(self, prompt_ids: Sequence[int]) -> tuple[int, float]:
+        """One token sampled at temperature 1, through the prefix cache as rollouts are, and its log-prob."""
+
+    @abstractmethod
+    def cached_tokens(self, prompt_ids: Sequence[int]) -> int:
+        """Samples a token in the same way; how many tokens of the prompt the prefix cache held. 0 where there is none,
+        or where the replica does not say."""
+
+
 class Engine(ABC):
     """Turns prompts into tokens and log-probs. `version` is the weights that it holds."""
 
     version: int = -1
+    replicas: Sequence[Replica] = ()
+    """Those that hold weights of their own, to be asked one by one; none where the engine reads the learner's."""
 
     @property
     @abstractmethod

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from concurrent.futures import Future
 
-from shoal.engines.vllm.control import VllmControl
 from shoal.errors import EngineError
 from shoal.weight_sync.check import SelfCheck
 
@@ -69,9 +68,6 @@ class WeightSync(ABC):
         Raises:
             TrainingError: the engine reports another version or other log-probs.
         """
-
-    def restore(self, control: VllmControl) -> None:
-        """Gives the weights of now to a server that was started again because it had died."""
 
     def close(self) -> None:
         """Frees what the sync holds."""

@@ -1,4 +1,4 @@
-"""Which weight sync into vLLM a configuration names, and the bridge where a server was started by hand."""
+"""Which weight sync into replicas a configuration names, and the bridge where a server was started by hand."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from shoal.weight_sync.broadcast import BroadcastSync
 from shoal.weight_sync.check import SelfCheck
 from shoal.weight_sync.lora import LoraSync
 from shoal.weight_sync.restart import RestartSync
+from shoal.weight_sync.servers import ServerSync
 from shoal.weight_sync.shared import SEED_FILE, SharedSync, find_bridge, share
-from shoal.weight_sync.vllm import VllmSync
 from shoal.wire.shared import BRIDGE_FILE, Bridge
 
 
-def build_vllm_sync(
+def build_server_sync(
     cfg: ShoalConfig, learner: LocalLearner, engine: Any, check: SelfCheck, folder: Path | None
-) -> VllmSync:
+) -> ServerSync:
     """The sync of `weight_sync.kind`. What is handed over on disk lies in the run's `folder` while the run lasts.
 
     Raises:
@@ -32,7 +32,7 @@ def build_vllm_sync(
     """
     sync = cfg.weight_sync
     place = folder / "weight_sync" if folder else Path(mkdtemp(prefix="shoal_weight_sync_"))
-    found: VllmSync
+    found: ServerSync
     if sync.kind == "broadcast":
         found = BroadcastSync(sync, learner, engine, check)
     elif sync.kind == "restart":
@@ -42,7 +42,7 @@ def build_vllm_sync(
     else:
         bridge = bridge_of(cfg)
         if bridge is None:
-            share(engine.controls[0], place)
+            share(engine.replicas[0], place)
         found = SharedSync(sync, learner, engine, check, bridge or place, ours=bridge is None)
     engine.restore = found.restore
     return found

@@ -9,8 +9,7 @@ from math import isfinite
 import torch
 
 from shoal.config.nodes.parts import WeightSyncConfig
-from shoal.engines.base import Engine
-from shoal.engines.vllm.control import VllmControl
+from shoal.engines.base import Engine, Replica
 from shoal.errors import TrainingError
 from shoal.learners.base import Learner
 from shoal.learners.model import Policy
@@ -102,8 +101,8 @@ class SelfCheck:
         """Before a version that will be checked, fills the prefix caches with the old weights' keys and values: if they
         are not reset, the check finds them."""
         if self.due(version):
-            for control in self.controls():
-                control.sample_token(self.probe[-1].context_ids)
+            for replica in self.engine.replicas:
+                replica.sample_token(self.probe[-1].context_ids)
 
     def run(self, version: int) -> float | None:
         """The largest difference of log-probs (see `distance`), or None where no check was due.
@@ -111,7 +110,7 @@ class SelfCheck:
         The mean difference may be a tenth of the tolerance: in 16 bits a single token may be far off by rounding, but
         weights that are one step old move the mean. Where a step is smaller than rounding, they show by not moving
         since the version before, which is measured for this; and after two checks the mean may be GROWTH times what it
-        was, so that an engine that has a part of the new weights is seen too. Every vLLM is asked for itself, and
+        was, so that an engine that has a part of the new weights is seen too. Every replica is asked for itself, and
         samples one token more: scoring passes the prefix cache by, sampling does not.
 
         Raises:
@@ -126,8 +125,8 @@ class SelfCheck:
         if not due and not self.due(version + 1):
             return None
         if due:
-            for control in self.controls():
-                self.check_reset(control, version)
+            for replica in self.engine.replicas:
+                self.check_reset(replica, version)
         learner = self.learner.logprobs(self.probe)
         measured = dict(self.scored())
         if not any(map(finite, (learner, *measured.values()))):
@@ -165,8 +164,8 @@ class SelfCheck:
                 )
             largest = max(largest, worst)
             self.means.append(mean)
-        for control in self.controls():
-            largest = max(largest, self.check_sampled(control, version))
+        for replica in self.engine.replicas:
+            largest = max(largest, self.check_sampled(replica, version))
         return largest
 
     def mean_allowed(self, moved: float) -> float:
@@ -176,16 +175,11 @@ class SelfCheck:
             return most
         return min(most, max(GROWTH * max(self.means), FREE * self.tolerance, MOVED * moved, 1e-5))
 
-    def controls(self) -> Sequence[VllmControl]:
-        """The engine's vLLMs; none where it is another kind of engine."""
-        return getattr(self.engine, "controls", ())
-
     def scored(self) -> Iterator[tuple[str, list[list[float]]]]:
-        """Log-probs of the probe's tokens by the engine, or by each of its vLLMs."""
-        controls = self.controls()
-        for control in controls:
-            yield f"{control.name}'s", control.logprobs(self.probe)
-        if not controls:
+        """Log-probs of the probe's tokens by each of the engine's replicas, or by the engine where it has none."""
+        for replica in self.engine.replicas:
+            yield f"{replica.name}'s", replica.logprobs(self.probe)
+        if not self.engine.replicas:
             yield "the engine's", self.engine.logprobs(self.probe)
 
     def differences(self) -> list[float]:
@@ -193,32 +187,32 @@ class SelfCheck:
         learner = self.learner.logprobs(self.probe)
         return [value for _, rows in self.scored() for value in distances(rows, learner)]
 
-    def check_reset(self, control: VllmControl, version: int) -> None:
+    def check_reset(self, replica: Replica, version: int) -> None:
         """Asks for a token after the context that `warm_up` left in the prefix cache.
 
         Raises:
             TrainingError: some of it is still there.
         """
-        cached = control.cached_tokens(self.probe[-1].context_ids)
+        cached = replica.cached_tokens(self.probe[-1].context_ids)
         if cached:
             raise TrainingError(
-                f"weight sync: at version {version} {control.name} still has {cached} tokens in its prefix cache that "
+                f"weight sync: at version {version} {replica.name} still has {cached} tokens in its prefix cache that "
                 "the weights before it gave: its prefix cache was not reset"
             )
 
-    def check_sampled(self, control: VllmControl, version: int) -> float:
+    def check_sampled(self, replica: Replica, version: int) -> float:
         """The difference of the log-prob of one token that was sampled through the prefix cache.
 
         Raises:
             TrainingError: it is above the tolerance.
         """
         context = self.probe[-1].context_ids
-        token, logprob = control.sample_token(context)
+        token, logprob = replica.sample_token(context)
         [[expected]] = self.learner.logprobs([Segment(context, [token], [0.0], [True])])
         difference = distance(logprob, expected)
         if not difference <= self.tolerance:
             raise TrainingError(
-                f"weight sync: at version {version} a token that {control.name} samples after {len(context)} tokens "
+                f"weight sync: at version {version} a token that {replica.name} samples after {len(context)} tokens "
                 f"has a log-prob {difference:.2g} from the learner's (allowed: {self.tolerance:.2g}), while its scores "
                 "are right: its prefix cache was not reset"
             )

@@ -6,18 +6,18 @@ import shutil
 from pathlib import Path
 
 from shoal.config.nodes.parts import WeightSyncConfig
-from shoal.engines.vllm.control import VllmControl
+from shoal.engines.servers.control import Control
 from shoal.errors import ConfigError
 from shoal.files import replace_folder
 from shoal.learners.base import Learner
 from shoal.weight_sync.check import SelfCheck
-from shoal.weight_sync.vllm import VllmEngine, VllmSync
+from shoal.weight_sync.servers import ReplicaEngine, ServerSync
 from shoal.wire.versions import write_version
 
 ADAPTER = "policy"
 
 
-class LoraSync(VllmSync):
+class LoraSync(ServerSync):
     """Adapters are written to `folder`/version_N, the newest stays; each has a path of its own, because vLLM knows
     adapters, and what its prefix cache holds of them, by path.
 
@@ -29,12 +29,12 @@ class LoraSync(VllmSync):
     """
 
     def __init__(
-        self, cfg: WeightSyncConfig, learner: Learner, engine: VllmEngine, check: SelfCheck, folder: Path, rank: int
+        self, cfg: WeightSyncConfig, learner: Learner, engine: ReplicaEngine, check: SelfCheck, folder: Path, rank: int
     ) -> None:
         super().__init__(cfg, learner, engine, check)
         self.folder = folder
         self.newest: Path | None = None
-        for control in engine.controls:
+        for control in engine.replicas:
             if control.max_lora_rank < rank:
                 most = control.max_lora_rank
                 what = f"takes adapters of rank {most} at most" if most else "was started without --enable-lora"
@@ -60,7 +60,7 @@ class LoraSync(VllmSync):
             if old != newest:
                 shutil.rmtree(old)
 
-    def restore(self, control: VllmControl) -> None:
+    def restore(self, control: Control) -> None:
         if self.newest is not None and self.published is not None:
             control.load_adapter(ADAPTER, self.newest, self.published)
 

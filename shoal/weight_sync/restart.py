@@ -6,15 +6,15 @@ import shutil
 from pathlib import Path
 
 from shoal.config.nodes.parts import WeightSyncConfig
-from shoal.engines.vllm.control import VllmControl
+from shoal.engines.servers.control import Control
 from shoal.files import replace_folder
 from shoal.learners.base import Learner
 from shoal.weight_sync.check import SelfCheck
-from shoal.weight_sync.vllm import VllmEngine, VllmSync
+from shoal.weight_sync.servers import ReplicaEngine, ServerSync
 from shoal.wire.versions import write_version
 
 
-class RestartSync(VllmSync):
+class RestartSync(ServerSync):
     """Checkpoints are written while the old server serves, complete or absent, in `folder`/version_N; the newest stays.
 
     A worker reads its version from the folder that it loaded. `fresh` says that the servers were just started from the
@@ -25,7 +25,7 @@ class RestartSync(VllmSync):
         self,
         cfg: WeightSyncConfig,
         learner: Learner,
-        engine: VllmEngine,
+        engine: ReplicaEngine,
         check: SelfCheck,
         folder: Path,
         *,
@@ -57,7 +57,7 @@ class RestartSync(VllmSync):
             return
         self.each("restart", lambda control: control.restart(newest))
 
-    def restore(self, control: VllmControl) -> None:
+    def restore(self, control: Control) -> None:
         if self.newest is None:
             control.call_workers("shoal_hold", 0)
         # Otherwise it was started again on the newest checkpoint, which says its version.

@@ -11,11 +11,11 @@ from pathlib import Path
 from torch import Tensor
 
 from shoal.config.nodes.parts import WeightSyncConfig
-from shoal.engines.vllm.control import VllmControl
+from shoal.engines.servers.control import Control
 from shoal.errors import ConfigError
 from shoal.learners.base import Learner
 from shoal.weight_sync.check import SelfCheck
-from shoal.weight_sync.vllm import VllmEngine, VllmSync
+from shoal.weight_sync.servers import ReplicaEngine, ServerSync
 from shoal.wire.shared import BRIDGE_FILE, Bridge, memory_file
 from shoal.wire.stream import WeightSpec
 
@@ -24,7 +24,7 @@ logger = getLogger(__name__)
 SEED_FILE = "vllm_bridge_config.json"  # of Atropos' example trainer
 
 
-class SharedSync(VllmSync):
+class SharedSync(ServerSync):
     """The optimizer writes into vLLM's memory, so generation is paused from the first write of a batch until its
     version is published: nothing is ever sampled from weights that are between two versions.
 
@@ -36,7 +36,7 @@ class SharedSync(VllmSync):
         self,
         cfg: WeightSyncConfig,
         learner: Learner,
-        engine: VllmEngine,
+        engine: ReplicaEngine,
         check: SelfCheck,
         folder: Path,
         *,
@@ -47,7 +47,7 @@ class SharedSync(VllmSync):
         self.folder = folder
         self.ours = ours
         self.paused = False
-        [self.control] = engine.controls
+        [self.control] = engine.replicas
         bridge = Bridge.read(folder)
         learner.move_weights(views(learner.weight_specs(), bridge))
         logger.info("weight sync: %d parameters shared through %s", len(bridge.parameters), folder)
@@ -68,7 +68,7 @@ class SharedSync(VllmSync):
         self.control.call_workers("shoal_hold", version)
         self.paused = False
 
-    def restore(self, control: VllmControl) -> None:
+    def restore(self, control: Control) -> None:
         share(control, self.folder, adopt=True)
         if self.published is not None:
             control.call_workers("shoal_hold", self.published)
@@ -83,7 +83,7 @@ class SharedSync(VllmSync):
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def share(control: VllmControl, folder: Path, url: str = "", *, adopt: bool = False) -> None:
+def share(control: Control, folder: Path, url: str = "", *, adopt: bool = False) -> None:
     """Has a vLLM put its parameters into shared memory and write the bridge into `folder`.
 
     `adopt` is for a server in place of one that died: it takes the memory and the values of the bridge that is there.

@@ -89,7 +89,7 @@ def test_log_probs_of_given_ids_are_those_of_a_plain_forward_pass_at_temperature
 def test_one_token_goes_through_the_prefix_cache_and_has_its_log_prob(engine: Any, model: Any) -> None:
     prompt = long_requests(1, NEVER)[0].prompt_ids
     for _ in range(2):
-        token, logprob = engine.controls[0].sample_token(prompt)
+        token, logprob = engine.replicas[0].sample_token(prompt)
         assert abs(logprob - plain_logprobs(model, prompt, [token])[0]) < TOLERANCE
 
 
@@ -201,7 +201,7 @@ def update_in_flight(engine: Any, mode: str, requests: list[Request]) -> list[En
     for output in completed(engine):
         outputs.append(output)
         if len(outputs) == 1:
-            control = engine.controls[0]
+            control = engine.replicas[0]
             control.pause(mode)
             control.reset_prefix_cache()
             engine.refresh(engine.version + 1)

@@ -19,8 +19,8 @@ from test_vllm_engines import TOLERANCE, largest
 from vllm_tiny import API_KEY, POSITIONS, save_vllm_model, server_engine
 
 from shoal.engines.base import EngineOutput, Request, SamplingParams
+from shoal.engines.servers.control import Control
 from shoal.engines.vllm.client import PlainVllmClient, VllmClient
-from shoal.engines.vllm.control import VllmControl
 from shoal.engines.vllm.endpoint import check_endpoint, has_shoal_routes
 from shoal.errors import EngineError, ServerDied
 from shoal.network import free_port
@@ -71,7 +71,7 @@ def assert_right(outputs: list[EngineOutput], requests: list[Request], model: An
 @pytest.mark.parametrize("moment", range(10))
 def test_a_server_that_is_killed_in_a_rollout_owes_nothing(server: Any, vllm_model: Any, moment: int) -> None:
     dice = random.Random(moment)
-    restored: list[VllmControl] = []
+    restored: list[Control] = []
     server.restore = restored.append
     requests = long_running(64, f"kill {moment} ")
     group = group_of(server)
@@ -94,12 +94,12 @@ def test_a_server_that_is_killed_in_a_rollout_owes_nothing(server: Any, vllm_mod
 def test_a_server_that_hangs_is_started_again_and_owes_nothing(
     server: Any, vllm_model: Any, victim: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    restored: list[VllmControl] = []
+    restored: list[Control] = []
     patience = {one: one.timeout for one in (server, server.servers[0])}
     for one in patience:
         monkeypatch.setattr(one, "timeout", 5.0)
 
-    def restore(control: VllmControl) -> None:
+    def restore(control: Control) -> None:
         restored.append(control)
         for one, seconds in patience.items():
             one.timeout = seconds  # the new one may take its time
@@ -120,17 +120,17 @@ def test_a_call_to_a_dead_server_says_so_and_revive_starts_it_again(server: Any)
     os.kill(group_of(server), signal.SIGKILL)
     with pytest.raises(ServerDied, match="does not answer"):
         for _ in range(100):  # until the kill has come through
-            server.controls[0].reset_prefix_cache()
+            server.replicas[0].reset_prefix_cache()
     assert server.revive() == 1
     assert server.revive() == 0
-    server.controls[0].reset_prefix_cache()
+    server.replicas[0].reset_prefix_cache()
 
 
 def test_a_server_restarts_on_other_weights_and_the_same_port(
     server: Any, vllm_folder: Path, vllm_model: Any, tokenizer: Any, tmp_path: Path
 ) -> None:
     other = save_vllm_model(tmp_path / "other", tokenizer, seed=8)
-    control, url = server.controls[0], server.servers[0].url
+    control, url = server.replicas[0], server.servers[0].url
     segment = Segment([1, 2, 3], [4, 5], [], [])
     try:
         control.restart(tmp_path / "other")
@@ -149,7 +149,7 @@ def test_an_endpoint_is_asked_with_its_key(server: Any, vllm_folder: Path, vllm_
     requests = long_running(8, "endpoint ")
     assert_right(engine.generate(requests), requests, vllm_model)
     with pytest.raises(EngineError, match="run by someone else"):
-        engine.controls[0].restart(vllm_folder / "model")
+        engine.replicas[0].restart(vllm_folder / "model")
     engine.close()
     assert server.servers[0].alive()
 

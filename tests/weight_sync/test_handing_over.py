@@ -20,7 +20,7 @@ from shoal.learners.local import LocalLearner
 from shoal.learners.model import load_policy
 from shoal.runtime import resolve_runtime
 from shoal.types import Segment
-from shoal.weight_sync.build import build_vllm_sync
+from shoal.weight_sync.build import build_server_sync
 from shoal.weight_sync.check import SelfCheck
 from shoal.weight_sync.shared import find_bridge, views
 from shoal.wire.shared import Bridge, adopt_on_cpu, memory_file, share_on_cpu
@@ -60,7 +60,7 @@ def sync_of(learner: LocalLearner, kind: str, folder: Path, control: RecordedVll
     learner.cfg.engine.kind, learner.cfg.weight_sync.kind = "vllm_server", kind
     engine: Any = RecordedEngine(control or RecordedVllm(learner))
     check = SelfCheck(engine, learner, PROBE, every=1, tolerance=1e-4)
-    return build_vllm_sync(learner.cfg, learner, engine, check, folder)
+    return build_server_sync(learner.cfg, learner, engine, check, folder)
 
 
 @pytest.mark.parametrize("change", [lambda cfg: None, lora], ids=["full", "lora"])
@@ -198,7 +198,7 @@ def test_an_update_pauses_swaps_resets_and_resumes_in_this_order(
     learner = make_learner()
     sync = sync_of(learner, "restart", tmp_path)
     sync.publish(0).wait()
-    control = sync.engine.controls[0]
+    control = sync.engine.replicas[0]
     control.asked.clear()
     seconds = sync.publish(1).wait()
     path = tmp_path / "weight_sync" / "version_1"
@@ -213,7 +213,7 @@ def test_a_server_that_died_is_started_again_and_the_update_is_done_again(
 ):
     sync = sync_of(make_learner(), "restart", tmp_path)
     sync.publish(0).wait()
-    control, dead = sync.engine.controls[0], [1]
+    control, dead = sync.engine.replicas[0], [1]
 
     def pause(mode: str) -> None:
         if dead:
@@ -232,7 +232,7 @@ def test_a_version_that_came_with_the_server_that_was_started_again_is_checked_o
     # As `broadcast` restores: a second check would find what the first left in the prefix cache.
     sync = sync_of(make_learner(), "restart", tmp_path)
     sync.publish(0).wait()
-    control = sync.engine.controls[0]
+    control = sync.engine.replicas[0]
     warm_up = sync.warm_up
 
     def died(version: int) -> None:
@@ -249,7 +249,7 @@ def test_a_swap_that_failed_in_silence_is_found_by_the_workers_version(
 ):
     sync = sync_of(make_learner(), "restart", tmp_path)
     sync.publish(0).wait()
-    monkeypatch.setattr(sync.engine.controls[0], "restart", lambda model: None)
+    monkeypatch.setattr(sync.engine.replicas[0], "restart", lambda model: None)
     with pytest.raises(TrainingError, match="version 1 was published, but worker 0 of a recorded vLLM holds 0"):
         sync.publish(1)
 
@@ -265,6 +265,6 @@ def test_a_prefix_cache_that_was_not_reset_is_caught_whatever_the_weights_did(
 ):
     sync = sync_of(make_learner(), "restart", tmp_path)
     sync.publish(0).wait()
-    monkeypatch.setattr(sync.engine.controls[0], "reset_prefix_cache", lambda: None)
+    monkeypatch.setattr(sync.engine.replicas[0], "reset_prefix_cache", lambda: None)
     with pytest.raises(TrainingError, match=r"at version 1 a recorded vLLM still has 3 tokens .* was not reset"):
         sync.publish(1)

@@ -106,7 +106,7 @@ def test_planted_faults_are_found(make_parts: Make, monkeypatch: pytest.MonkeyPa
     """A stale head, an unmapped tensor, a swap that fails in silence, a cache that is not reset; one engine for all."""
     parts = make_parts("broadcast", "llama")
     parts.sync.publish(0).wait()
-    model, control = workers_model(parts), parts.engine.controls[0]  # type: ignore[attr-defined]
+    model, control = workers_model(parts), parts.engine.replicas[0]  # type: ignore[attr-defined]
     load = type(model).load_weights
 
     def without(what: str, claim: bool) -> Callable[[Any], set[str]]:
@@ -152,7 +152,7 @@ def test_an_adapter_that_was_not_taken_is_found(make_parts: Make, monkeypatch: p
     parts = make_parts("lora", "qwen2")
     parts.sync.publish(0).wait()
     train(parts)
-    monkeypatch.setattr(parts.engine.controls[0], "load_adapter", lambda *_: None)  # type: ignore[attr-defined]
+    monkeypatch.setattr(parts.engine.replicas[0], "load_adapter", lambda *_: None)  # type: ignore[attr-defined]
     with pytest.raises(TrainingError, match="version 2 was published, but worker 0 of vLLM in this process holds 0"):
         parts.sync.publish(2)
 
@@ -215,7 +215,7 @@ def test_two_launched_servers_take_one_broadcast_at_once(make_parts: Make):
     for _ in range(2):
         train(parts)
         assert "self_check" in parts.sync.publish(parts.learner.version).wait()
-        held = [control.call_workers("shoal_status")[0]["version"] for control in engine.controls]
+        held = [control.call_workers("shoal_status")[0]["version"] for control in engine.replicas]
         assert held == [parts.learner.version] * 2
         engine.submit(requests)
         assert {flight.server.url for flight in engine.flights.values()} == {one.url for one in engine.servers}

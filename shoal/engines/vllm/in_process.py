@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from shoal.engines.base import Engine, EngineOutput, Request
+from shoal.engines.servers.control import PAUSE_MODES, Control
 from shoal.engines.vllm import compat as vllm_compat
 from shoal.engines.vllm.arguments import VllmArguments
-from shoal.engines.vllm.control import PAUSE_MODES, VllmControl
 from shoal.engines.vllm.metrics import LoadMetrics, read_process_metrics
 from shoal.engines.vllm.requests import TEMPERATURE_1, RequestForm, output_of, scored, stamp
 from shoal.errors import EngineError
@@ -50,7 +50,7 @@ class InProcessVllmEngine(Engine):
         EngineError: vLLM is missing, of another release, or does not start.
     """
 
-    restore: Callable[[VllmControl], None] | None = None  # nothing here dies by itself
+    restore: Callable[[Control], None] | None = None  # nothing here dies by itself
 
     def __init__(self, arguments: VllmArguments, form: RequestForm, timeout: float) -> None:
         vllm_compat.check_vllm()
@@ -71,7 +71,7 @@ class InProcessVllmEngine(Engine):
         self.paused_since = 0.0
         self.asleep = False
         self.changed = Condition()
-        self.controls: list[VllmControl] = [InProcessControl(self)]
+        self.replicas: list[Control] = [InProcessControl(self)]
         self.load = LoadMetrics()
         self.next_look = 0.0
 
@@ -143,7 +143,7 @@ class InProcessVllmEngine(Engine):
     def logprobs(self, segments: Sequence[Segment], temperature: float = 1.0) -> list[list[float]]:
         if temperature != 1.0:
             raise ValueError(TEMPERATURE_1)
-        return self.controls[0].logprobs(segments)
+        return self.replicas[0].logprobs(segments)
 
     def aside(self, forms: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Results of requests that are no completions; those in flight go on meanwhile."""
@@ -221,7 +221,7 @@ def random_states_kept() -> Iterator[None]:
     torch.set_rng_state(states[2])
 
 
-class InProcessControl(VllmControl):
+class InProcessControl(Control):
     """Controls the engine in this process."""
 
     name = "vLLM in this process"

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 import httpx
 
+from shoal.engines.servers.control import PAUSE_MODES, Control
 from shoal.engines.vllm.arguments import VllmArguments
 from shoal.engines.vllm.client import VllmClient, tls
-from shoal.engines.vllm.control import PAUSE_MODES, VllmControl
 from shoal.engines.vllm.process import ServerProcess
 from shoal.engines.vllm.requests import RequestForm, scored
 from shoal.errors import EngineError, ServerDied
@@ -45,7 +45,7 @@ class Owner(Protocol):
         """Takes note that it is ready."""
 
 
-class VllmServer(VllmClient, VllmControl):
+class VllmServer(VllmClient, Control):
     """Controls and asks one server. `process` is None where someone else runs it."""
 
     def __init__(

@@ -18,9 +18,9 @@ import torch
 
 from shoal.config.nodes.vllm import VllmConfig
 from shoal.engines.base import Engine, EngineOutput, Request
+from shoal.engines.servers.control import Control
 from shoal.engines.vllm import compat as vllm_compat
 from shoal.engines.vllm.arguments import VllmArguments
-from shoal.engines.vllm.control import VllmControl
 from shoal.engines.vllm.endpoint import check_endpoint, key_or_environment
 from shoal.engines.vllm.metrics import LoadMetrics
 from shoal.engines.vllm.process import ServerProcess
@@ -66,7 +66,7 @@ class VllmServerEngine(Engine):
         EngineError: a server does not start, or an endpoint does not answer.
     """
 
-    restore: Callable[[VllmControl], None] | None = None
+    restore: Callable[[Control], None] | None = None
     """Gives a server that was started again the weights of now; the weight sync sets it."""
 
     def __init__(self, arguments: VllmArguments, form: RequestForm, cfg: VllmConfig, folder: Path) -> None:
@@ -95,7 +95,7 @@ class VllmServerEngine(Engine):
         except BaseException:
             self.close()
             raise
-        self.controls: list[VllmControl] = list(self.servers)
+        self.replicas: list[Control] = list(self.servers)
         self.clients = {server.url: server.connection(patient=True) for server in self.servers}
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:

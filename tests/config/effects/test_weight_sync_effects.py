@@ -11,9 +11,9 @@ from effects.made import metrics_of
 from effects.registry import effect
 from shoal.errors import EngineError, TrainingError
 from shoal.types import Segment
-from shoal.weight_sync.build import build_vllm_sync, servers_of
+from shoal.weight_sync.build import build_server_sync, servers_of
 from shoal.weight_sync.check import SelfCheck
-from shoal.weight_sync.vllm import VllmSync
+from shoal.weight_sync.servers import ServerSync
 from shoal.wire.shared import Bridge
 
 INTO_VLLM = {"engine.kind": "vllm_server", "weight_sync.kind": "restart"}
@@ -23,13 +23,13 @@ INTO_VLLM = {"engine.kind": "vllm_server", "weight_sync.kind": "restart"}
 def open_sync(settings, make_learner, tmp_path):
     """A weight sync into a vLLM that writes down what it is asked."""
 
-    def make(changes: dict[str, Any]) -> VllmSync:
+    def make(changes: dict[str, Any]) -> ServerSync:
         cfg = settings(changes)
         learner = make_learner(cfg)
         probe = [Segment([3, 4, 5], [6, 7], [0.0, 0.0], [True, True])]
         engine: Any = RecordedEngine(RecordedVllm(learner))
         check = SelfCheck(engine, learner, probe, every=1, tolerance=1e-4)
-        return build_vllm_sync(cfg, learner, engine, check, tmp_path)
+        return build_server_sync(cfg, learner, engine, check, tmp_path)
 
     return make
 
@@ -38,7 +38,7 @@ def open_sync(settings, make_learner, tmp_path):
 def test_the_kind_decides_how_weights_reach_the_engine(settings, open_sync):
     restart = open_sync(INTO_VLLM)
     assert restart.publish(0).wait() and restart.publish(1).wait()
-    assert [path.name for path in restart.engine.controls[0].all("restart")] == ["version_1"]
+    assert [path.name for path in restart.engine.replicas[0].all("restart")] == ["version_1"]
     broadcast = open_sync({**INTO_VLLM, "weight_sync.kind": "broadcast", "weight_sync.timeout": 1.0})
     with pytest.raises(EngineError, match="weight_sync=broadcast: no group of 2 on"):
         broadcast.publish(1)
@@ -57,7 +57,7 @@ def test_requests_in_flight_are_treated_as_asked(settings, open_sync):
     for mode in ("drain", "abort"):
         sync = open_sync({**INTO_VLLM, "weight_sync.in_flight": mode})
         sync.publish(0).wait()
-        assert sync.engine.controls[0].all("pause") == [mode]
+        assert sync.engine.replicas[0].all("pause") == [mode]
 
 
 @effect("weight_sync.host", "weight_sync.timeout")

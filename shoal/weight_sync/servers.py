@@ -1,4 +1,4 @@
-"""What all weight syncs into vLLM share: pause, swap, reset the prefix cache, resume, ask for the version, check."""
+"""What weight syncs into replicas share: pause, swap, reset the prefix cache, resume, ask for the version, check."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from time import perf_counter
 from typing import Any, Protocol
 
 from shoal.config.nodes.parts import WeightSyncConfig
-from shoal.engines.vllm.control import VllmControl
+from shoal.engines.servers.control import Control
 from shoal.errors import EngineError, TrainingError
 from shoal.learners.base import Learner
 from shoal.weight_sync.base import PublishHandle, WeightSync
@@ -22,11 +22,12 @@ from shoal.weight_sync.together import run_together
 logger = getLogger(__name__)
 
 
-class VllmEngine(Protocol):
-    """What a sync asks of an engine of one or more vLLMs, beside `Engine`."""
+class ReplicaEngine(Protocol):
+    """What a sync asks of an engine of one or more replicas, beside `Engine`."""
 
     version: int
-    controls: Sequence[VllmControl]
+    replicas: Sequence[Control]
+    restore: Callable[[Control], None] | None
 
     def refresh(self, version: int) -> None:
         """Requests in flight and new ones are sampled by `version` from here on."""
@@ -35,10 +36,10 @@ class VllmEngine(Protocol):
         """Starts servers again that have died, with the weights of now; how many there were."""
 
 
-class VllmSync(WeightSync):
+class ServerSync(WeightSync):
     """A kind says what is made ready while the old weights still serve, and how the new ones are put in."""
 
-    def __init__(self, cfg: WeightSyncConfig, learner: Learner, engine: VllmEngine, check: SelfCheck) -> None:
+    def __init__(self, cfg: WeightSyncConfig, learner: Learner, engine: ReplicaEngine, check: SelfCheck) -> None:
         self.cfg = cfg
         self.learner = learner
         self.engine = engine
@@ -55,9 +56,12 @@ class VllmSync(WeightSync):
     def prepare(self, version: int) -> None:
         """Makes ready what the swap needs. The engine serves meanwhile."""
 
+    def restore(self, control: Control) -> None:
+        """Gives the weights of now to a server that was started again because it had died."""
+
     @abstractmethod
     def swap(self, version: int) -> None:
-        """Puts the learner's weights into every vLLM. Generation is paused; on return each worker has `version`."""
+        """Puts the learner's weights into every replica. Generation is paused; on return each worker has `version`."""
 
     def before_write(self) -> None:
         with self.readable():
@@ -79,7 +83,7 @@ class VllmSync(WeightSync):
             if not self.weights.wait_for(lambda: not self.being_written, self.cfg.timeout):
                 raise EngineError(
                     f"the learner has been writing its weights for {self.cfg.timeout:g} s (weight_sync.timeout), and a "
-                    "vLLM waits for them"
+                    "server waits for them"
                 )
             yield
 
@@ -128,12 +132,12 @@ class VllmSync(WeightSync):
                 self.each("resume", lambda control: control.resume())
             self.published = version
 
-    def each(self, what: str, call: Callable[[VllmControl], Any]) -> dict[str, Any]:
-        """One call to every vLLM, at the same time. Raises EngineError, naming the version and the server."""
-        controls = self.engine.controls
-        if len(controls) == 1:
-            return {controls[0].name: call(controls[0])}
-        return run_together({control.name: partial(call, control) for control in controls}, self.cfg.timeout)
+    def each(self, what: str, call: Callable[[Control], Any]) -> dict[str, Any]:
+        """One call to every replica, at the same time. Raises EngineError, naming the version and the server."""
+        replicas = self.engine.replicas
+        if len(replicas) == 1:
+            return {replicas[0].name: call(replicas[0])}
+        return run_together({one.name: partial(call, one) for one in replicas}, self.cfg.timeout)
 
     def confirm(self, version: int) -> None:
         """Asks every worker which version it holds.

@@ -1,25 +1,23 @@
-"""What a weight sync asks of vLLM, in the same words whether it runs in this process or behind HTTP."""
+"""What a weight sync asks of an engine's replica, whether that runs in this process or behind HTTP."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
-from shoal.types import Segment
+from shoal.engines.base import Replica
 
 PAUSE_MODES = ("drain", "keep", "abort")
 """What an update does to requests in flight: they finish first; they go on after it; they end and are asked again."""
 
 
-class VllmControl(ABC):
-    """One vLLM: a server, or the engine in this process. A vLLM engine has one for each server, as `controls`.
+class Control(Replica):
+    """A replica that is given its weights: a server, or vLLM in this process. An engine has one for each server.
 
     Every call has a deadline. All raise EngineError, which names the server, what was asked of it, and the remedy.
     """
 
-    name: str = "vLLM"  # as error lines call it
     model: str = ""  # folder or Hub name that it was started with
     tensor_parallel: int = 1
     max_lora_rank: int = 0  # 0: no adapters
@@ -27,9 +25,11 @@ class VllmControl(ABC):
 
     @abstractmethod
     def call_workers(self, method: str, *arguments: Any) -> list[Any]:
-        """Calls a method of `ShoalWorker` (vllm_worker.py) in every tensor-parallel worker; the results by rank.
+        """Calls a method in each of its workers, the processes that hold weights; the results by rank, dicts of JSON.
 
-        Arguments and results are JSON values.
+        All have `rank` and the `version` held. Methods: `shoal_status()`; `shoal_hold(version)`, the weights in memory
+        are of this version; `shoal_join(host, port, name, first_rank, world, seconds)` and `shoal_receive(version,
+        rows, bucket)`, through a process group; `shoal_share(folder, url, adopt)`, through shared memory.
         """
 
     @abstractmethod
@@ -47,19 +47,6 @@ class VllmControl(ABC):
     @abstractmethod
     def load_adapter(self, name: str, folder: Path, version: int) -> None:
         """Takes the PEFT adapter in `folder` as version `version`; requests use it from now on."""
-
-    @abstractmethod
-    def logprobs(self, segments: Sequence[Segment]) -> list[list[float]]:
-        """Log-probs of each segment's sampled ids after its context, by this one vLLM. Requests in flight go on."""
-
-    @abstractmethod
-    def sample_token(self, prompt_ids: Sequence[int]) -> tuple[int, float]:
-        """One token sampled at temperature 1, through the prefix cache as rollouts are, and its log-prob."""
-
-    @abstractmethod
-    def cached_tokens(self, prompt_ids: Sequence[int]) -> int:
-        """Samples a token in the same way; how many tokens of the prompt the prefix cache held. 0 where it is off, or
-        where the server does not say."""
 
     @abstractmethod
     def restart(self, model: Path) -> None:
