@@ -94,7 +94,9 @@ def read_group(index: SampleIndex, kind: str, step: int, place: int) -> dict[str
 def words_for(group: dict[str, Any]) -> str:
     """What came of a group, in a sentence or two."""
     count, known, rights = group["count"], group["known"], group["rights"]
-    if group["kind"] == EVALUATIONS or group["outcome"] == "mixed":
+    if count == known == 1:
+        sentence = f"The completion is {'right' if rights else 'not right'}."
+    elif group["kind"] == EVALUATIONS or group["outcome"] == "mixed":
         sentence = f"{rights} of {count} completions {'is' if rights == 1 else 'are'} right."
     elif known < 2:
         sentence = f"Only one reward of {count} is known." if known else "No reward is known."

@@ -18,7 +18,7 @@ from shoal.run_folder import SAVED
 from shoal.view.find import Finder
 from shoal.view.groups import RUBRIC_FILE
 from shoal.view.index import SampleIndex
-from shoal.view.lines import Follower, part_of, read_object
+from shoal.view.lines import LONGEST_LINE, Follower, part_of, read_line, read_object
 from shoal.view.metrics import Metrics
 
 MARKS = (METRICS_FILE, SAMPLES, EVALUATIONS, str(SAVED))
@@ -188,7 +188,7 @@ class Runs:
 
 
 def runs_under(root: Path, depth: int = 0) -> Iterator[Path]:
-    """Run folders in a folder, itself included; or the file itself."""
+    """Run folders in a folder, itself included, and files of completions beside them; or the file itself."""
     if root.is_file() or _is_run(root):
         yield root
         return
@@ -201,6 +201,8 @@ def runs_under(root: Path, depth: int = 0) -> Iterator[Path]:
     for entry in entries:
         if entry.is_dir(follow_symlinks=False) and not entry.name.startswith(".") and entry.name not in NEVER_ENTERED:
             yield from runs_under(Path(entry.path), depth + 1)
+        elif entry.name.endswith(".jsonl") and entry.is_file(follow_symlinks=False) and _holds_completions(entry):
+            yield Path(entry.path)
 
 
 def shown_path(path: Path) -> str:
@@ -223,6 +225,16 @@ def thinned(values: list[float], count: int) -> list[float | None]:
 
 def _is_run(folder: Path) -> bool:
     return any((folder / mark).exists() for mark in MARKS)
+
+
+def _holds_completions(file: os.DirEntry[str]) -> bool:
+    """Whether a file begins as those of `shoal eval --save` and `shoal score` do."""
+    try:
+        with open(file.path, "rb") as content:
+            row = read_line(content.readline(LONGEST_LINE)) or {}
+    except OSError:
+        return False
+    return {"group", "text", "reward"} <= row.keys() or {"completion", "score"} <= row.keys()
 
 
 def _changed(path: Path) -> float:

@@ -187,6 +187,12 @@ def foreign(folder: Path) -> None:
     write_samples(folder, 1, rows)
 
 
+def asynchronous(folder: Path) -> None:
+    """A run whose trainer and engines waited for one another."""
+    more = {"async/lag": 2.0, "async/train_seconds": 3.0, "slots/waiting": 5, "wait/for_groups": 1.5}
+    write_lines(folder / "metrics.jsonl", [metrics_row(1) | more])
+
+
 def hostile(folder: Path) -> None:
     """Completions that a page must not believe."""
     rows = [row("<b>bold</b>", index, 1.0, text=text, prompt=text) for index, text in enumerate(HOSTILE)]
@@ -199,8 +205,10 @@ def hostile(folder: Path) -> None:
 
 
 def all_runs(root: Path) -> Path:
-    """Every run above, and one that goes on."""
-    for make in (finished, aborted, sweep, rubric, tools, foreign, hostile):
+    """Every run above, one that goes on, and a file of answers that `shoal eval` saved."""
+    answers = [row(f"held_out/{number}", 0, float(number % 2)) for number in range(100)]
+    write_lines(root / "answers.jsonl", answers)
+    for make in (finished, aborted, sweep, rubric, tools, foreign, asynchronous, hostile):
         make(root / make.__name__)
     shutil.copytree(root / "finished", root / "running")
     (root / "running" / "summary.json").unlink()

@@ -160,6 +160,16 @@ def test_runs_of_a_folder_are_listed_with_where_they_stand(tmp_path, client):
     }
 
 
+def test_files_of_completions_in_a_folder_are_listed_and_other_files_are_not(tmp_path, client):
+    write_lines(tmp_path / "saved" / "answers.jsonl", group("a", [1.0]))
+    write_lines(tmp_path / "scored.jsonl", [{"completion": "4", "score": 1.0}])
+    write_lines(tmp_path / "questions.jsonl", [{"prompt": "2 + 2?", "ground_truth": "4"}])
+    (tmp_path / "broken.jsonl").write_text("{half")
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "scored.jsonl")
+    told = client(tmp_path).get("/api/runs").json()["runs"]
+    assert {one["name"]: one["status"] for one in told} == {"saved/answers.jsonl": "file", "scored.jsonl": "file"}
+
+
 def test_compared_runs_tell_the_keys_that_differ(tmp_path, client):
     for name, lr in (("one", 0.1), ("two", 0.2)):
         write_lines(tmp_path / name / "metrics.jsonl", [{"step": 1, "reward/mean": lr}])

@@ -169,24 +169,12 @@ export const LOAD = [
     unit: "s",
     lines: [line("seconds/evaluate", "evaluate"), line("seconds/checkpoint", "checkpoint")],
   },
-  {
-    title: "Waiting",
-    about: "who waited for whom",
-    unit: "s",
-    lines: [line("wait/*", "*"), line("seconds/wait*", "*"), line("async/wait*", "*")],
-  },
   { title: "Staleness", about: "versions", lines: [line("staleness/*", "*")] },
-  {
-    title: "Queue",
-    lines: [line("queue/*", "*"), line("async/*", "*"), line("slots/*", "*"), line("rollout_api/*", "*")],
-  },
   {
     title: "Rows that the engine decodes at once",
     lines: [
       line("engine/mean_rows", "rows"),
       line("engine/mean_lanes", "lanes"),
-      line("engine/running*", "running *"),
-      line("engine/waiting*", "waiting *"),
     ],
   },
   {
@@ -195,8 +183,47 @@ export const LOAD = [
     lines: [line("engine/tokens_per_second", "sampled"), line("tokens_per_second/step", "over the step")],
   },
   { title: "Weight sync", unit: "s", lines: [line("seconds/sync_*", "*")] },
-  { title: "Workers", lines: [line("cluster/*", "*"), line("workers/*", "*")] },
 ];
+
+/** Prefixes of what waited and what was busy, in the order of their charts. */
+const FAMILIES = {
+  wait: "Waiting",
+  async: "Asynchronous rollout",
+  queue: "Queue",
+  slots: "Slots",
+  engine: "Engine",
+  engines: "Engines",
+  cluster: "Cluster",
+  workers: "Workers",
+  rollout_api: "Rollout API",
+};
+
+/** What a number is counted in, by the words of its key: [pattern, what is said below the title, unit at the values]. */
+const UNITS = [
+  [/(tokens|requests|groups|bytes)_(a|per)_second/, "a second", ""],
+  [/(^|_)(seconds?|latency|idle_time)(_|$)/, "seconds", "s"],
+  [/(^|_)(share|fraction|rate|utili[sz]ation|usage|busy)(_|$)/, "shares", ""],
+  [/(^|_)(staleness|lag|versions?)(_|$)/, "versions", ""],
+  [/(^|_)(gib|memory)(_|$)/, "GiB", "GiB"],
+  [/(^|_)tokens(_|$)/, "tokens", ""],
+];
+
+/** Charts of whatever a run counts of waiting and load that is not drawn elsewhere: by prefix, one unit a chart. */
+export function loadCharts(keys, drawn) {
+  const charts = new Map();
+  for (const [family, title] of Object.entries(FAMILIES)) {
+    for (const key of keys) {
+      if (!key.startsWith(`${family}/`) || drawn.has(key)) continue;
+      const name = key.slice(family.length + 1);
+      const found = UNITS.find(([pattern]) => name.split("/").some((word) => pattern.test(word)));
+      const [, about, unit] = found || (family === "wait" ? UNITS[1] : [null, "numbers", ""]);
+      const place = `${family} ${about}`;
+      if (!charts.has(place)) charts.set(place, { title, about, unit, lines: [] });
+      charts.get(place).lines.push(line(key, name.replaceAll("_", " ")));
+    }
+  }
+  return [...charts.values()];
+}
 
 /** The lines whose keys a run has, patterns opened. */
 export function fitting(lines, keys) {

@@ -41,21 +41,26 @@ export function say(text) {
   document.getElementById("said").textContent = text;
 }
 
-/** A table: heads are strings or elements, rows lists of cells. */
+/** A table: heads are strings or elements (an empty one heads nothing), rows lists of cells, or rows as elements. */
 export function table(heads, rows, properties) {
-  const scroll = h("div.scroll", { tabIndex: 0, role: "region", "aria-label": (properties || {}).label || "table" });
-  const head = h(
-    "tr",
-    heads.map((one) => h("th", { scope: "col" }, one)),
-  );
+  const { label = "table", ...others } = properties || {};
+  const head = heads.map((one) => (one === "" ? h("td") : h("th", { scope: "col" }, one)));
   const body = rows.map((cells) =>
-    h(
-      "tr",
-      cells.map((cell) => (cell && cell.tagName === "TD" ? cell : h("td", cell))),
-    ),
+    Array.isArray(cells)
+      ? h(
+          "tr",
+          cells.map((cell) => (cell && ["TD", "TH"].includes(cell.tagName) ? cell : h("td", cell))),
+        )
+      : cells,
   );
-  return add(
-    scroll,
-    h("table", properties && properties.class ? { class: properties.class } : null, h("thead", head), h("tbody", body)),
+  return h(
+    "div.scroll",
+    { tabIndex: 0, role: "region", "aria-label": label },
+    h("table", others, h("thead", h("tr", head)), h("tbody", body)),
   );
+}
+
+/** The button below a list of which `left` more can be shown; null where there are none. */
+export function moreButton(left, onclick) {
+  return left > 0 ? h("button.more", { type: "button", onclick }, `show more (${left.toLocaleString("en")})`) : null;
 }

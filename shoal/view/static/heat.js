@@ -5,6 +5,8 @@ import { num } from "./format.js";
 
 const WORDS = { rig: "all right", wro: "all wrong", mix: "mixed", equ: "all rewards equal", mis: "no reward known" };
 const GAP = 1;
+/** The groups of a file that has one step stand in columns of so many. */
+const FOLDED = 32;
 
 /** The outcome of a group [code, mean, rights, count, length, name] in words. */
 export function outcomeOf(cell) {
@@ -48,10 +50,14 @@ export function heatMap(open, moved) {
 
   function arrange() {
     const order = ORDERS[options.order];
-    columns = data.groups.map((groups) => {
-      const places = groups.map((cell, place) => ({ cell, place }));
+    columns = data.groups.map((groups, column) => {
+      const places = groups.map((cell, place) => ({ cell, place, step: data.steps[column] }));
       return order ? places.sort((a, b) => order(a.cell, b.cell) || a.place - b.place) : places;
     });
+    if (columns.length === 1)
+      columns = Array.from({ length: Math.ceil(columns[0].length / FOLDED) }, (_, at) =>
+        columns[0].slice(at * FOLDED, (at + 1) * FOLDED),
+      );
     const values = data.groups
       .flat()
       .map(valueOf)
@@ -126,8 +132,7 @@ export function heatMap(open, moved) {
   }
 
   function at(column, row) {
-    const found = columns[column] && columns[column][row];
-    return found ? { ...found, step: data.steps[column] } : null;
+    return (columns[column] && columns[column][row]) || null;
   }
 
   function tell(found, aloud) {
@@ -148,6 +153,9 @@ export function heatMap(open, moved) {
     const x = cursor[0] * size;
     if (x < scroll.scrollLeft) scroll.scrollLeft = x;
     if (x + size > scroll.scrollLeft + scroll.clientWidth) scroll.scrollLeft = x + size - scroll.clientWidth;
+    const y = cursor[1] * size;
+    if (y < scroll.scrollTop) scroll.scrollTop = y;
+    if (y + size > scroll.scrollTop + scroll.clientHeight) scroll.scrollTop = y + size - scroll.clientHeight;
     draw();
     tell(at(...cursor), true);
   }
@@ -200,7 +208,7 @@ export function heatMap(open, moved) {
       arrange();
     },
     show(step) {
-      const column = data.steps.indexOf(step);
+      const column = columns.findIndex((some) => some[0].step === step);
       if (column < 0) return;
       followed = false;
       cursor = [column, 0];

@@ -137,18 +137,20 @@ function status(about) {
 
 function theme() {
   const order = { auto: "light", light: "dark", dark: "auto" };
-  const next = order[document.documentElement.dataset.theme || "auto"];
-  setTheme(next);
-  say(`theme: ${next}`);
-}
-
-function setTheme(name) {
-  document.documentElement.dataset.theme = name;
+  chosenTheme = order[chosenTheme];
   try {
-    localStorage.setItem("shoal-theme", name);
+    localStorage.setItem("shoal-theme", chosenTheme);
   } catch {
     // A browser that keeps nothing for this page: the theme is then for this visit.
   }
+  paint();
+  say(`theme: ${chosenTheme}`);
+}
+
+/** Puts on the chosen theme, or the system's. */
+function paint() {
+  const dark = chosenTheme === "auto" ? systemIsDark.matches : chosenTheme === "dark";
+  document.documentElement.dataset.theme = dark ? "dark" : "light";
   redraw();
 }
 
@@ -170,7 +172,9 @@ try {
 } catch {
   stored = null;
 }
-document.documentElement.dataset.theme = ["light", "dark"].includes(stored) ? stored : "auto";
-window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+let chosenTheme = ["light", "dark"].includes(stored) ? stored : "auto";
+const systemIsDark = window.matchMedia("(prefers-color-scheme: dark)");
+systemIsDark.addEventListener("change", paint);
+paint();
 window.addEventListener("hashchange", show);
 show();

@@ -2,7 +2,7 @@
 
 import { chart } from "./chart.js";
 import { ask, exported, follow } from "./data.js";
-import { fill, h } from "./dom.js";
+import { fill, h, moreButton, table } from "./dom.js";
 import { count, num } from "./format.js";
 import { letters } from "./plain.js";
 import { note, place, to } from "./route.js";
@@ -61,36 +61,14 @@ export async function evaluationsPage(page, given, about, show) {
         "p.dim",
         `${count(shown.length, "prompt")}, ${count(data.steps.length, "evaluation")}. A prompt counts as right where more than half of its completions are.`,
       ),
-      h(
-        "div.scroll",
-        { tabIndex: 0, role: "region", "aria-label": "Prompts by evaluation" },
-        h(
-          "table.grid",
-          h(
-            "thead",
-            h(
-              "tr",
-              h("th", { scope: "col" }, "prompt"),
-              h("th", { scope: "col" }, "story"),
-              data.steps.map((step) => h("th", { scope: "col" }, `step ${step}`)),
-            ),
-          ),
-          h("tbody", shown.slice(0, limit).map(row)),
-        ),
-      ),
-      shown.length > limit
-        ? h(
-            "button.more",
-            {
-              type: "button",
-              onclick: () => {
-                limit *= 4;
-                draw();
-              },
-            },
-            `show more (${num(shown.length - limit)})`,
-          )
-        : null,
+      table(["prompt", "story", ...data.steps.map((step) => `step ${step}`)], shown.slice(0, limit).map(row), {
+        class: "grid",
+        label: "Prompts by evaluation",
+      }),
+      moreButton(shown.length - limit, () => {
+        limit *= 4;
+        draw();
+      }),
     );
   };
   const row = (prompt) =>

@@ -1,7 +1,7 @@
 // Rubrics: each prompt's criteria over time, their spread, what was added and what was given up.
 
 import { ask } from "./data.js";
-import { fill, h } from "./dom.js";
+import { fill, h, moreButton, table } from "./dom.js";
 import { count, num, signed } from "./format.js";
 import { letters } from "./plain.js";
 import { note, to } from "./route.js";
@@ -27,19 +27,10 @@ export async function rubricsPage(page, given, about, show) {
     fill(
       list,
       shown.slice(0, limit).map((one) => prompt(one, run)),
-      shown.length > limit
-        ? h(
-            "button.more",
-            {
-              type: "button",
-              onclick: () => {
-                limit *= 4;
-                draw();
-              },
-            },
-            `show more (${num(shown.length - limit)})`,
-          )
-        : null,
+      moreButton(shown.length - limit, () => {
+        limit *= 4;
+        draw();
+      }),
     );
   };
   field.addEventListener("input", () => {
@@ -97,33 +88,12 @@ function prompt(one, run) {
     ),
   );
   const heads = one.steps.map((step) =>
-    h(
-      "th",
-      { scope: "col" },
-      h("a", { href: to("steps", { run, prompt: one.name, first: step.step, last: step.step }) }, `step ${step.step}`),
-    ),
+    h("a", { href: to("steps", { run, prompt: one.name, first: step.step, last: step.step }) }, `step ${step.step}`),
   );
   return h(
     "details.rubric",
     { open: true },
     h("summary", letters(one.name), " ", h("span.dim", letters(String(one.question ?? "").slice(0, 200)))),
-    h(
-      "div.scroll",
-      { tabIndex: 0, role: "region", "aria-label": one.name },
-      h(
-        "table.grid",
-        h(
-          "thead",
-          h(
-            "tr",
-            h("th", { scope: "col" }, "criterion"),
-            h("th", { scope: "col" }, "weight"),
-            h("th", { scope: "col" }, "from"),
-            heads,
-          ),
-        ),
-        h("tbody", rows),
-      ),
-    ),
+    table(["criterion", "weight", "from", ...heads], rows, { class: "grid", label: one.name }),
   );
 }

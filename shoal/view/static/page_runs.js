@@ -1,7 +1,7 @@
 // All runs under the folders that were given; several of them can be compared.
 
 import { ask, exported, follow } from "./data.js";
-import { fill, h } from "./dom.js";
+import { fill, h, table } from "./dom.js";
 import { count, duration, moment, num } from "./format.js";
 import { to } from "./route.js";
 import { spark } from "./spark.js";
@@ -79,20 +79,6 @@ function section(parent, runs, chosen, draw) {
   return h(
     "section",
     h("h2", title, " ", all),
-    h(
-      "div.scroll",
-      { tabIndex: 0, role: "region", "aria-label": title },
-      h(
-        "table.list",
-        h(
-          "thead",
-          h(
-            "tr",
-            heads.map((one, index) => (index ? h("th", { scope: "col" }, one) : h("td"))),
-          ),
-        ),
-        h("tbody", rows),
-      ),
-    ),
+    table(heads, rows, { class: "list", label: title }),
   );
 }

@@ -1,21 +1,19 @@
 // Where the time goes: phases of a step, who waited for whom, engines' load, queues, staleness.
 
-import { chart } from "./chart.js";
-import { LOAD, fitting } from "./curves.js";
-import { ask, exported, follow } from "./data.js";
+import { chart, clearCharts } from "./chart.js";
+import { LOAD, fitting, loadCharts } from "./curves.js";
+import { ask, follow, head } from "./data.js";
 import { fill, h, table } from "./dom.js";
 import { count, duration, percent } from "./format.js";
 
 const PHASES = ["rollout", "reward", "reference", "train", "sync", "evaluate", "checkpoint"];
 
 export async function waitingPage(page, given, about, show) {
-  const charts = LOAD.map((one) => ({ ...one, lines: fitting(one.lines, about.keys) })).filter(
-    (one) => one.lines.length,
-  );
   const grid = h("div.charts");
-  const drawn = charts.map((one) => [chart(one), one.lines.map((line) => line.key)]);
-  for (const [one] of drawn) grid.append(one.element);
   const shares = h("div");
+  let known = [];
+  let drawn = [];
+  let sums = [];
   fill(
     page,
     h("div.head", h("h1", "Time and load")),
@@ -23,16 +21,43 @@ export async function waitingPage(page, given, about, show) {
     h("section", h("h2", "Over the steps"), grid),
   );
   show(page);
-  const waits = about.keys.filter((key) => /^(wait|async|queue|slots)\//.test(key) && key.includes("seconds"));
-  const sums = [...PHASES.map((name) => [name, `seconds/${name}`]), ...waits.map((key) => [key, key])];
-  const keys = [...new Set([...drawn.flatMap(([, some]) => some), ...sums.map(([, key]) => key)])];
+  const arrange = (keys) => {
+    known = keys;
+    clearCharts();
+    const chosen = choose(keys);
+    drawn = chosen.charts.map((one) => [chart(one), one.lines.map((line) => line.key)]);
+    sums = chosen.sums;
+    fill(
+      grid,
+      drawn.map(([one]) => one.element),
+    );
+  };
   const update = async () => {
-    const { series } = await ask("metrics", { run: given.run, keys: keys.join(",") });
+    const wanted = [...new Set([...drawn.flatMap(([, some]) => some), ...sums.map(([, key]) => key)])];
+    const { series } = await ask("metrics", { run: given.run, keys: wanted.join(",") });
     for (const [one, some] of drawn) one.set(some.map((key) => series[key] || [[], []]));
     fill(shares, summary(sums, series));
   };
+  arrange(about.keys);
   await update();
-  if (!exported && about.status === "running") follow(update, 4);
+  if (about.status === "running")
+    follow(async () => {
+      const { keys } = await head(given.run, true);
+      if (keys.length !== known.length) arrange(keys); // some numbers come with a later step
+      await update();
+    }, 4);
+}
+
+/** The charts of these numbers, and those that add up over the steps: [name, key]. */
+function choose(keys) {
+  const known = LOAD.map((one) => ({ ...one, lines: fitting(one.lines, keys) })).filter((one) => one.lines.length);
+  const rest = loadCharts(keys, new Set(known.flatMap((one) => one.lines.map((line) => line.key))));
+  const [waits, others] = [rest.filter((one) => one.unit === "s"), rest.filter((one) => one.unit !== "s")];
+  const sums = waits.flatMap((one) => one.lines.map((line) => [`${one.title}: ${line.label}`, line.key]));
+  return {
+    charts: [...waits, ...known, ...others],
+    sums: [...PHASES.map((name) => [name, `seconds/${name}`]), ...sums],
+  };
 }
 
 function summary(sums, series) {
