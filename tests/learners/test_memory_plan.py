@@ -18,7 +18,9 @@ from transformers import Qwen3Config
 from shoal.engines.builtin.fused_weights import collect
 from shoal.learners.local import LocalLearner
 from shoal.learners.memory_plan import count_parameters, estimate, peak, read_model_config
+from shoal.learners.passes import as_sequences
 from shoal.runtime import resolve_runtime
+from shoal.types import Segment
 
 Make = Callable[..., LocalLearner]
 
@@ -99,6 +101,34 @@ def test_activations_are_estimated_within_a_factor_of_two(make_learner: Make, mo
     checkpointed = kept_bytes(make_learner(name, **keys), 2048) + plain // 2
     assert checkpointed < plain
     assert 0.5 < plan(model_folder(name), **keys)["activations"] / checkpointed < 2
+
+
+def held(value: Any) -> set[int]:
+    """Where the memory is of the tensors in an attribute."""
+    if isinstance(value, torch.Tensor):
+        return {value.untyped_storage().data_ptr()}
+    if isinstance(value, list | tuple):
+        return set().union(*map(held, value))
+    return set()
+
+
+def test_a_layer_holds_nothing_that_gradient_checkpointing_cannot_drop(make_learner: Make):
+    """What a function of our own keeps as an attribute, and not by `save_for_backward`, stays until the step's end."""
+    learner = make_learner("llama", model__gradient_checkpointing=True, runtime__mixed_precision="bf16")
+    segments = [Segment([3, 4, 5, 6], list(range(2, 42)), [0.0] * 40, [True] * 40) for _ in range(4)]
+    [batch] = learner.passes.pack(as_sequences(segments))
+    learner.policy.model.train()
+    waiting, nodes = [learner.passes.forward(batch).logprobs.grad_fn], {}
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in nodes:
+            nodes[node] = {name: held(value) for name, value in getattr(node, "__dict__", {}).items()}
+            waiting += [before for before, _ in node.next_functions]
+    ours = {type(node).__name__: places for node, places in nodes.items() if type(node).__name__.startswith("_")}
+    assert {"_TreeAttentionBackward", "_MixedProductBackward"} <= ours.keys()
+    found = {name: set().union(*places.values()) - held(batch.targets) for name, places in ours.items()}
+    shared = {"_TreeAttentionBackward": ours["_TreeAttentionBackward"]["places"]}  # the layout is all layers'
+    assert {name: places for name, places in found.items() if places - shared.get(name, set())} == {}
 
 
 def test_counting_allocates_nothing():

@@ -84,8 +84,9 @@ class _MixedProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, flat: Tensor, weight: Tensor, bias: Tensor | None, shadow: Tensor) -> Tensor:
-        ctx.small, ctx.shadow, ctx.shape = (flat if weight.requires_grad else None), shadow, x.shape
-        ctx.dtype = x.dtype
+        # Not as attributes: gradient checkpointing drops, and a backward pass frees, what is saved this way alone.
+        ctx.save_for_backward(flat if weight.requires_grad else None, shadow)
+        ctx.shape, ctx.dtype = x.shape, x.dtype
         out = (flat @ shadow.t()).to(x.dtype)
         if bias is not None:
             out += bias
@@ -95,8 +96,9 @@ class _MixedProduct(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         need_x, _, need_weight, need_bias, _ = ctx.needs_input_grad
+        taken, shadow = ctx.saved_tensors
         flat = grad.reshape(-1, grad.shape[-1])
-        small = flat.to(ctx.shadow.dtype)
-        d_x = (small @ ctx.shadow).to(ctx.dtype).view(ctx.shape) if need_x else None
-        d_weight = (small.t() @ ctx.small).to(ctx.dtype) if need_weight else None
+        small = flat.to(shadow.dtype)
+        d_x = (small @ shadow).to(ctx.dtype).view(ctx.shape) if need_x else None
+        d_weight = (small.t() @ taken).to(ctx.dtype) if need_weight else None
         return d_x, None, d_weight, flat.sum(0) if need_bias else None, None

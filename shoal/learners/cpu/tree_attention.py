@@ -152,7 +152,7 @@ class _TreeAttention(torch.autograd.Function):
         parts, places = layout.parts(heads, key.shape[1], query.dtype)
         query, key, value = (x.transpose(1, 2).reshape(-1, size) for x in (query, key, value))
         mixed = query.new_zeros(parts[-1].span.stop + 1, size)
-        taken = []
+        taken: list[Tensor] = []
         for part in parts:
             n, new, seen = part.batch
             queries = query.index_select(0, part.queries).view(n, new, size)
@@ -162,8 +162,10 @@ class _TreeAttention(torch.autograd.Function):
             view = scores.view(*part.shape, seen)
             weights = torch.add(part.bias, view, alpha=scale, out=view).softmax(-1).view(n, new, seen)
             torch.bmm(weights, values, out=mixed[part.span].view(n, new, size))
-            taken.append((queries, keys, values, weights))
-        ctx.parts, ctx.places, ctx.taken, ctx.mixed = parts, places, taken, mixed
+            taken += [queries, keys, values, weights]
+        # Not as attributes: gradient checkpointing drops, and a backward pass frees, what is saved this way alone.
+        ctx.save_for_backward(mixed, *taken)
+        ctx.parts, ctx.places = parts, places
         ctx.scale, ctx.shape = scale, (rows, width, heads, key.shape[0] // (rows * width), size)
         return mixed.index_select(0, places).view(rows, width, heads, size)
 
@@ -172,16 +174,18 @@ class _TreeAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, width, heads, kv_heads, size = ctx.shape
         grad = grad.reshape(-1, size)
-        d_query = torch.empty_like(ctx.mixed)
+        mixed, *saved = ctx.saved_tensors
+        d_query = torch.empty_like(mixed)
         d_query[-1] = 0  # of padding
         d_key, d_value = grad.new_zeros((2, rows * width * kv_heads, size)).unbind()
-        for part, (queries, keys, values, weights) in zip(ctx.parts, ctx.taken, strict=True):
+        for index, part in enumerate(ctx.parts):
+            queries, keys, values, weights = saved[4 * index : 4 * index + 4]
             n, new, _ = part.batch
             found = grad.index_select(0, part.queries)
             found.view(*part.shape, size).mul_(part.alive)
             found = found.view(n, new, size)
             d_value.index_add_(0, part.keys, torch.bmm(weights.transpose(1, 2), found).view(-1, size))
-            mean = (found * ctx.mixed[part.span].view(n, new, size)).sum(-1, keepdim=True)
+            mean = (found * mixed[part.span].view(n, new, size)).sum(-1, keepdim=True)
             d_scores = torch.bmm(found, values.transpose(1, 2)).sub_(mean).mul_(weights)
             torch.bmm(d_scores, keys, out=d_query[part.span].view(n, new, size))
             d_key.index_add_(0, part.keys, torch.bmm(d_scores.transpose(1, 2), queries).view(-1, size))
