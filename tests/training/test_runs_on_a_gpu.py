@@ -57,7 +57,7 @@ def test_the_self_check_passes_in_bf16_after_every_step(configure: Configure) ->
             assert "self_check" in parts.sync.publish(version).wait()
             assert parts.engine.version == version
             before = parts.learner.logprobs(check.probe)
-            parts.learner.train(batch_of(check.probe), parts.sync.writing)
+            parts.learner.train(batch_of(check.probe), parts.sync)
             assert parts.learner.logprobs(check.probe) != before
     finally:
         parts.close()

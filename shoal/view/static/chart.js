@@ -113,10 +113,26 @@ export function chart({ title, about, lines, unit, height = 150, marks = [], ons
     const context = plot.ctx;
     context.save();
     context.fillStyle = colour("--warn");
+    if (entry.data[0].length === 1) lonely(plot);
     for (const step of marks) {
       const x = plot.valToPos(step, "x", true);
       if (x >= plot.bbox.left && x <= plot.bbox.left + plot.bbox.width) context.fillRect(x - 1, plot.bbox.top, 2, 8);
     }
+    context.restore();
+  }
+
+  /** A curve of one step has no line: its values are drawn as dots. */
+  function lonely(plot) {
+    const context = plot.ctx;
+    context.save();
+    lines.forEach((one, index) => {
+      const value = entry.data[index + 1][0];
+      if (typeof value !== "number") return;
+      context.fillStyle = colour(PENS[index % PENS.length]);
+      context.beginPath();
+      context.arc(plot.valToPos(entry.data[0][0], "x", true), plot.valToPos(value, "y", true), 4, 0, 2 * Math.PI);
+      context.fill();
+    });
     context.restore();
   }
 

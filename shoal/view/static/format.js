@@ -16,9 +16,10 @@ export function signed(value) {
   return typeof value === "number" ? (value > 0 ? "+" : value < 0 ? "−" : "±") + num(Math.abs(value)) : "–";
 }
 
-/** Seconds as 48 s, 3 min 05 s or 2 h 07 min. */
+/** Seconds as 0.4 s, 48 s, 3 min 05 s or 2 h 07 min. */
 export function duration(seconds) {
   if (typeof seconds !== "number") return "–";
+  if (seconds < 9.95) return `${num(Math.round(seconds * 10) / 10)} s`;
   const whole = Math.round(seconds);
   if (whole < 60) return `${whole} s`;
   if (whole < 3600) return `${Math.floor(whole / 60)} min ${String(whole % 60).padStart(2, "0")} s`;

@@ -67,7 +67,7 @@ function section(parent, runs, chosen, draw) {
       h("td", spark(run.spark)),
       h("td.n", num(run.accuracy)),
       h("td.n", duration(run.seconds)),
-      h("td.dim", moment(run.changed)),
+      h("td.n.dim", moment(run.changed)),
     );
   });
   const heads = ["", "run", "status", "step", "reward", "over the steps", "held-out accuracy", "time", "changed"];
