@@ -39,6 +39,7 @@ from shoal.training.interrupt import graceful_stop
 from shoal.training.loop import train_loop
 from shoal.training.preflight import CheckResult, run_checks
 from shoal.training.state import Run
+from shoal.training.watchdog import watchdog
 
 logger = getLogger(__name__)
 
@@ -81,7 +82,8 @@ def train(
             if cfg.run.preflight and run.step == 0:
                 run.parts.sync.publish(run.parts.learner.version).wait(cfg.weight_sync.timeout)
                 refuse_failed(run_checks(cfg, run.parts, folder))
-            train_within_budget(run)
+            with watchdog(run.standing, run.monitor.message, cfg.run.stall_warning):
+                train_within_budget(run)
             status = "finished" if run.finished else "stopped"
             if status == "stopped" or cfg.checkpoint.every:
                 run.save_if_new()

@@ -41,6 +41,7 @@ from shoal.rollout.rollouts import Rollouts
 from shoal.rollout.task import environment_task, with_own_reward
 from shoal.runtime import Runtime, prepare_allocator, prepare_process, resolve_runtime
 from shoal.tasks.base import Task
+from shoal.training.async_source import AsyncSource
 from shoal.training.checkpoint import CheckpointStore
 from shoal.training.evaluate import Evaluator
 from shoal.training.names import check_names
@@ -187,7 +188,9 @@ def build_source(
         return RolloutApiSource(cfg, parts, monitor, folder, total_steps(cfg), stopping)
     if cfg.source.kind == "replay":
         return ReplaySource(GroupRecording(Path(cfg.source.path or "")))
-    return SyncSource(cfg, parts, monitor)
+    if cfg.source.kind == "async" and cfg.source.max_staleness:
+        return AsyncSource(cfg, parts, monitor, total_steps(cfg), stopping)
+    return SyncSource(cfg, parts, monitor)  # also for source=async without staleness, which is the same
 
 
 def build_reference(cfg: ShoalConfig, parts: Parts, folder: Path) -> Reference:

@@ -19,6 +19,13 @@ def cautions(c: ShoalConfig) -> Iterator[str]:
             "and its clip; set 0 unless the adapter overfits"
         )
     a = c.algorithm
+    updates = a.num_epochs * a.num_minibatches
+    if c.source.kind == "async" and c.source.max_staleness > 0 and updates > 1:
+        yield (
+            f"source=async with {updates} optimizer steps a batch (algorithm.num_epochs x num_minibatches): "
+            f"source.max_staleness={c.source.max_staleness} counts batches, so a completion may be up to "
+            f"{(c.source.max_staleness + 1) * updates - 1} optimizer steps old when its last one is taken"
+        )
     if a.kl_coef > 0 and a.kl_in == "reward" and a.advantage == "standard":
         yield (
             "algorithm.kl_in=reward with algorithm.advantage=standard: where the rewards of a group are equal, the KL "

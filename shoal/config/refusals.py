@@ -104,6 +104,37 @@ RUN = (
     ),
 )
 
+
+def _ahead(c: ShoalConfig) -> bool:
+    """Whether rollouts run ahead of the learner."""
+    return c.source.kind == "async" and c.source.max_staleness > 0
+
+
+ASYNC = (
+    Refusal(
+        lambda c: _ahead(c) and c.engine.kind != "vllm_server",
+        "source=async with engine={c.engine.kind}: that engine works in the learner's process, where only one of them "
+        "runs at a time: set engine=vllm_server weight_sync=broadcast, or source.max_staleness=0",
+    ),
+    Refusal(
+        lambda c: _ahead(c) and c.algorithm.correction == "none" and c.algorithm.old_logprobs == "learner",
+        "source=async with algorithm.correction=none: completions come from older weights, and without a correction "
+        "the loss takes them for the learner's own, which has made runs collapse: set "
+        "algorithm.correction=token_truncate",
+    ),
+    Refusal(
+        lambda c: _ahead(c) and c.source.lead > c.source.max_staleness,
+        "source.lead={c.source.lead} lets groups be started more steps ahead than source.max_staleness="
+        "{c.source.max_staleness} allows: lower it to that, or raise the other",
+    ),
+    Refusal(
+        lambda c: _ahead(c) and c.weight_sync.every > c.source.lead + 1,
+        "weight_sync.every={c.weight_sync.every} with source.lead={c.source.lead} would wait for ever: all groups of "
+        "lead + 1 steps are trained on before new weights come and let others start; set weight_sync.every to at most "
+        "lead + 1, or raise source.lead",
+    ),
+)
+
 DATA = (
     Refusal(
         lambda c: any(source.task == "story" and source.path is not None for source in data_sources(c.data)),
@@ -446,4 +477,4 @@ VLLM = (
     ),
 )
 
-REFUSALS = RUN + DATA + NONSENSE + JUDGES + SAMPLING + ALGORITHM + OPTIMIZER + MACHINE + VLLM + WEIGHT_SYNC
+REFUSALS = RUN + ASYNC + DATA + NONSENSE + JUDGES + SAMPLING + ALGORITHM + OPTIMIZER + MACHINE + VLLM + WEIGHT_SYNC

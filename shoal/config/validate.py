@@ -19,19 +19,19 @@ SEAMS = ("source", "engine", "learner", "weight_sync")
 # Which kinds go together: in each row every kind of one seam works with every kind of the others.
 WORKING_KINDS: tuple[Mapping[str, tuple[str, ...]], ...] = (
     {
-        "source": ("sync", "replay", "rollout_api"),
+        "source": ("sync", "async", "replay", "rollout_api"),
         "engine": ("torch",),
         "learner": ("local",),
         "weight_sync": ("in_place",),
     },
     {
-        "source": ("sync", "replay"),
+        "source": ("sync", "async", "replay"),
         "engine": ("vllm_server", "vllm"),
         "learner": ("local",),
         "weight_sync": ("broadcast", "shared", "lora"),
     },
     {
-        "source": ("sync", "replay", "rollout_api"),
+        "source": ("sync", "async", "replay", "rollout_api"),
         "engine": ("vllm_server",),
         "learner": ("local",),
         "weight_sync": ("restart", "broadcast", "shared", "lora"),

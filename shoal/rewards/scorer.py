@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from logging import getLogger
 from pathlib import Path
+from threading import RLock
 from types import TracebackType
 from typing import Any
 
@@ -91,6 +92,7 @@ class Scorer:
         self.begun: dict[int, _Begun] = {}
         self.tickets: dict[Hashable, int] = {}  # of verdicts that workers are asked for
         self.taken: dict[Hashable, Verdict] = {}  # those that they have given, while groups are under way
+        self.lock = RLock()  # an evaluation may be judged while rollouts go on
         self.threads = ThreadPoolExecutor(JUDGED_GROUPS, "judged group")  # starts none before it is used
         self.always = [FORMAT_PART] if reward.format.pattern else []
         if self.always and FORMAT_PART in self.weights:
@@ -126,26 +128,27 @@ class Scorer:
         Raises:
             TrainingError: a reward worker does not start.
         """
-        begun = self.begun[id(group)] = _Begun(group, self._requests(group))
-        judged: dict[str, list[Asked]] = defaultdict(list)
-        for place, request in enumerate(begun.asked):
-            if self.asks_judge(request.name):
-                judged[request.name].append(Asked(0, request.prompt_id, request.submission))
-                continue
-            entry = self._entry(request.name)
-            if judges_together(entry.function):
-                continue  # by `finish`, which has all completions of the step
-            verdict = judge_here(entry, request.submission)
-            if verdict is not None:
-                begun.verdicts[place] = verdict
-                continue
-            key = (id(group), place) if entry.key is None else (request.name, entry.key(request.submission))
-            begun.elsewhere[place] = key
-            if key not in self.tickets and key not in self.taken:
-                self.tickets[key] = self._pool_for(entry).add((import_path(entry), request.submission))
-        self.look()
-        for name, asked in judged.items():
-            begun.ahead.append(self.threads.submit(self._judged(name).ahead, asked, step))
+        with self.lock:
+            begun = self.begun[id(group)] = _Begun(group, self._requests(group))
+            judged: dict[str, list[Asked]] = defaultdict(list)
+            for place, request in enumerate(begun.asked):
+                if self.asks_judge(request.name):
+                    judged[request.name].append(Asked(0, request.prompt_id, request.submission))
+                    continue
+                entry = self._entry(request.name)
+                if judges_together(entry.function):
+                    continue  # by `finish`, which has all completions of the step
+                verdict = judge_here(entry, request.submission)
+                if verdict is not None:
+                    begun.verdicts[place] = verdict
+                    continue
+                key = (id(group), place) if entry.key is None else (request.name, entry.key(request.submission))
+                begun.elsewhere[place] = key
+                if key not in self.tickets and key not in self.taken:
+                    self.tickets[key] = self._pool_for(entry).add((import_path(entry), request.submission))
+            self.look()
+            for name, asked in judged.items():
+                begun.ahead.append(self.threads.submit(self._judged(name).ahead, asked, step))
 
     def look(self) -> None:
         """Takes verdicts from the workers and gives them more to do.
@@ -153,8 +156,9 @@ class Scorer:
         Raises:
             TrainingError: a reward worker does not start.
         """
-        if self.tickets and self.pool is not None:
-            self.pool.look()
+        with self.lock:
+            if self.tickets and self.pool is not None:
+                self.pool.look()
 
     def finish(self, groups: Sequence[Group], step: int | None = None) -> ScoreReport:
         """Sets `reward`, `reward_parts` and the length penalty of every completion, and reports. Groups that `begin`
@@ -167,38 +171,40 @@ class Scorer:
             BudgetError: the judge's budget is spent.
             TrainingError: a reward worker does not start.
         """
-        for group in groups:
-            if id(group) not in self.begun:
-                self.begin(group, step)
-        begun = [self.begun.pop(id(group)) for group in groups]
-        try:
-            self._take_verdicts(begun, step)
-        except BudgetError:
-            self.forget()
-            raise
-        report = ScoreReport(max_missing=self.reward.max_missing)
-        for one in begun:
-            self._reward(one, report)
-        for judged in self.judged.values():
-            report.judges |= judged.metrics()
-        if self.client is not None:
-            report.judges |= self.client.metrics()
-        if not self.begun:
-            self.taken.clear()
-        if report.missing:
-            logger.warning("%d of %d rewards missing: %s", report.missing, report.completions, report.explanation())
-        return report
+        with self.lock:
+            for group in groups:
+                if id(group) not in self.begun:
+                    self.begin(group, step)
+            begun = [self.begun.pop(id(group)) for group in groups]
+            try:
+                self._take_verdicts(begun, step)
+            except BudgetError:
+                self.forget()
+                raise
+            report = ScoreReport(max_missing=self.reward.max_missing)
+            for one in begun:
+                self._reward(one, report)
+            for judged in self.judged.values():
+                report.judges |= judged.metrics()
+            if self.client is not None:
+                report.judges |= self.client.metrics()
+            if not self.begun:
+                self.taken.clear()
+            if report.missing:
+                logger.warning("%d of %d rewards missing: %s", report.missing, report.completions, report.explanation())
+            return report
 
     def forget(self) -> None:
         """Gives up groups that were begun: they are never finished."""
-        for one in self.begun.values():
-            for ahead in one.ahead:
-                ahead.cancel()
-        self.begun.clear()
-        if self.tickets and self.pool is not None:
-            self.pool.close()
-        self.tickets.clear()
-        self.taken.clear()
+        with self.lock:
+            for one in self.begun.values():
+                for ahead in one.ahead:
+                    ahead.cancel()
+            self.begun.clear()
+            if self.tickets and self.pool is not None:
+                self.pool.close()
+            self.tickets.clear()
+            self.taken.clear()
 
     def _requests(self, group: Group) -> list[_Request]:
         """Every verifier of every completion that the engine finished; earlier rewards are taken back."""
@@ -273,9 +279,10 @@ class Scorer:
 
     def state_dict(self) -> dict[str, Any]:
         """What verifiers have learnt and what the judge has cost, as plain values."""
-        learnt = {name: judged.state_dict() for name, judged in self.judged.items()}
-        spent = self.client.spent.to_dict() if self.client else self.saved.get("spent", {})
-        return {"learnt": {**self.saved.get("learnt", {}), **learnt}, "spent": spent}
+        with self.lock:
+            learnt = {name: judged.state_dict() for name, judged in self.judged.items()}
+            spent = self.client.spent.to_dict() if self.client else self.saved.get("spent", {})
+            return {"learnt": {**self.saved.get("learnt", {}), **learnt}, "spent": spent}
 
     def load_state_dict(self, state: dict[str, Any], step: int) -> None:
         """Goes on after `step` from what `state_dict` gave then."""

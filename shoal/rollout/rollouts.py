@@ -11,15 +11,16 @@ from typing import Any, Protocol, TypeVar
 
 from shoal.engines.base import EngineOutput, SamplingParams
 from shoal.errors import EngineError, RequestRefused, TrainingError
+from shoal.rollout.background import BackgroundRollouts
 from shoal.rollout.engine_model import EngineModel
 from shoal.rollout.environment import Environment, Item, Model
 from shoal.rollout.single_turn import SingleTurnEnvironment
+from shoal.rollout.wave import Progress, Wave, group_of
 from shoal.types import Completion, Group, Segment, StopReason
 
 logger = getLogger(__name__)
 
 T = TypeVar("T")
-Progress = Callable[[Completion], None]
 TURN_SECONDS = 0.02  # of the engine's work between two turns of tools and other environment code
 LONG_SECONDS = 1.0  # the same where there is no such code
 
@@ -41,7 +42,8 @@ class Rollouts:
     """Rolls an environment's items out on one model.
 
     `sample` drives the engine of this process to the end of a list of items: training steps, evaluation and the
-    start-up check. `group` is one group for callers with an event loop of their own.
+    start-up check. `group` is one group for callers with an event loop of their own. After `go_on` a thread rolls out
+    beside the caller, and `sample` shares the engine with it.
     """
 
     def __init__(self, environment: Environment, model: Model, judge: Judge | None = None) -> None:
@@ -49,6 +51,7 @@ class Rollouts:
         self.model = model
         self.judge = judge
         self.loop: asyncio.AbstractEventLoop | None = None
+        self.background: BackgroundRollouts | None = None
 
     def sample(
         self,
@@ -62,16 +65,45 @@ class Rollouts:
     ) -> list[Group]:
         """Whole groups of `size` completions, in the items' order; `progress` is told of each completion as it ends.
 
-        Where there is a judge and `judged` says so, scoring of each group has begun; `Scorer.finish` ends it. `step` is
-        the training step, None outside training.
+        Where there is a judge and `judged` says so, scoring of each group has begun, unless others are rolled out at
+        the same time; `Scorer.finish` ends it. `step` is the training step, None outside training.
 
         Raises:
             EngineError: the engine failed.
             TrainingError: the environment's code did not move for `environment.timeout` seconds.
         """
+        if self.background is not None:
+            return self.background.run(self._sample(Wave(items, size), sampling, step, progress, judged=False))
         if self.loop is None:
             self.loop = asyncio.new_event_loop()
-        return _run(self.loop, self._sample(_Wave(items, size), sampling, step, progress, judged))
+        return _run(self.loop, self._sample(Wave(items, size), sampling, step, progress, judged))
+
+    def go_on(
+        self,
+        *,
+        size: int,
+        sampling: SamplingParams,
+        finished: Callable[[int, Group, bool], None],
+        failed: Callable[[Exception], None],
+    ) -> BackgroundRollouts:
+        """Rollouts in a thread of their own, until its `close`; see `BackgroundRollouts`."""
+        assert isinstance(self.model, EngineModel)
+        self.background = BackgroundRollouts(
+            self.start,
+            self.model,
+            size=size,
+            sampling=sampling,
+            timeout=self.environment.cfg.environment.timeout,
+            finished=finished,
+            failed=failed,
+        )
+        return self.background
+
+    def stop(self) -> None:
+        """Ends the thread of `go_on`, if there is one."""
+        if self.background is not None:
+            self.background.close()
+            self.background = None
 
     async def group(self, item: Item, *, size: int, sampling: SamplingParams) -> Group:
         """All completions of one item, unscored. Whatever the environment's code raises is raised.
@@ -80,17 +112,18 @@ class Rollouts:
             EngineError: the engine was not there before its deadline, or refuses the item.
         """
         made = [self.environment.rollout(item, index, self.model, sampling) for index in range(size)]
-        return _group_of(item, await asyncio.gather(*made))
+        return group_of(item, await asyncio.gather(*made))
 
     def close(self) -> None:
-        """Ends the environment and the event loop."""
+        """Ends the rollouts, the environment and the event loop."""
+        self.stop()
         self.environment.close()
         if self.loop is not None:
             self.loop.close()
             self.loop = None
 
     async def _sample(
-        self, wave: _Wave, sampling: SamplingParams, step: int | None, progress: Progress | None, judged: bool
+        self, wave: Wave, sampling: SamplingParams, step: int | None, progress: Progress | None, judged: bool
     ) -> list[Group]:
         assert isinstance(self.model, EngineModel)
         judge = self.judge if judged else None
@@ -103,13 +136,12 @@ class Rollouts:
         wave.progress = progress
         news = asyncio.Event()
         self.model.news = news
-        tasks = self._start(wave, sampling, news)
+        tasks = self.start(wave, sampling, news)
         try:
             while wave.missing:
-                if tasks:
-                    await asyncio.sleep(0)  # environment code goes on and asks the model
+                await asyncio.sleep(0)  # environment code, and others in this loop, go on and ask the model
                 if self.model.busy:
-                    self.model.pump(TURN_SECONDS if tasks else LONG_SECONDS)
+                    self.model.pump(TURN_SECONDS if tasks or self.background is not None else LONG_SECONDS)
                 elif wave.missing:
                     await self._news(news, wave)
                 if judge is not None:
@@ -125,7 +157,7 @@ class Rollouts:
             raise
         return wave.groups()
 
-    def _start(self, wave: _Wave, sampling: SamplingParams, news: asyncio.Event) -> set[asyncio.Task[None]]:
+    def start(self, wave: Wave, sampling: SamplingParams, news: asyncio.Event) -> set[asyncio.Task[None]]:
         """Asks for all completions at once where the environment is one prompt, one answer; else a task for each."""
         environment, model = self.environment, self.model
         plain = isinstance(environment, SingleTurnEnvironment) and (
@@ -145,7 +177,7 @@ class Rollouts:
                     tasks.add(task)
         return tasks
 
-    def _answered(self, wave: _Wave, place: int, index: int, output: EngineOutput | EngineError) -> None:
+    def _answered(self, wave: Wave, place: int, index: int, output: EngineOutput | EngineError) -> None:
         item = wave.items[place]
         assert isinstance(self.environment, SingleTurnEnvironment)
         if isinstance(output, EngineError):
@@ -153,7 +185,7 @@ class Rollouts:
         else:
             wave.put(place, index, self.environment.completion(item, output))
 
-    async def _roll_out(self, wave: _Wave, place: int, index: int, sampling: SamplingParams) -> None:
+    async def _roll_out(self, wave: Wave, place: int, index: int, sampling: SamplingParams) -> None:
         wave.put(place, index, await self._completion(wave.items[place], index, sampling))
 
     async def _completion(self, item: Item, index: int, sampling: SamplingParams) -> Completion:
@@ -172,7 +204,7 @@ class Rollouts:
             logger.warning("the rollout of %s, completion %d, failed: %s", item.key, index, _what(error))
             return _failed(item, error)
 
-    async def _news(self, news: asyncio.Event, wave: _Wave) -> None:
+    async def _news(self, news: asyncio.Event, wave: Wave) -> None:
         """Waits until environment code asks the model or ends.
 
         Raises:
@@ -187,43 +219,6 @@ class Rollouts:
                 f"{type(self.environment).__name__}: {wave.missing} completions wait for the environment's own code, "
                 f"which has done nothing for environment.timeout={seconds:g} s; one of them: {wave.first_missing()}"
             ) from None
-
-
-class _Wave:
-    """The items of one call, and the completions that are there already."""
-
-    def __init__(self, items: Sequence[Item], size: int) -> None:
-        self.items = items
-        self.size = size
-        self.made: list[list[Completion | None]] = [[None] * size for _ in items]
-        self.left = [size] * len(items)
-        self.missing = size * len(items)
-        self.done: dict[int, Group] = {}
-        self.finished: Callable[[Group], None] = lambda group: None
-        self.progress: Progress | None = None
-
-    def put(self, place: int, index: int, completion: Completion) -> None:
-        """Takes a completion; a group that is whole with it is finished."""
-        self.made[place][index] = completion
-        self.left[place] -= 1
-        self.missing -= 1
-        if self.progress is not None:
-            self.progress(completion)
-        if self.left[place] == 0:
-            group = _group_of(self.items[place], [one for one in self.made[place] if one is not None])
-            self.done[place] = group
-            self.finished(group)
-
-    def groups(self) -> list[Group]:
-        return [self.done[place] for place in range(len(self.items))]
-
-    def first_missing(self) -> str:
-        place = next(place for place, left in enumerate(self.left) if left)
-        return f"{self.items[place].key}, completion {self.made[place].index(None)}"
-
-
-def _group_of(item: Item, completions: Sequence[Completion]) -> Group:
-    return Group(id=item.prompt.id, completions=list(completions), prompt=item.prompt, epoch=item.epoch)
 
 
 def _failed(item: Item, error: Exception) -> Completion:

@@ -15,9 +15,7 @@ logger = getLogger(__name__)
 def train_loop(run: Run) -> None:
     """Trains until the last step or until the run is told to stop; the current step is always finished and saved."""
     monitor = run.monitor
-    learner, sync = run.parts.learner, run.parts.sync
-    deadline = run.cfg.weight_sync.timeout
-    sync.publish(learner.version).wait(deadline)
+    run.publish()
     if run.step == 0 and run.cfg.evaluation.at_start and run.evaluated_step < 0:
         run.evaluate()
     for step in remaining_steps(run):
@@ -33,7 +31,7 @@ def train_loop(run: Run) -> None:
         with monitor.phase("train"):
             metrics, report = run.train(step, groups, batch, report)
         with monitor.phase("sync"):
-            sync_seconds = sync.publish(learner.version).wait(deadline)
+            sync_seconds = run.publish()
         run.record(step, groups, report, metrics, sync_seconds)
     if run.finished and run.cfg.evaluation.at_end and run.evaluated_step < run.step:
         run.evaluate()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from logging import getLogger
+from pathlib import Path
 from typing import Any
 
 from shoal.config import ShoalConfig
-from shoal.errors import BudgetError, TrainingError
+from shoal.errors import BudgetError, ConfigError, TrainingError
 from shoal.monitor.monitor import Monitor
 from shoal.rewards.report import ScoreReport
 from shoal.rollout.environment import Item
@@ -47,6 +48,19 @@ class GroupSource(ABC):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from that position."""
+
+    def save(self, folder: Path) -> None:
+        """Writes what a checkpoint keeps beside `state_dict`, which was called before, into its folder."""
+
+    def load(self, folder: Path) -> None:
+        """The inverse of `save`, after `load_state_dict`."""
+
+    def published(self, version: int) -> None:
+        """Takes note that the engine holds this version."""
+
+    def standing(self) -> str:
+        """Who waits for whom, in words that change when anything moves."""
+        return ""
 
     def metrics(self) -> dict[str, float]:
         """What the last step's groups cost to get, by metric name."""
@@ -130,6 +144,11 @@ class SyncSource(GroupSource):
         return {"stream": self.stream.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state.get("pending"):
+            raise ConfigError(
+                "source.max_staleness=0: the checkpoint has prompts that were under way, which only rollouts ahead of "
+                "the learner finish: set source.max_staleness to 1 or more, as it was"
+            )
         self.stream.load_state_dict(state["stream"])
 
 

@@ -71,6 +71,24 @@ class Run:
             "made_up": self.cfg.run.made_up_advantages,
         }
 
+    def publish(self, *, now: bool = False) -> dict[str, float]:
+        """Has the engine hold the learner's weights where they are due, and tells the source. Seconds of each part."""
+        handle = self.parts.sync.publish(self.parts.learner.version, now=now)
+        seconds = handle.wait(self.cfg.weight_sync.timeout)
+        self.source.published(handle.version)
+        return seconds
+
+    def standing(self) -> str:
+        """What the run does now and who waits for whom, in words that change when anything moves."""
+        doing = self.monitor.progress.current_phase or "between two phases"
+        engine = self.parts.engine
+        parts = [
+            f"step {self.step + 1}: {doing}",
+            f"engine: version {engine.version}, {engine.in_flight} requests in flight",
+            self.source.standing(),
+        ]
+        return "; ".join(part for part in parts if part)
+
     def score_reference(self, groups: list[Group]) -> None:
         """Reference log-probs, and the KL's part of the reward where it goes there."""
         assert self.reference is not None
@@ -178,7 +196,7 @@ class Run:
     def evaluate(self) -> dict[str, float]:
         """Evaluates the weights of now; keeps the model where it is the best so far."""
         if self.parts.engine.version != self.parts.learner.version:  # weight_sync.every
-            self.parts.sync.publish(self.parts.learner.version, now=True).wait(self.cfg.weight_sync.timeout)
+            self.publish(now=True)
         with self.monitor.phase("evaluate"):
             metrics, self.samples = self.evaluator.run()
         self.refuse_broken(self.step, self.samples)
@@ -195,7 +213,12 @@ class Run:
     def save(self) -> Path:
         """Writes a checkpoint of this moment."""
         with self.monitor.phase("checkpoint"):
-            return self.checkpoints.save(self.step, self.state_dict(), self.parts.learner.save)
+            return self.checkpoints.save(self.step, self.state_dict(), self.write)
+
+    def write(self, folder: Path) -> None:
+        """Writes what is not in `state_dict` into a checkpoint's folder."""
+        self.parts.learner.save(folder)
+        self.source.save(folder)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the run stands: nothing that the configuration says, so that a resumed run goes by its own. What the
@@ -222,6 +245,7 @@ class Run:
         if self.reference:
             self.reference.load_state_dict(state["reference"])
         self.source.load_state_dict(state["source"])
+        self.source.load(checkpoint)
         self.parts.scorer.load_state_dict(state["scorer"], step)
         self.monitor.load_state_dict(state["monitor"])
         self.best_score = state["best_score"]

@@ -12,9 +12,29 @@ class SourceConfig:
 
     kind: str = option(
         "sync",
-        "sync: sample in each step. replay: groups recorded by an earlier run. rollout_api: groups posted by "
-        "environment processes",
-        choices=("sync", "replay", "rollout_api"),
+        "sync: sample in each step. async: sample while the learner trains. replay: groups recorded by an earlier run. "
+        "rollout_api: groups posted by environment processes",
+        choices=("sync", "async", "replay", "rollout_api"),
+    )
+    max_staleness: int = option(
+        4,
+        "async: most trained batches between the oldest weights that a completion was sampled with and those that are "
+        "trained on it. Never exceeded. 0: as sync",
+        least=0,
+    )
+    lead: int = option(
+        1, "async: steps that sampling runs ahead of training; sets the mean staleness. At most max_staleness", least=0
+    )
+    order: str = option(
+        "oldest",
+        "async: which finished groups are trained on first, where the bound leaves a choice",
+        choices=("oldest", "first_come"),
+    )
+    at_bound: str = option(
+        "wait",
+        "async: what the learner does if a group must be trained on now and is not finished. wait: it waits. cut: the "
+        "group's unfinished completions are ended, and masked as truncated",
+        choices=("wait", "cut"),
     )
     path: str | None = option(None, "Run folder whose recorded groups are replayed (run.record_groups=true there)")
     url: str = option("http://127.0.0.1:8000", "Server of scored groups: shoal serve api, or Atropos's run-api")

@@ -18,6 +18,12 @@ class RunConfig:
     group_size: int = option(8, "Completions of one prompt", least=2)
     record_groups: bool = option(False, "Write every step's groups, for source=replay")
     preflight: bool = option(True, "Start-up check: rewards, log-probs, memory, disk")
+    stall_warning: float = option(
+        300.0,
+        "Seconds without any progress after which the run says who waits for whom (as on SIGUSR1)",
+        least=0.1,
+        most=1e6,
+    )
     made_up_advantages: bool = option(
         False, "Train on alternating advantages where all rewards of a group are equal (set by --smoke-test)"
     )
