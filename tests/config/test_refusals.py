@@ -17,6 +17,8 @@ Values = dict[str, Any]
 
 SERVER: Values = {"engine.kind": "vllm_server", "weight_sync.kind": "broadcast"}
 
+AHEAD: Values = {**SERVER, "source.kind": "async", "algorithm.correction": "token_truncate"}
+
 # What is set on top of the default, and what mends it.
 EXAMPLES: list[tuple[Values, Values]] = [
     ({"run.episodes": 255}, {"run.episodes": 256}),
@@ -34,6 +36,12 @@ EXAMPLES: list[tuple[Values, Values]] = [
     ({"environment.min_allocation": 1.5}, {"environment.min_allocation": 1.0}),
     ({"environment.tool_timeout": 0.0}, {"environment.tool_timeout": 10.0}),
     ({"memory_profile.enabled": True, "memory_profile.interval": 0.0}, {"memory_profile.interval": 0.1}),
+    ({"source.kind": "async", "algorithm.correction": "token_truncate"}, SERVER),
+    ({"source.kind": "async"}, {"source.max_staleness": 0}),
+    ({**AHEAD, "algorithm.correction": "none"}, {"algorithm.correction": "token_truncate"}),
+    ({**AHEAD, "algorithm.correction": "none"}, {"algorithm.old_logprobs": "sampler"}),
+    ({**AHEAD, "source.lead": 5}, {"source.max_staleness": 5}),
+    ({**AHEAD, "weight_sync.every": 3}, {"source.lead": 2}),
     ({"data.path": "file.jsonl"}, {"data.task": "gsm8k", "model.name": "m"}),
     ({"data.task": "gsm8k", "data.path": "openai/gsm8k"}, {"model.name": "Qwen/Qwen3-0.6B"}),
     ({"reward.format.gate": True}, {"reward.format.pattern": "think_answer"}),
