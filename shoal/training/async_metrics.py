@@ -112,7 +112,16 @@ class Tally:
         if max(learner, engine) < SHARE:
             return ""
         if engine > learner:
-            return "the learner is the bottleneck: raise source.lead to let rollouts run further ahead"
+            return (
+                f"the learner is the bottleneck (the engine idles {engine:.0%} of the time): a faster device, or "
+                "fewer servers, balance them; source.lead moves it only where weight_sync.every is above 1"
+            )
         if sum(why == "due" for _, _, why in self.recent) > WINDOW // 2:
-            return "slow groups are the bottleneck: raise source.max_staleness, or set source.at_bound=cut"
-        return "rollouts are the bottleneck: give the engine more servers or processes"
+            return (
+                f"slow groups are the bottleneck (the learner idles {learner:.0%} of the time): raise "
+                "source.max_staleness, or set source.at_bound=cut"
+            )
+        return (
+            f"rollouts are the bottleneck (the learner idles {learner:.0%} of the time): raise engine.vllm.servers, or "
+            "source.lead where the engine has room for more groups"
+        )
