@@ -34,12 +34,15 @@ def peak(plan: dict[str, int]) -> int:
     return turns + sum(size for part, size in plan.items() if part not in ("kv_cache", *TRAINING))
 
 
-def estimate(cfg: ShoalConfig, runtime: Runtime, model_config: Any) -> dict[str, int]:
+def estimate(
+    cfg: ShoalConfig, runtime: Runtime, model_config: Any, longest_prompt: int | None = None
+) -> dict[str, int]:
     """Bytes by part: weights, gradients, optimizer, master, reference, engine, kv_cache, activations, logits, process.
 
     What vLLM takes, as the engine or the reference, is its own to plan and not in here.
     Weights are counted exactly, from the architecture; activations by the tensors that a common decoder layer keeps,
-    for one full micro-batch. Parts that a run does not have are 0.
+    for one full micro-batch; the KV cache for completions that all reach the limit, after prompts of `longest_prompt`
+    tokens (None: of data.max_prompt_tokens). Parts that a run does not have are 0.
     """
     text = model_config.get_text_config()
     item = runtime.param_dtype.itemsize
@@ -57,7 +60,7 @@ def estimate(cfg: ShoalConfig, runtime: Runtime, model_config: Any) -> dict[str,
         "master": trained * 4 if runtime.master_weights else 0,
         "reference": total * item if cfg.algorithm.kl_coef and not elsewhere else 0,
         "engine": engine_bytes(cfg, runtime, text, total, linear),
-        "kv_cache": cache_tokens(cfg, positions) * cache_bytes_per_token(text, item)
+        "kv_cache": cache_tokens(cfg, positions, longest_prompt) * cache_bytes_per_token(text, item)
         if cfg.engine.kind == "torch"
         else 0,
         "activations": activation_bytes(cfg, runtime, text),
@@ -122,9 +125,10 @@ def lora_parameters(cfg: ShoalConfig, model_config: Any) -> int:
     return count
 
 
-def cache_tokens(cfg: ShoalConfig, positions: int | None = None) -> int:
+def cache_tokens(cfg: ShoalConfig, positions: int | None = None, longest_prompt: int | None = None) -> int:
     """Most tokens in the KV cache at a time, of a model that can hold `positions` (None: any number)."""
-    each = cfg.data.max_prompt_tokens + cfg.sampling.max_new_tokens
+    prompt = cfg.data.max_prompt_tokens if longest_prompt is None else longest_prompt
+    each = prompt + cfg.sampling.max_new_tokens
     each = min(each, positions or each)
     most = min(cfg.engine.max_batch, cfg.run.prompts_per_step * cfg.run.group_size) * each
     return min(most, cfg.engine.max_cache_tokens or most)

@@ -18,6 +18,7 @@ from shoal.learners.memory_plan import estimate, peak
 from shoal.rewards.round_trips import round_trips
 from shoal.rewards.scorer import MISSING, Scorer
 from shoal.rollout.environment import CHECK_EPOCH, Item
+from shoal.rollout.open import kind_of
 from shoal.rollout.sampling import sampling_params
 from shoal.runtime import Runtime
 from shoal.tasks.base import Task
@@ -230,15 +231,34 @@ def check_logprobs(cfg: ShoalConfig, parts: Parts, tolerance: float) -> CheckRes
 
 
 def check_memory(plan: dict[str, int], runtime: Runtime) -> CheckResult:
-    """The plan against what the device has free, before anything big is allocated."""
-    if runtime.device.type == "cuda":
-        free = torch.cuda.mem_get_info(runtime.device)[0]
-    else:
-        free = psutil.virtual_memory().available
+    """The plan against what the device has free, before anything big is allocated.
+
+    The KV cache is planned for completions that all reach the limit. On a CPU it takes pages as completions grow, so a
+    run that has room for everything else is not refused: it is told what would happen, and which key bounds it.
+    """
+    on_gpu = runtime.device.type == "cuda"
+    free = torch.cuda.mem_get_info(runtime.device)[0] if on_gpu else psutil.virtual_memory().available
     total = peak(plan)
     largest = max(plan, key=lambda part: plan[part])
     detail = f"{total / GIB:.2f} GiB planned (most: {largest}, {plan[largest] / GIB:.2f}), {free / GIB:.1f} GiB free"
-    return CheckResult("memory", total <= free, detail)
+    without = peak({**plan, "kv_cache": 0})
+    if total <= free or without > free or on_gpu:
+        return CheckResult("memory", total <= free, detail)
+    return CheckResult(
+        "memory",
+        None,
+        f"{detail}: the KV cache takes that much only where all completions reach sampling.max_new_tokens at once; "
+        f"without it {without / GIB:.2f} GiB are planned. Lower engine.max_batch or set engine.max_cache_tokens to "
+        "bound it",
+    )
+
+
+def longest_prompt(cfg: ShoalConfig, task: Task) -> int | None:
+    """Tokens of the longest prompt that completions will follow; None where turns or environments add to prompts."""
+    prompts = (*task.train, *task.evaluation)
+    if cfg.source.kind == "rollout_api" or kind_of(cfg) != "single_turn" or not prompts:
+        return None
+    return max(len(prompt.token_ids) for prompt in prompts)
 
 
 def check_disk(cfg: ShoalConfig, folder: Path, checkpoint_bytes: int) -> CheckResult:
@@ -253,7 +273,7 @@ def check_disk(cfg: ShoalConfig, folder: Path, checkpoint_bytes: int) -> CheckRe
 
 def run_checks(cfg: ShoalConfig, parts: Parts, folder: Path) -> list[CheckResult]:
     """All checks, in the order of what they cost."""
-    plan = estimate(cfg, parts.runtime, parts.policy.model.config)
+    plan = estimate(cfg, parts.runtime, parts.policy.model.config, longest_prompt(cfg, parts.task))
     saved = sum(plan[part] for part in ("optimizer", "master") if part in plan)
     if cfg.model.train == "lora":  # the base stays where it came from
         trained = sum(parameter.numel() for parameter in parts.policy.model.parameters() if parameter.requires_grad)

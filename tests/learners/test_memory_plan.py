@@ -73,6 +73,13 @@ def test_the_cache_holds_prompts_and_completions_of_all_decoded_at_a_time(model_
     assert plan(model_folder("llama"), **keys, engine__max_cache_tokens=30)["kv_cache"] == 30 * 2 * 2 * 2 * 8 * 4
 
 
+def test_the_cache_of_known_prompts_is_planned_for_the_longest(model_folder: Any):
+    cfg = make_config(model_folder("llama"), data__max_prompt_tokens=10, sampling__max_new_tokens=6)
+    runtime, config = resolve_runtime(cfg.runtime, cfg.model), read_model_config(cfg)
+    found, known = (estimate(cfg, runtime, config, longest)["kv_cache"] for longest in (None, 4))
+    assert known == found * 10 // 16
+
+
 def kept_bytes(learner: LocalLearner, tokens: int) -> int:
     """Bytes that a training forward pass of the decoder keeps for its backward pass, weights aside."""
     kept: dict[int, int] = {}

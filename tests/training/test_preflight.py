@@ -29,6 +29,7 @@ from shoal.training.preflight import (
     check_memory,
     check_rewards,
     check_verifiers,
+    longest_prompt,
     run_checks,
 )
 from shoal.types import StopReason
@@ -216,6 +217,22 @@ def test_a_plan_larger_than_the_memory_fails_and_names_the_largest_part():
     result = check_memory({"weights": 10, "activations": 2 * free}, CPU)
     assert result.ok is False and "most: activations" in result.detail
     assert check_memory({"weights": 10}, CPU).ok is True
+
+
+def test_a_cache_that_long_completions_alone_would_fill_is_a_warning_on_a_cpu():
+    free = psutil.virtual_memory().available
+    result = check_memory({"weights": 10, "kv_cache": 2 * free}, CPU)
+    assert result.ok is None and "engine.max_cache_tokens" in result.detail
+    assert check_memory({"weights": 2 * free, "kv_cache": 2 * free}, CPU).ok is False
+
+
+def test_the_cache_is_planned_for_the_longest_prompt_where_nothing_is_added_to_it(configure: Configure, build: Build):
+    cfg = configure("data.max_prompt_tokens=500")
+    task = build(cfg).task
+    most = max(len(prompt.token_ids) for prompt in (*task.train, *task.evaluation))
+    assert longest_prompt(cfg, task) == most < 500
+    cfg.environment.kind = "tools"
+    assert longest_prompt(cfg, task) is None
 
 
 def test_room_is_needed_for_every_checkpoint_that_is_kept(
