@@ -1,11 +1,20 @@
 import os
 import pty
 import signal
+from collections.abc import Iterator
 from time import sleep
 
 import pytest
 
 from shoal.training.interrupt import graceful_stop
+
+
+@pytest.fixture
+def hangup() -> Iterator[None]:
+    """SIGHUP as in a terminal, also where the tests themselves run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -20,7 +29,7 @@ def test_a_signal_asks_for_a_stop_and_a_second_one_leaves_at_once(number: signal
     assert signal.getsignal(number) is before
 
 
-def test_a_closed_terminal_asks_for_a_stop_and_its_second_signal_changes_nothing() -> None:
+def test_a_closed_terminal_asks_for_a_stop_and_its_second_signal_changes_nothing(hangup: None) -> None:
     before = signal.getsignal(signal.SIGHUP)
     with graceful_stop() as stop:
         os.kill(os.getpid(), signal.SIGHUP)
@@ -41,7 +50,7 @@ def test_nohup_stays_nohup() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_what_is_said_after_the_terminal_has_gone_is_no_error() -> None:
+def test_what_is_said_after_the_terminal_has_gone_is_no_error(hangup: None) -> None:
     child, terminal = pty.fork()
     if child == 0:  # the process on the terminal that goes
         status = 1
