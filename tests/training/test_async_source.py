@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from collections.abc import Callable
 from math import inf
@@ -16,6 +18,8 @@ from shoal import train
 from shoal.config import ShoalConfig
 from shoal.engines.base import Request
 from shoal.errors import EngineError, TrainingError
+from shoal.monitor.progress import ProgressDisplay
+from shoal.training.async_source import AsyncSource
 from shoal.training.recording import GroupRecording
 from shoal.training.state import Run
 from shoal.types import Group, StopReason
@@ -248,3 +252,44 @@ def test_conversations_are_rolled_out_ahead_too(ahead: Ahead, tmp_path: Path):
     steps = recorded(tmp_path / "run")
     assert 0 < max(ages(steps)) <= 2
     assert len(set(names(steps))) == 2 * STEPS
+
+
+def test_a_signal_ends_a_wait_and_the_resumed_run_trains_on_what_was_waited_for(
+    ahead: Ahead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    waits: list[str] = []
+    told = AsyncSource._waiting
+
+    def wait_and_stop(self: AsyncSource, version: int) -> Any:
+        found = told(self, version)
+        if self._due(version):
+            os.kill(os.getpid(), signal.SIGTERM)
+            waits.append(self.standing())
+        return found
+
+    with monkeypatch.context() as once:
+        hold_back(once, until=inf)
+        once.setattr(AsyncSource, "_waiting", wait_and_stop)
+        summary = train(ahead("data.shuffle=false"), tmp_path / "run")
+    assert summary["status"] == "stopped"
+    assert not threads()
+    assert waits
+    train(ahead("data.shuffle=false", resume=tmp_path / "run"), tmp_path / "run")
+    steps = recorded(tmp_path / "run")
+    assert ("story/train/0", 0) in names(steps)
+    assert len(set(names(steps))) == 2 * STEPS
+    assert max(ages(steps)) <= 2
+
+
+def test_the_wait_for_a_group_that_is_due_names_it(ahead: Ahead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    said: list[str] = []
+    phase = ProgressDisplay.phase
+
+    def note(self: ProgressDisplay, name: str) -> None:
+        said.append(name)
+        phase(self, name)
+
+    monkeypatch.setattr(ProgressDisplay, "phase", note)
+    hold_back(monkeypatch, until=inf)
+    train(ahead("data.shuffle=false", "source.at_bound=cut"), tmp_path / "run")
+    assert "the learner waits for group 0 (version 0, 3 of 4 done, due)" in said
