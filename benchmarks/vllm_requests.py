@@ -23,9 +23,9 @@ from story_shape import story_shaped_model
 
 from shoal.config.nodes.vllm import VllmConfig
 from shoal.engines.base import Request, SamplingParams
+from shoal.engines.servers.requests import RequestForm
 from shoal.engines.vllm.arguments import VllmArguments
 from shoal.engines.vllm.in_process import InProcessVllmEngine
-from shoal.engines.vllm.requests import RequestForm
 from shoal.engines.vllm.server_engine import VllmServerEngine
 from shoal.tasks.story import story_tokenizer
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import asdict
 from logging import getLogger
 from pathlib import Path
 from time import monotonic
@@ -16,18 +17,20 @@ from shoal.config import ShoalConfig
 from shoal.config.cautions import cautions
 from shoal.engines.base import Engine
 from shoal.engines.builtin.engine import TorchEngine
+from shoal.engines.processes.engine import POSITIONS, ProcessArguments, ProcessEngine
 from shoal.engines.served.engine import ServedEngine
+from shoal.engines.servers.requests import RequestForm
 from shoal.engines.stopping import eos_ids, text_decoder
 from shoal.engines.vllm.arguments import longest, policy_arguments
 from shoal.engines.vllm.compat import check_vllm
 from shoal.engines.vllm.in_process import InProcessVllmEngine
-from shoal.engines.vllm.requests import RequestForm
 from shoal.engines.vllm.server_engine import VllmServerEngine
 from shoal.errors import ConfigError
 from shoal.learners.base import Learner
 from shoal.learners.local import LocalLearner
 from shoal.learners.model import Policy
 from shoal.learners.own_tokens import rounding
+from shoal.models.adapters import whole_model
 from shoal.models.tokenizer_notes import tokenizer_notes
 from shoal.monitor.monitor import Monitor
 from shoal.references.base import Reference
@@ -135,6 +138,8 @@ def build_engine(cfg: ShoalConfig, policy: Policy, runtime: Runtime, folder: Pat
         if cfg.engine.kind == "vllm":
             return InProcessVllmEngine(arguments, form, cfg.engine.vllm.request_timeout)
         return VllmServerEngine(arguments, form, servers_of(cfg), (folder or Path(cfg.run.root)) / "logs")
+    if cfg.engine.processes:
+        return build_processes(cfg, policy, runtime, (folder or Path(cfg.run.root)) / "logs")
     # Environments ask the engine of a run that they send groups to.
     kind = ServedEngine if cfg.source.kind == "rollout_api" else TorchEngine
     return kind(
@@ -144,6 +149,39 @@ def build_engine(cfg: ShoalConfig, policy: Policy, runtime: Runtime, folder: Pat
         max_cache_tokens=cfg.engine.max_cache_tokens,
         compute_dtype=runtime.compute_dtype,
     )
+
+
+def build_processes(cfg: ShoalConfig, policy: Policy, runtime: Runtime, folder: Path) -> ProcessEngine:
+    """The built-in engine in `engine.processes`. They start from the model that the policy was loaded from; what was
+    trained, or merged, since then comes with the first publication."""
+    model = asdict(cfg.model) | {
+        "tokenizer": policy.tokenizer.name_or_path,
+        "revision": whole_model(cfg.model.name, cfg.model.revision)[1],
+    }
+    arguments = [
+        ProcessArguments(
+            name=policy.causal_lm.name_or_path,
+            model=model,
+            device=str(process_device(runtime.device, number)),
+            param_dtype=str(runtime.param_dtype).removeprefix("torch."),
+            compute_dtype=str(runtime.compute_dtype).removeprefix("torch.") if runtime.compute_dtype else None,
+            attention=runtime.attention,
+            threads=cfg.engine.threads,
+            tune_malloc=cfg.runtime.tune_malloc,
+            max_batch=cfg.engine.max_batch,
+            max_cache_tokens=cfg.engine.max_cache_tokens,
+        )
+        for number in range(cfg.engine.processes)
+    ]
+    form = RequestForm(policy.causal_lm, policy.tokenizer, policy.max_positions, longest(cfg), POSITIONS)
+    return ProcessEngine(arguments, form, timeout=cfg.engine.timeout, restarts=cfg.engine.restarts, folder=folder)
+
+
+def process_device(learner: torch.device, number: int) -> torch.device:
+    """The device of an engine process: the learner's kind; of several GPUs those after the learner's, in turn."""
+    if learner.type != "cuda":
+        return learner
+    return torch.device("cuda", ((learner.index or 0) + 1 + number) % torch.cuda.device_count())
 
 
 def build_weight_sync(

@@ -92,6 +92,7 @@ class ChildProcess(subprocess.Popen[bytes]):
     def stop(self, seconds: float = STOP_SECONDS) -> bool:
         """Ends it and all that it started: it is asked to, and after `seconds` killed. False where it had to be."""
         self.terminate()
+        self.send_signal(signal.SIGCONT)  # one that is stopped would not hear of it
         orderly = True
         try:
             self.wait(seconds)

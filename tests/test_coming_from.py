@@ -18,7 +18,7 @@ from shoal.config.compose import compose_config, search_folder
 from shoal.config.keys import all_keys, holder_of
 from shoal.config.overrides import GROUPS, check_overrides
 from shoal.engines.vllm.arguments import VllmArguments
-from shoal.engines.vllm.process import ServerProcess
+from shoal.engines.vllm.process import VllmProcess
 from shoal.network import free_port
 
 PAGE = (Path(__file__).parent.parent / "docs" / "coming-from.md").read_text(encoding="utf-8")
@@ -121,7 +121,7 @@ def endpoint(model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[l
     """A reference that someone else runs: the overrides that find it."""
     port = free_port("127.0.0.1")
     log = tmp_path_factory.mktemp("endpoint") / "server.log"
-    server = ServerProcess(
+    server = VllmProcess(
         [
             f"--model={model}",
             "--dtype=float32",

@@ -25,7 +25,7 @@ LEVELS = (
     "monitor",
     "training",
     "cluster rollout_api view",
-    "build",
+    "build engine_process",
     "api",
     "cli shoal",
 )

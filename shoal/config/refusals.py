@@ -112,9 +112,10 @@ def _ahead(c: ShoalConfig) -> bool:
 
 ASYNC = (
     Refusal(
-        lambda c: _ahead(c) and c.engine.kind != "vllm_server",
+        lambda c: _ahead(c) and c.engine.kind != "vllm_server" and not c.engine.processes,
         "source=async with engine={c.engine.kind}: that engine works in the learner's process, where only one of them "
-        "runs at a time: set engine=vllm_server weight_sync=broadcast, or source.max_staleness=0",
+        "runs at a time: set engine=torch engine.processes=1 weight_sync=broadcast, or engine=vllm_server, or "
+        "source.max_staleness=0",
     ),
     Refusal(
         lambda c: _ahead(c) and c.algorithm.correction == "none" and c.algorithm.old_logprobs == "learner",
@@ -379,6 +380,24 @@ MACHINE = (
     ),
 )
 
+PROCESSES = (
+    Refusal(
+        lambda c: c.engine.processes > 0 and c.engine.kind != "torch",
+        "engine.processes={c.engine.processes} are those of engine=torch: with engine={c.engine.kind} set it to 0 "
+        "(engine.vllm.servers counts the servers of engine=vllm_server)",
+    ),
+    Refusal(
+        lambda c: c.engine.processes > 0 and c.weight_sync.kind == "in_place",
+        "engine.processes={c.engine.processes} have weights of their own, but weight_sync=in_place shares the "
+        "learner's module: set weight_sync=broadcast, or engine.processes=0",
+    ),
+    Refusal(
+        lambda c: c.engine.processes == 0 and c.engine.kind == "torch" and c.weight_sync.kind != "in_place",
+        "engine=torch weight_sync={c.weight_sync.kind} do not go together in the learner's process; the nearest "
+        "combination that works has weight_sync=in_place, or engine.processes=1 beside weight_sync=broadcast",
+    ),
+)
+
 WEIGHT_SYNC = (
     Refusal(
         lambda c: c.weight_sync.kind == "lora" and c.model.train != "lora",
@@ -386,7 +405,7 @@ WEIGHT_SYNC = (
         "model.train=lora, or weight_sync=broadcast",
     ),
     Refusal(
-        lambda c: c.weight_sync.kind == "shared" and c.model.train == "lora",
+        lambda c: c.weight_sync.kind == "shared" and c.model.train == "lora" and c.engine.kind != "torch",
         "weight_sync=shared shares the base's memory, in which adapters are not merged: set weight_sync=lora, or "
         "model.train=full",
     ),
@@ -400,7 +419,10 @@ WEIGHT_SYNC = (
         "weight_sync=shared is for one server, whose memory the learner's is: set weight_sync=broadcast for several",
     ),
     Refusal(
-        lambda c: c.weight_sync.every > 1 and c.weight_sync.kind in ("in_place", "shared"),
+        lambda c: (
+            c.weight_sync.every > 1
+            and (c.weight_sync.kind == "in_place" or (c.weight_sync.kind == "shared" and c.engine.kind != "torch"))
+        ),
         "weight_sync.every={c.weight_sync.every}: with weight_sync={c.weight_sync.kind} the engine has the learner's "
         "weights at once: set it to 1, or weight_sync=broadcast with engine=vllm_server",
     ),
@@ -477,4 +499,6 @@ VLLM = (
     ),
 )
 
-REFUSALS = RUN + ASYNC + DATA + NONSENSE + JUDGES + SAMPLING + ALGORITHM + OPTIMIZER + MACHINE + VLLM + WEIGHT_SYNC
+REFUSALS = (
+    RUN + ASYNC + DATA + NONSENSE + JUDGES + SAMPLING + ALGORITHM + OPTIMIZER + MACHINE + PROCESSES + VLLM + WEIGHT_SYNC
+)

@@ -24,6 +24,12 @@ WORKING_KINDS: tuple[Mapping[str, tuple[str, ...]], ...] = (
         "learner": ("local",),
         "weight_sync": ("in_place",),
     },
+    {  # in processes of its own: see PROCESSES in refusals.py
+        "source": ("sync", "async", "replay"),
+        "engine": ("torch",),
+        "learner": ("local",),
+        "weight_sync": ("broadcast", "shared"),
+    },
     {
         "source": ("sync", "async", "replay"),
         "engine": ("vllm_server", "vllm"),

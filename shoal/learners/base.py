@@ -82,6 +82,10 @@ class Learner(ABC):
         """
         raise ConfigError(f"{type(self).__name__} sends no weights: weight_sync=broadcast needs a learner that does")
 
+    def write_weights(self, file: Path, version: int) -> None:
+        """Writes all weights of `weight_specs` into a buffer in shared memory (wire/buffers.py)."""
+        raise ConfigError(f"{type(self).__name__} writes no weights into shared memory: set weight_sync=broadcast")
+
     def leave(self) -> None:
         """Leaves the group that it joined, if any."""
 

@@ -27,6 +27,7 @@ from shoal.learners.saved import LEARNER, read_learner
 from shoal.learners.step import Minibatch, NonFiniteError, TokenTable, minibatches, skipped_share
 from shoal.runtime import Runtime
 from shoal.types import Batch, Segment
+from shoal.wire.buffers import write_buffer
 from shoal.wire.stream import Meeting, WeightGroup, WeightSpec, bucket_size, send
 
 logger = getLogger(__name__)
@@ -285,6 +286,9 @@ class LocalLearner(Learner):
             raise RuntimeError(f"the learner is not in the group {meeting.name}")
         _, group = self.group
         send(group, self.named_weights(), bucket_size(self.weight_specs()), self._wire_device)
+
+    def write_weights(self, file: Path, version: int) -> None:
+        write_buffer(file, self.weight_specs(), self.named_weights(), version)
 
     @property
     def _wire_device(self) -> torch.device:

@@ -11,12 +11,12 @@ from typing import Any
 import httpx
 
 from shoal.config import ShoalConfig
+from shoal.engines.servers.requests import scored, scoring_request
 from shoal.engines.vllm import compat as vllm_compat
 from shoal.engines.vllm.arguments import VllmArguments, longest, on_device
 from shoal.engines.vllm.client import PlainVllmClient, VllmClient
 from shoal.engines.vllm.endpoint import check_endpoint, has_shoal_routes, key_or_environment
-from shoal.engines.vllm.process import ServerProcess
-from shoal.engines.vllm.requests import scored, scoring_request
+from shoal.engines.vllm.process import VllmProcess
 from shoal.errors import EngineError
 from shoal.learners.model import Policy, load_frozen
 from shoal.models.adapters import adapter_base
@@ -46,7 +46,7 @@ class VllmReference(Reference):
         *,
         concurrency: int,
         retries: int,
-        process: ServerProcess | None = None,
+        process: VllmProcess | None = None,
         arguments: VllmArguments | None = None,
     ) -> None:
         self.client = client
@@ -115,7 +115,7 @@ def launched_reference(cfg: ShoalConfig, policy: Policy, runtime: Runtime, folde
     vllm_compat.check_vllm()
     arguments = reference_arguments(cfg, policy, runtime, folder)
     key = key_or_environment(cfg.reference.api_key)
-    process = ServerProcess(
+    process = VllmProcess(
         arguments.line(),
         arguments.environment() | ({"VLLM_API_KEY": key} if key else {}),
         host=cfg.reference.host,

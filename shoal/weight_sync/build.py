@@ -14,6 +14,7 @@ from shoal.errors import ConfigError
 from shoal.learners.local import LocalLearner
 from shoal.models.adapters import adapter_base, rank_of
 from shoal.weight_sync.broadcast import BroadcastSync
+from shoal.weight_sync.buffers import BufferSync
 from shoal.weight_sync.check import SelfCheck
 from shoal.weight_sync.lora import LoraSync
 from shoal.weight_sync.restart import RestartSync
@@ -33,7 +34,9 @@ def build_server_sync(
     sync = cfg.weight_sync
     place = folder / "weight_sync" if folder else Path(mkdtemp(prefix="shoal_weight_sync_"))
     found: ServerSync
-    if sync.kind == "broadcast":
+    if sync.kind == "shared" and cfg.engine.kind == "torch":
+        found = BufferSync(sync, learner, engine, check, place)
+    elif sync.kind == "broadcast":
         found = BroadcastSync(sync, learner, engine, check)
     elif sync.kind == "restart":
         found = RestartSync(sync, learner, engine, check, place, fresh=adapter_base(cfg.model.name) is None)

@@ -21,6 +21,12 @@ AHEAD: Values = {**SERVER, "source.kind": "async", "algorithm.correction": "toke
 
 # What is set on top of the default, and what mends it.
 EXAMPLES: list[tuple[Values, Values]] = [
+    (
+        {"engine.processes": 2, "engine.kind": "vllm_server", "weight_sync.kind": "broadcast"},
+        {"engine.processes": 0},
+    ),
+    ({"engine.processes": 2}, {"weight_sync.kind": "broadcast"}),
+    ({"engine.kind": "torch", "weight_sync.kind": "broadcast"}, {"engine.processes": 1}),
     ({"run.episodes": 255}, {"run.episodes": 256}),
     ({"run.name": ""}, {"run.name": None}),
     ({"run.made_up_advantages": True, "algorithm.zero_variance": "drop"}, {"algorithm.zero_variance": "keep"}),

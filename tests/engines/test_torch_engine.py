@@ -338,3 +338,41 @@ def test_a_short_prompt_that_was_prefilled_beside_a_long_one_is_held_for_the_res
     engine = engine_for(qwen, tokenizer, max_batch=8, max_cache_tokens=8 * (longer + 8))
     monkeypatch.setattr(engine, "_worth_admitting", lambda: not engine.rows.alive.any())
     assert [one.token_ids for one in engine.generate(requests)] == [one.token_ids for one in whole]
+
+
+@pytest.mark.parametrize(("name", "share_from"), [("qwen3", 0), ("qwen3", 64), ("mistral", 64), ("gpt2", 64)])
+def test_completions_in_flight_go_on_by_new_weights_alone(
+    name: str, share_from: int, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shoal.engines.builtin.cache.SHARE_FROM", share_from)
+    monkeypatch.setattr("shoal.engines.builtin.engine.PREFILL_TOKENS", 64)  # several passes
+    old, model = build(name), build(name)
+    engine = engine_for(model, tokenizer, max_batch=20)
+    requests = [
+        replace(request, sampling=SamplingParams(5 + 7 * i % 23)) for i, request in enumerate(make_requests(8, 5))
+    ]
+    engine.submit(requests)
+    outputs = engine.poll(60.0)
+    counts = engine.in_flight_counts()
+    assert len(counts) == 40 - len(outputs) and 0 < sum(map(bool, counts.values())) <= 20
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+    engine.refresh(1)
+    engine.recompute()
+    while engine.in_flight:
+        outputs += engine.poll(60.0)
+    prompts = {request.id: request.prompt_ids for request in requests}
+    for output in outputs:
+        switch = counts.get(output.request_id, len(output.token_ids))
+        assert output.versions == [(0, 0), (switch, 1)] if 0 < switch < len(output.token_ids) else output.versions
+        by_old, by_new = (plain_logprobs(one, prompts[output.request_id], output.token_ids) for one in (old, model))
+        assert output.logprobs == pytest.approx([*by_old[:switch], *by_new[switch:]], abs=1e-4)
+
+
+def test_nothing_in_flight_is_nothing_to_recompute(qwen: Any, tokenizer: Any) -> None:
+    engine = engine_for(qwen, tokenizer)
+    expected = engine.generate(make_requests(2, 2))
+    engine.refresh(1)
+    engine.recompute()
+    assert [one.token_ids for one in engine.generate(make_requests(2, 2))] == [one.token_ids for one in expected]

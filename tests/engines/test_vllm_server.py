@@ -247,11 +247,11 @@ def test_two_servers_share_the_load_and_a_group_stays_on_one(
 
 OWNER = """
 import sys, time
-from shoal.engines.vllm.process import ServerProcess
+from shoal.engines.vllm.process import VllmProcess
 from pathlib import Path
 from vllm_tiny import tiny_arguments
 line = tiny_arguments(Path(sys.argv[1]))
-server = ServerProcess(line.line(), line.environment(), host="127.0.0.1", port=0, log=Path(sys.argv[2]),
+server = VllmProcess(line.line(), line.environment(), host="127.0.0.1", port=0, log=Path(sys.argv[2]),
                        start_timeout=600.0, key="engine.vllm")
 print(server.process.pid, flush=True)
 server.wait_until_healthy()

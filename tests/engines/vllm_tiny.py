@@ -9,8 +9,8 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from shoal.config.nodes.vllm import VllmConfig
+from shoal.engines.servers.requests import RequestForm
 from shoal.engines.vllm.arguments import VllmArguments
-from shoal.engines.vllm.requests import RequestForm
 from shoal.engines.vllm.server_engine import VllmServerEngine
 
 API_KEY = "a key of the tests"

@@ -71,6 +71,17 @@ class EngineConfig:
     )
     max_batch: int = option(256, "Most completions decoded at a time", least=1)
     max_cache_tokens: int = option(0, "Most tokens held in the KV cache. 0: no bound but max_batch", least=0)
+    processes: int = option(
+        0, "engine=torch: processes of its own that sample. 0: none, it samples in the learner's process", least=0
+    )
+    threads: int = option(1, "CPU threads of each of engine.processes", least=1, most=256)
+    timeout: float = option(
+        600.0,
+        "Seconds without any completion, or for one call, before one of engine.processes counts as hanging",
+        least=1,
+        most=1e6,
+    )
+    restarts: int = option(5, "Most restarts of engine.processes in a run; then the run stops", least=0)
     serve_host: str = option(
         "127.0.0.1", "With source=rollout_api: address on which the engine is served to environments"
     )
@@ -104,8 +115,8 @@ class WeightSyncConfig:
 
     kind: str = option(
         "in_place",
-        "in_place: engine and learner share one module. For vLLM: broadcast: a process group. shared: shared memory. "
-        "lora: adapter hot-swap. restart: checkpoint and restart",
+        "in_place: engine and learner share one module. For vLLM and engine.processes: broadcast: a process group. "
+        "shared: shared memory. For vLLM: lora: adapter hot-swap. restart: checkpoint and restart",
         choices=("in_place", "broadcast", "shared", "lora", "restart"),
     )
     every: int = option(

@@ -85,6 +85,7 @@ class TorchEngine(Engine):
         self.queue = Queue()
         self.rows = Rows()
         self.ready: deque[EngineOutput] = deque()
+        self.cache: KVCache | None = None
         self._reset_cache()
         self._reset_statistics()
 
@@ -104,6 +105,46 @@ class TorchEngine(Engine):
         for running, count, alive in zip(self.rows.running, self.rows.counts, self.rows.alive, strict=True):
             if alive:
                 running.stamp(int(count), version)
+
+    def recompute(self) -> None:
+        """Runs what completions in flight have so far once more by the weights of now: their next tokens then follow
+        keys and values of these weights alone. Tokens and log-probs that were sampled stay as they are."""
+        self._drop_dead_rows()
+        if not len(self.rows):
+            self.cache = None
+            return
+        rows = self.rows
+        held = [
+            (*running.request.prompt_ids, *tokens[: count - 1])
+            for running, tokens, count in zip(rows.running, rows.tokens.tolist(), rows.counts, strict=True)
+        ]
+        # Completions of one lane have the same newest token too, which is not in the cache.
+        places: dict[tuple[tuple[int, ...], int], int] = {}
+        rows.lanes = np.array(
+            [places.setdefault((ids, int(newest)), len(places)) for ids, newest in zip(held, rows.newest, strict=True)],
+            dtype=np.int64,
+        )
+        sequences = [list(ids) for ids, _ in places]
+        longest, ahead = int(rows.lengths.max()), int(rows.remaining.max())
+        at_once = max(PREFILL_TOKENS // longest, 1)
+        with self.decoder.running():
+            cache = self.decoder.new_cache(*self._size(len(rows), longest + ahead, ahead))
+            cache.end = longest
+            for first in range(0, len(sequences), at_once):
+                part = sequences[first : first + at_once]
+                prefilled, _ = self.decoder.prefill(part)
+                cache.append(prefilled, torch.arange(len(part), device=self.device))
+            self.cache = cache
+            self._use_lanes()
+        self.prefill_tokens += sum(map(len, sequences))
+
+    def in_flight_counts(self) -> dict[str, int]:
+        """Tokens sampled so far of every request that has not ended, by id."""
+        counts = {request.id: 0 for request in self.queue}
+        for running, count, alive in zip(self.rows.running, self.rows.counts, self.rows.alive, strict=True):
+            if alive:
+                counts[running.request.id] = int(count)
+        return counts
 
     def submit(self, requests: Sequence[Request]) -> None:
         known = {row.request.id for row, alive in zip(self.rows.running, self.rows.alive, strict=True) if alive}
@@ -205,7 +246,7 @@ class TorchEngine(Engine):
 
     def _reset_cache(self) -> None:
         self.rows = Rows()
-        self.cache: KVCache | None = None
+        self.cache = None
         self.prefix = None
 
     # One step: fill free places, decode one token for each lane, end what is complete.

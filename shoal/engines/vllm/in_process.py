@@ -18,10 +18,11 @@ import torch
 
 from shoal.engines.base import Engine, EngineOutput, Request
 from shoal.engines.servers.control import PAUSE_MODES, Control
+from shoal.engines.servers.load import LoadMetrics
+from shoal.engines.servers.requests import TEMPERATURE_1, RequestForm, output_of, scored, stamp
 from shoal.engines.vllm import compat as vllm_compat
 from shoal.engines.vllm.arguments import VllmArguments
-from shoal.engines.vllm.metrics import LoadMetrics, read_process_metrics
-from shoal.engines.vllm.requests import TEMPERATURE_1, RequestForm, output_of, scored, stamp
+from shoal.engines.vllm.metrics import read_process_metrics
 from shoal.errors import EngineError
 from shoal.types import Segment
 

@@ -12,12 +12,12 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from shoal.engines.servers.process import refuse_taken_port
 from shoal.engines.vllm.arguments import SERVED_NAME, VllmArguments, lora_room, on_device
 from shoal.engines.vllm.compat import check_vllm
 from shoal.engines.vllm.endpoint import API_KEY_VARIABLE
 from shoal.engines.vllm.inside import app as vllm_app
 from shoal.engines.vllm.inside.routes import BRIDGE
-from shoal.engines.vllm.process import refuse_taken_port
 from shoal.errors import ConfigError
 from shoal.network import refuse_public_without_token
 

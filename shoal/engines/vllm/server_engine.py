@@ -2,59 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import Future
-from contextlib import ExitStack
-from logging import getLogger
 from pathlib import Path
-from threading import Condition, RLock, Thread
-from time import monotonic
-from typing import Any
 
-import httpx
 import torch
 
 from shoal.config.nodes.vllm import VllmConfig
-from shoal.engines.base import Engine, EngineOutput, Request
-from shoal.engines.servers.control import Control
+from shoal.engines.servers.engine import ServersEngine
+from shoal.engines.servers.requests import RequestForm
+from shoal.engines.servers.server import Owner, Server
 from shoal.engines.vllm import compat as vllm_compat
 from shoal.engines.vllm.arguments import VllmArguments
+from shoal.engines.vllm.client import VllmClient
 from shoal.engines.vllm.endpoint import check_endpoint, key_or_environment
-from shoal.engines.vllm.metrics import LoadMetrics
-from shoal.engines.vllm.process import ServerProcess
-from shoal.engines.vllm.requests import TEMPERATURE_1, RequestForm, output_of, scored, stamp
-from shoal.engines.vllm.server import VllmServer
-from shoal.errors import EngineError
-from shoal.types import Segment
-
-logger = getLogger(__name__)
-
-LOOK_SECONDS = 1.0  # between looks at the servers' load
-ABORT_SECONDS = 0.2  # between attempts: a request that is still on its way to the server is not known there
-NOT_ASKED = -1
+from shoal.engines.vllm.process import VllmProcess
 
 
-class SentRequest:
-    """A request that has not come out yet, and the server that has it."""
+class VllmServer(VllmClient, Server):
+    """One vLLM."""
 
-    def __init__(self, form: dict[str, Any], group: str, version: int) -> None:
-        self.form = form
-        self.group = group
-        self.versions = [(0, version)]
-        self.server: VllmServer
-        self.incarnation = NOT_ASKED
-        self.unwanted = False  # aborted by its owner, so not asked again
-        self.paused_at: int | None = None  # tokens that it had when generation was paused
+    option = "engine.vllm"
+    timeout_key = "engine.vllm.request_timeout"
 
 
-class VllmServerEngine(Engine):
-    """Spreads requests over servers, those of one group to one server, whose prefix cache then holds their prompt.
-
-    A thread of its own talks to the servers. One that dies or hangs is started again, given the present weights by
-    `restore`, and asked again for what it owed; a result of its earlier life is not taken, so each completion comes out
-    once.
+class VllmServerEngine(ServersEngine):
+    """vLLM's servers.
 
     Args:
         arguments: What launched servers are started with.
@@ -66,357 +37,16 @@ class VllmServerEngine(Engine):
         EngineError: a server does not start, or an endpoint does not answer.
     """
 
-    restore: Callable[[Control], None] | None = None
-    """Gives a server that was started again the weights of now; the weight sync sets it."""
-
     def __init__(self, arguments: VllmArguments, form: RequestForm, cfg: VllmConfig, folder: Path) -> None:
-        self.form = form
-        self.timeout = cfg.request_timeout
-        self.restarts_left = cfg.restarts
-        self.flights: dict[str, SentRequest] = {}
-        self.ready: deque[EngineOutput] = deque()
-        self.refused: EngineError | None = None
-        self.broken: list[tuple[VllmServer, int, str]] = []
-        self.changed = Condition(RLock())
-        self.reviving = RLock()
-        self.paused: set[str] = set()
-        self.down: set[VllmServer] = set()
-        self.load = LoadMetrics()
-        self.busy_since: float | None = None
-        self.last_news = monotonic()
-        self.looking = False
-        self.loop = asyncio.new_event_loop()
-        self.thread = Thread(target=self.loop.run_forever, name="vLLM requests", daemon=True)
-        self.thread.start()
-        self.servers: list[VllmServer] = []
-        self.clients: dict[str, httpx.AsyncClient] = {}
-        try:
-            self.servers = connect(self, cfg) if cfg.endpoints else launch(self, arguments, cfg, folder)
-        except BaseException:
-            self.close()
-            raise
-        self.replicas: list[Control] = list(self.servers)
-        self.clients = {server.url: server.connection(patient=True) for server in self.servers}
-
-    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """Waits for a coroutine in the event loop; what it does has deadlines of its own."""
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result()
-
-    # Requests and completions.
-
-    def submit(self, requests: Sequence[Request]) -> None:
-        forms = [self.form.sampling(request) for request in requests]
-        with self.changed:
-            known = {*self.flights, *(output.request_id for output in self.ready)}
-            for request in requests:
-                if request.id in known:
-                    raise ValueError(f"request {request.id}: this id is queued already; ids must differ")
-                known.add(request.id)
-            new = [
-                SentRequest(form, request.group or request.id, self.version)
-                for form, request in zip(forms, requests, strict=True)
-            ]
-            homes = {flight.group: flight.server for flight in self.flights.values()}
-            for flight in new:
-                if flight.group not in homes:
-                    homes[flight.group] = min(self.servers, key=lambda server: server.in_flight)
-                flight.server = homes[flight.group]
-                flight.paused_at = 0 if flight.server.url in self.paused else None
-                flight.server.in_flight += 1
-                self.flights[flight.form["id"]] = flight
-            if self.busy_since is None and new:
-                self.busy_since = self.last_news = monotonic()
-                if not self.looking:
-                    self.looking = True
-                    asyncio.run_coroutine_threadsafe(self._look_at_load(), self.loop)
-            for server in self.servers:
-                self._ask(server)
-
-    def _ask(self, server: VllmServer) -> None:
-        """Asks a server for all that its present life does not know of; one that is down is asked when it is back."""
-        with self.changed:
-            if server in self.down:
-                return
-            owed = [
-                flight
-                for flight in self.flights.values()
-                if flight.server is server and flight.incarnation != server.incarnation
-            ]
-            for flight in owed:
-                flight.incarnation = server.incarnation
-                flight.versions = [(0, self.version)]
-                flight.paused_at = 0 if server.url in self.paused else None
-        if owed:
-            self._begin(self._stream(server, server.incarnation, owed), server)
-
-    def _begin(self, work: Coroutine[Any, Any, None], server: VllmServer) -> None:
-        """Starts a coroutine in the event loop. An error that it does not see to itself ends the wait for completions,
-        instead of leaving it to the deadline."""
-
-        def ended(done: Future[None]) -> None:
-            error = None if done.cancelled() else done.exception()
-            if error is not None:
-                with self.changed:
-                    self.refused = EngineError(
-                        f"{server.name} answers what cannot be read ({type(error).__name__}: {error}); "
-                        f"{server.where_to_look()}"
-                    )
-                    self.refused.__cause__ = error
-                    self.changed.notify_all()
-
-        asyncio.run_coroutine_threadsafe(work, self.loop).add_done_callback(ended)
-
-    async def _stream(self, server: VllmServer, incarnation: int, flights: Sequence[SentRequest]) -> None:
-        """Takes in what a server gives for these requests; a stream that breaks is left to `_mend`."""
-        try:
-            if server.incarnation != incarnation:
-                return  # it died meanwhile, and is asked again when it is back
-            async for result in server.ask(self.clients[server.url], [flight.form for flight in flights]):
-                self._arrived(server, incarnation, result)
-        except httpx.HTTPError as error:
-            with self.changed:
-                self.broken.append((server, incarnation, f"{type(error).__name__}: {error}"))
-                self.changed.notify_all()
-        except EngineError as error:  # asking again would not help
-            with self.changed:
-                self.refused = error
-                self.changed.notify_all()
-
-    def _arrived(self, server: VllmServer, incarnation: int, result: Mapping[str, Any]) -> None:
-        with self.changed:
-            flight = self.flights.get(result["id"])
-            if flight is None or flight.server is not server or flight.incarnation != incarnation:
-                return
-            if result.get("reason") == "abort" and not flight.unwanted:
-                # Ended for an update of the weights: it begins anew, with the same seed.
-                flight.incarnation = NOT_ASKED
-                self._ask(server)
-                # Also where the reply to the pause is still on its way: it is sampled once generation goes on.
-                flight.paused_at = 0
-                return
-            output = output_of(result, flight.versions)
-            del self.flights[result["id"]]
-            server.in_flight -= 1
-            self.load.count(output)
-            self.ready.append(output)
-            if not self.flights and self.busy_since is not None:
-                self.load.seconds += monotonic() - self.busy_since
-                self.busy_since = None
-            self.changed.notify_all()
-
-    def poll(self, timeout: float) -> list[EngineOutput]:
-        """Sees to servers whose streams broke or that hang, and waits for outputs.
-
-        Raises:
-            EngineError: a server refuses what it is asked, or died or hung and may not be started again.
-        """
-        with self.changed:
-            if self.flights and not self.ready and not self.broken and self.refused is None:
-                self.changed.wait(timeout)
-            found = list(self.ready)
-            self.ready.clear()
-            if found:
-                self.last_news = monotonic()
-                return found
-            if self.refused is not None:
-                raise self.refused
-            # A stream that breaks after its last result owes nothing: whoever asks next will see to the server.
-            broken = bool(self.flights and self.broken)
-            silent = bool(self.flights) and monotonic() - self.last_news > self.timeout
-        if broken:
-            self._mend()
-            self.last_news = monotonic()
-        elif silent:
-            self._mend_hanging()
-            self.last_news = monotonic()
-        return []
-
-    def _too_quiet(self) -> str:
-        waiting = ", ".join(f"{server.url}: {server.in_flight}" for server in self.servers)
-        return (
-            f"no completion within {self.timeout:.0f} s (requests in flight at {waiting}); if completions take that "
-            "long, raise engine.vllm.request_timeout, else look into the servers' logs"
+        super().__init__(
+            form,
+            timeout=cfg.request_timeout,
+            restarts=cfg.restarts,
+            open_servers=lambda owner: connect(owner, cfg) if cfg.endpoints else launch(owner, arguments, cfg, folder),
         )
 
-    def abort(self, ids: Sequence[str]) -> None:
-        with self.changed:
-            wanted = [self.flights[id_] for id_ in ids if id_ in self.flights]
-            for flight in wanted:
-                flight.unwanted = True
-        if wanted:
-            self._begin(self._abort([flight.form["id"] for flight in wanted]), wanted[0].server)
 
-    async def _abort(self, ids: Sequence[str]) -> None:
-        """Asks for the end of requests until all are out."""
-        deadline = monotonic() + self.timeout
-        while monotonic() < deadline:
-            with self.changed:
-                left = [self.flights[id_] for id_ in ids if id_ in self.flights]
-                theirs = {server: [f.form["id"] for f in left if f.server is server] for server in self.servers}
-            if not left:
-                return
-            for server, names in theirs.items():
-                if names:
-                    await server.abort(self.clients[server.url], names)
-            await asyncio.sleep(ABORT_SECONDS)
-
-    def logprobs(self, segments: Sequence[Segment], temperature: float = 1.0) -> list[list[float]]:
-        if temperature != 1.0:
-            raise ValueError(TEMPERATURE_1)
-        forms = self.form.scoring(segments)
-        shares = [forms[first :: len(self.servers)] for first in range(len(self.servers))]
-
-        async def all_of() -> list[list[dict[str, Any]]]:
-            return await asyncio.gather(
-                *(server.collect(share) for server, share in zip(self.servers, shares, strict=True))
-            )
-
-        found = {result["id"]: result for results in self.run(all_of()) for result in results}
-        return scored(segments, [found[form["id"]] for form in forms])
-
-    # Servers that die or hang.
-
-    def revive(self) -> int:
-        """Starts every launched server again that has died or hangs, and gives it the present weights; how many had.
-
-        Raises:
-            EngineError: `engine.vllm.restarts` are used up, or an endpoint does not come back.
-        """
-        with self.reviving:
-            dead = [server for server in self.servers if not (server.alive() and server.responds())]
-            for server in dead:
-                self._start_again(server, "it does not answer")
-            return len(dead)
-
-    def _mend(self) -> None:
-        """Sees to servers whose streams broke: they are started again, unless they are well, and asked again."""
-        with self.changed:
-            broken, self.broken = self.broken, []
-        for server, incarnation, why in broken:
-            with self.reviving:
-                if server.incarnation == incarnation:
-                    self._start_again(server, why)
-                else:
-                    self._ask(server)  # started again meanwhile, perhaps by the weight sync: it knows of nothing
-
-    def _mend_hanging(self) -> None:
-        """After `timeout` seconds without a completion: starts servers again that do not answer any more.
-
-        Raises:
-            EngineError: all answer, so completions just take longer than that.
-        """
-        hanging = [
-            (server, server.incarnation) for server in self.servers if server.in_flight and not server.responds()
-        ]
-        if not hanging:
-            raise EngineError(self._too_quiet())
-        for server, incarnation in hanging:
-            with self.reviving:
-                if server.incarnation == incarnation:
-                    self._start_again(server, f"it hangs: nothing came for {self.timeout:.0f} s")
-
-    def went_down(self, server: VllmServer) -> None:
-        """Takes note that a server is being started again: nothing is asked of it meanwhile."""
-        with self.changed:
-            self.down.add(server)
-
-    def came_back(self, server: VllmServer) -> None:
-        """Takes note that it is ready, and asks it for all that it owed."""
-        with self.changed:
-            self.down.discard(server)
-        self._ask(server)
-
-    def _start_again(self, server: VllmServer, why: str) -> None:
-        if self.restarts_left == 0:
-            raise EngineError(
-                f"{server.name} died or hangs ({why}), and engine.vllm.restarts are used up; {server.where_to_look()}"
-            )
-        self.restarts_left -= 1
-        self.load.restarts += 1
-        logger.warning("%s died or hangs (%s); %d restarts are left", server.name, why, self.restarts_left)
-        self.went_down(server)  # nothing is asked of it before it has the weights of now
-        server.come_back()
-        if self.restore is not None:
-            self.restore(server)
-        self.came_back(server)
-
-    # Versions.
-
-    def refresh(self, version: int) -> None:
-        """Says that the weights are now those of `version`. Requests in flight were stamped where they were paused."""
-        with self.changed:
-            self.version = version
-            for flight in self.flights.values():
-                if flight.paused_at is not None:
-                    stamp(flight.versions, flight.paused_at, version)
-
-    @property
-    def max_length(self) -> int:
-        """Most tokens of prompt and completion."""
-        return self.form.max_model_len
-
-    @property
-    def in_flight(self) -> int:
-        return len(self.flights) + len(self.ready)
-
-    def paused_with(self, server: VllmServer, counts: Mapping[str, int]) -> None:
-        """Takes note of the tokens that requests had when generation stopped."""
-        with self.changed:
-            self.paused.add(server.url)
-            for id_, count in counts.items():
-                if id_ in self.flights:
-                    self.flights[id_].paused_at = count
-
-    def resumed(self, server: VllmServer) -> None:
-        """Takes note that generation goes on."""
-        with self.changed:
-            self.paused.discard(server.url)
-            for flight in self.flights.values():
-                if flight.server is server:
-                    flight.paused_at = None
-
-    # Load.
-
-    def statistics(self) -> dict[str, float]:
-        """Counters since the last call: see `LoadMetrics.take`."""
-        return self.load.take(self.run(self._metrics()))
-
-    async def _metrics(self) -> list[dict[str, float]]:
-        return list(await asyncio.gather(*(one.metrics(self.clients[one.url]) for one in self.servers)))
-
-    async def _look_at_load(self) -> None:
-        """One look after another for as long as there are requests; there is never more than one such loop."""
-        while True:
-            await asyncio.sleep(LOOK_SECONDS)
-            with self.changed:
-                self.looking = self.busy_since is not None
-                if not self.looking:
-                    return
-            self.load.look(await self._metrics())
-
-    def close(self) -> None:
-        """Ends the servers that Shoal launched, and the thread."""
-        with ExitStack() as ending:
-            ending.callback(self._end_thread)
-            for server in self.servers:
-                ending.callback(server.close)
-        self.flights.clear()
-        self.ready.clear()
-
-    def _end_thread(self) -> None:
-        if self.thread.is_alive():
-            self.run(self._close_clients())
-            self.loop.call_soon_threadsafe(self.loop.stop)
-            self.thread.join(10.0)
-
-    async def _close_clients(self) -> None:
-        for task in asyncio.all_tasks() - {asyncio.current_task()}:
-            task.cancel()
-        for client in self.clients.values():
-            await client.aclose()
-
-
-def launch(engine: VllmServerEngine, arguments: VllmArguments, cfg: VllmConfig, folder: Path) -> list[VllmServer]:
+def launch(engine: Owner, arguments: VllmArguments, cfg: VllmConfig, folder: Path) -> list[VllmServer]:
     """Starts `engine.vllm.servers` servers at once and waits until all answer.
 
     Raises:
@@ -428,7 +58,7 @@ def launch(engine: VllmServerEngine, arguments: VllmArguments, cfg: VllmConfig, 
     servers: list[VllmServer] = []
     try:
         for number in range(cfg.servers):
-            process = ServerProcess(
+            process = VllmProcess(
                 arguments.line(),
                 environment | gpu_of(arguments, number),
                 host=cfg.host,
@@ -460,7 +90,7 @@ def gpu_of(arguments: VllmArguments, number: int) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": ",".join(str(index) for index in range(first, last))} if last > 0 else {}
 
 
-def connect(engine: VllmServerEngine, cfg: VllmConfig) -> list[VllmServer]:
+def connect(engine: Owner, cfg: VllmConfig) -> list[VllmServer]:
     """Servers that someone else runs, at `engine.vllm.endpoints`.
 
     Raises:

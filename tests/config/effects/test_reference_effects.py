@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from effects.made import LENGTHS, made_groups
 from effects.registry import effect
 from shoal.build import build_reference
-from shoal.engines.vllm.process import ServerProcess
+from shoal.engines.vllm.process import VllmProcess
 from shoal.errors import EngineError
 from shoal.network import free_port
 from shoal.references import vllm as reference_vllm
@@ -136,7 +136,7 @@ def test_a_launched_reference_takes_its_share_of_a_gpu(settings, launched):
 def test_a_launched_reference_has_so_long_to_start(settings, make_learner, monkeypatch, tmp_path):
     asked: list[float] = []
 
-    class Recorded(ServerProcess):
+    class Recorded(VllmProcess):
         """A launch that is written down instead of done."""
 
         def launch(self, arguments: object) -> None:
@@ -145,7 +145,7 @@ def test_a_launched_reference_has_so_long_to_start(settings, make_learner, monke
         def wait_until_healthy(self) -> None:
             pass
 
-    monkeypatch.setattr(reference_vllm, "ServerProcess", Recorded)
+    monkeypatch.setattr(reference_vllm, "VllmProcess", Recorded)
     monkeypatch.setattr(reference_vllm.vllm_compat, "check_vllm", lambda: "0.32.0")
     for seconds in (600.0, 5.0):
         cfg = settings({"reference.kind": "vllm_launch", "reference.start_timeout": seconds})

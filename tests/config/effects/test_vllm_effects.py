@@ -14,11 +14,11 @@ from stub_vllm import StubVllm, stub_vllm
 
 from effects.registry import effect
 from shoal.engines.base import Request, SamplingParams
-from shoal.engines.vllm import process as vllm_process
+from shoal.engines.servers import process as server_process
+from shoal.engines.servers.requests import RequestForm
 from shoal.engines.vllm import server_engine as vllm_server
 from shoal.engines.vllm.arguments import longest, policy_arguments
-from shoal.engines.vllm.process import ServerProcess
-from shoal.engines.vllm.requests import RequestForm
+from shoal.engines.vllm.process import VllmProcess
 from shoal.engines.vllm.server_engine import VllmServerEngine
 from shoal.errors import EngineError
 
@@ -123,7 +123,7 @@ def test_further_arguments_come_last(settings, arguments):
 def test_servers_are_launched_on_their_addresses(settings, open_engine, monkeypatch):
     started: list[str] = []
 
-    class Recorded(ServerProcess):
+    class Recorded(VllmProcess):
         """A launch that is written down instead of done."""
 
         def launch(self, arguments: Any) -> None:
@@ -132,10 +132,10 @@ def test_servers_are_launched_on_their_addresses(settings, open_engine, monkeypa
         def wait_until_healthy(self) -> None:
             pass
 
-    monkeypatch.setattr(vllm_server, "ServerProcess", Recorded)
+    monkeypatch.setattr(vllm_server, "VllmProcess", Recorded)
     monkeypatch.setattr(vllm_server.vllm_compat, "check_vllm", lambda: "0.32.0")
     # Nothing is launched, and the port after a free one may be the end of some test's connection.
-    monkeypatch.setattr(vllm_process, "refuse_taken_port", lambda *_: None)
+    monkeypatch.setattr(server_process, "refuse_taken_port", lambda *_: None)
 
     def launched(changes: dict[str, Any]) -> list[str]:
         started.clear()
@@ -253,7 +253,7 @@ def test_an_answer_that_cannot_be_read_is_an_error_at_once(open_engine, stub):
 
 
 def test_the_load_is_looked_at_by_one_loop_however_often_requests_come(open_engine, stub, monkeypatch):
-    monkeypatch.setattr(vllm_server, "LOOK_SECONDS", 3600)
+    monkeypatch.setattr("shoal.engines.servers.engine.LOOK_SECONDS", 3600)
     engine = open_engine({"engine.vllm.endpoints": [stub.url]})
     for number in range(5):
         engine.generate([Request(str(number), (1, 2), 0, SamplingParams(4))])

@@ -33,6 +33,7 @@ from shoal.engines.vllm.inside import routes as vllm_routes
 logger = getLogger(__name__)
 
 PREFIX = "/shoal"
+VLLM_MODES = {"drain": "wait", "keep": "keep", "abort": "abort"}
 OPEN_PATHS = ("/health", "/ping")  # answered without a key
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -100,8 +101,9 @@ async def call(request: Request) -> Response:
 
 
 async def pause(request: Request) -> Response:
-    """Stops generation: `wait` lets requests end, `keep` holds them, `abort` ends them."""
-    await engine_of(request).pause_generation(mode=(await request.json())["mode"], clear_cache=False)
+    """Stops generation: `drain` lets requests end, `keep` holds them, `abort` ends them."""
+    mode = VLLM_MODES[(await request.json())["mode"]]
+    await engine_of(request).pause_generation(mode=mode, clear_cache=False)
     return JSONResponse({})
 
 

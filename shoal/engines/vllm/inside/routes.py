@@ -18,9 +18,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from shoal.engines.served.dialect import GenerateRequest, reply
+from shoal.engines.servers.requests import output_of
 from shoal.engines.stopping import text_decoder
 from shoal.engines.vllm import compat as vllm_compat
-from shoal.engines.vllm.requests import output_of
 
 logger = getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""From the engine's types to vLLM's requests and back, for vLLM in this process and behind HTTP alike."""
+"""From the engine's types to requests that are JSON and back, for servers and for vLLM in this process alike."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ TEMPERATURE_1 = (
 )
 
 
-class RequestForm:
-    """Makes and checks requests for one vLLM. `ends` are the ids that end a completion; `needed` the tokens of the
-    longest prompt and completion."""
+VLLM_LIMIT = "engine.vllm.max_model_len; shorten it, or raise that"
 
-    def __init__(self, model: Any, tokenizer: Any, max_model_len: int, needed: int) -> None:
+
+class RequestForm:
+    """Makes and checks requests. `ends` are the ids that end a completion; `needed` the tokens of the longest prompt
+    and completion; `limit` names what sets `max_model_len`, with what to do, for error lines."""
+
+    def __init__(self, model: Any, tokenizer: Any, max_model_len: int, needed: int, limit: str = VLLM_LIMIT) -> None:
         self.tokenizer = tokenizer
         self.needed = needed
+        self.limit = limit
         self.ends = eos_ids(model, tokenizer)
         self.max_model_len = max_model_len
         self.numbers = count()
@@ -37,8 +41,7 @@ class RequestForm:
             )
         if prompt >= self.max_model_len:
             raise ValueError(
-                f"request {request.id}: its prompt of {prompt} tokens fills all {self.max_model_len} of "
-                "engine.vllm.max_model_len; shorten it, or raise that"
+                f"request {request.id}: its prompt of {prompt} tokens fills all {self.max_model_len} of {self.limit}"
             )
         sampling = request.sampling
         return {
@@ -84,7 +87,8 @@ def scored(segments: Sequence[Segment], results: Sequence[Mapping[str, Any]]) ->
 
 
 def output_of(result: Mapping[str, Any], versions: list[tuple[int, int]]) -> EngineOutput:
-    """The engine's form of a result."""
+    """The engine's form of a result. A server that knows the version of each token says it itself."""
+    versions = [(start, version) for start, version in result.get("versions", versions)]
     if "error" in result:
         return EngineOutput(result["id"], [], [], StopReason.ERROR, versions, error=result["error"])
     tokens = list(result["tokens"])

@@ -1,4 +1,4 @@
-"""One vLLM server as its client sees it, launched by Shoal or run by someone else."""
+"""One server as its client sees it, launched by Shoal or run by someone else."""
 
 from __future__ import annotations
 
@@ -11,16 +11,30 @@ from typing import Any, Protocol
 
 import httpx
 
+from shoal.engines.servers.client import ServerClient, tls
 from shoal.engines.servers.control import PAUSE_MODES, Control
-from shoal.engines.vllm.arguments import VllmArguments
-from shoal.engines.vllm.client import VllmClient, tls
-from shoal.engines.vllm.process import ServerProcess
-from shoal.engines.vllm.requests import RequestForm, scored
+from shoal.engines.servers.process import ServerProcess
+from shoal.engines.servers.requests import RequestForm, scored
 from shoal.errors import EngineError, ServerDied
 from shoal.types import Segment
 
 RESPOND_SECONDS = 30.0  # until an engine between two steps must answer
-VLLM_MODES = {"drain": "wait", "keep": "keep", "abort": "abort"}
+
+
+class Arguments(Protocol):
+    """What a server's program is started with."""
+
+    @property
+    def tensor_parallel(self) -> int: ...
+
+    @property
+    def max_lora_rank(self) -> int: ...
+
+    def line(self) -> list[str]:
+        """As its command line says it."""
+
+    def with_model(self, model: str) -> Arguments:
+        """The same on other weights."""
 
 
 class Owner(Protocol):
@@ -32,21 +46,24 @@ class Owner(Protocol):
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Waits for a coroutine that runs in the engine's event loop."""
 
-    def paused_with(self, server: VllmServer, counts: Mapping[str, int]) -> None:
+    def paused_with(self, server: Server, counts: Mapping[str, int]) -> None:
         """Takes note of the tokens that requests had when generation stopped."""
 
-    def resumed(self, server: VllmServer) -> None:
+    def resumed(self, server: Server) -> None:
         """Takes note that generation goes on."""
 
-    def went_down(self, server: VllmServer) -> None:
+    def went_down(self, server: Server) -> None:
         """Takes note that a server is being started again."""
 
-    def came_back(self, server: VllmServer) -> None:
+    def came_back(self, server: Server) -> None:
         """Takes note that it is ready."""
 
 
-class VllmServer(VllmClient, Control):
+class Server(ServerClient, Control):
     """Controls and asks one server. `process` is None where someone else runs it."""
+
+    option: str  # prefix of the options of its engine, for error lines
+    timeout_key: str  # option that sets `timeout`
 
     def __init__(
         self,
@@ -54,11 +71,11 @@ class VllmServer(VllmClient, Control):
         url: str,
         model: str,
         *,
-        arguments: VllmArguments | None = None,
+        arguments: Arguments | None = None,
         process: ServerProcess | None = None,
         api_key: str | None = None,
     ) -> None:
-        super().__init__(url, api_key=api_key, timeout=owner.timeout, key="engine.vllm.api_key")
+        super().__init__(url, api_key=api_key, timeout=owner.timeout, key=f"{self.option}.api_key")
         self.owner = owner
         self.model = model
         self.arguments = arguments
@@ -97,7 +114,7 @@ class VllmServer(VllmClient, Control):
 
     def pause(self, mode: str) -> None:
         assert mode in PAUSE_MODES
-        self._post("/shoal/pause", f"pause ({mode})", {"mode": VLLM_MODES[mode]})
+        self._post("/shoal/pause", f"pause ({mode})", {"mode": mode})
         counts = self._post("/shoal/counts", "tokens in flight", {}) if mode == "keep" else {}
         self.owner.paused_with(self, counts)
 
@@ -134,7 +151,7 @@ class VllmServer(VllmClient, Control):
         self._launch_again(self.process, self.arguments)
         self.owner.came_back(self)
 
-    def _launch_again(self, process: ServerProcess, arguments: VllmArguments) -> None:
+    def _launch_again(self, process: ServerProcess, arguments: Arguments) -> None:
         process.stop()
         self.incarnation += 1
         process.launch(arguments.line())
@@ -191,7 +208,7 @@ class VllmServer(VllmClient, Control):
             if self.process is not None and self.process.ended():
                 raise ServerDied(self._gone(what, error)) from error
             raise EngineError(
-                f"{self.name}: no answer to {what} within {self.timeout:.0f} s (engine.vllm.request_timeout)"
+                f"{self.name}: no answer to {what} within {self.timeout:.0f} s ({self.timeout_key})"
             ) from error
         except httpx.HTTPError as error:
             raise ServerDied(self._gone(what, error)) from error

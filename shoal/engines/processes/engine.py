@@ -1,0 +1,132 @@
+"""The built-in engine in processes of its own (engine=torch engine.processes=N)."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from shoal.engines.processes.app import KEY_VARIABLE
+from shoal.engines.servers.engine import ServersEngine
+from shoal.engines.servers.process import ServerProcess
+from shoal.engines.servers.requests import RequestForm
+from shoal.engines.servers.server import Owner, Server
+
+LOOPBACK = "127.0.0.1"
+POSITIONS = "the model's positions; shorten it"
+
+
+@dataclass(frozen=True)
+class ProcessArguments:
+    """What one process is started with, as plain values.
+
+    `model` and `runtime` are fields of the nodes of these names; `device`, `param_dtype`, `compute_dtype` and
+    `attention` are those of the learner's Runtime, `device` of this very process.
+    """
+
+    name: str
+    model: dict[str, Any]
+    device: str
+    param_dtype: str
+    compute_dtype: str | None
+    attention: str
+    threads: int
+    tune_malloc: bool
+    max_batch: int
+    max_cache_tokens: int
+    tensor_parallel: int = 1
+    max_lora_rank: int = 0
+
+    def line(self) -> list[str]:
+        return [f"--settings={json.dumps(asdict(self))}"]
+
+    def with_model(self, model: str) -> ProcessArguments:
+        return replace(self, name=model)
+
+    @classmethod
+    def from_text(cls, text: str) -> ProcessArguments:
+        return cls(**json.loads(text))
+
+
+class EngineProcess(ServerProcess):
+    """One launched process."""
+
+    module = "shoal.engine_process"
+    what = "engine process"
+
+
+class ProcessServer(Server):
+    """One process as the trainer sees it."""
+
+    what = "engine process"
+    option = "engine"
+    timeout_key = "engine.timeout"
+
+    def cached_tokens(self, prompt_ids: Sequence[int]) -> int:
+        """No prompt's keys outlive its group, nor an update of the weights."""
+        return 0
+
+
+class ProcessEngine(ServersEngine):
+    """The built-in engine, spread over processes that are started, watched and started again like vLLM's servers.
+
+    Args:
+        arguments: For each process, what it is started with.
+        form: Makes the requests.
+        timeout: `engine.timeout`.
+        restarts: `engine.restarts`.
+        folder: For log files.
+
+    Raises:
+        EngineError: a process does not start.
+    """
+
+    def __init__(
+        self,
+        arguments: Sequence[ProcessArguments],
+        form: RequestForm,
+        *,
+        timeout: float,
+        restarts: int,
+        folder: Path,
+    ) -> None:
+        super().__init__(
+            form,
+            timeout=timeout,
+            restarts=restarts,
+            open_servers=lambda owner: launch(owner, arguments, timeout, folder),
+        )
+
+
+def launch(owner: Owner, arguments: Sequence[ProcessArguments], timeout: float, folder: Path) -> list[Server]:
+    """Starts all processes at once and waits until they answer.
+
+    Raises:
+        EngineError: one does not start; none is left running.
+    """
+    key = secrets.token_hex(16)
+    servers: list[Server] = []
+    try:
+        for number, one in enumerate(arguments):
+            process = EngineProcess(
+                one.line(),
+                {KEY_VARIABLE: key, "OMP_NUM_THREADS": str(one.threads)},
+                host=LOOPBACK,
+                port=0,
+                log=folder / f"engine_{number}.log",
+                start_timeout=timeout,
+                key="engine",
+            )
+            process.start_key = "engine.timeout"
+            servers.append(ProcessServer(owner, process.url, one.name, arguments=one, process=process, api_key=key))
+        for server in servers:
+            assert server.process is not None
+            server.process.wait_until_healthy()
+    except BaseException:
+        for server in servers:
+            server.close()
+        raise
+    return servers

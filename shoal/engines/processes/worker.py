@@ -1,0 +1,77 @@
+"""How the built-in engine in a process of its own is given its weights: the methods that a weight sync calls."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shoal.engines.builtin.engine import TorchEngine
+from shoal.wire.buffers import read_buffer
+from shoal.wire.stream import WeightGroup, WeightSpec, find, receive
+from shoal.wire.versions import UNKNOWN
+
+
+class TorchWorker:
+    """Runs in the thread that owns the engine. Arguments and results are JSON values.
+
+    The version is kept by the engine, where the weights are: it is unknown until all weights of a version are in.
+    """
+
+    METHODS = ("shoal_status", "shoal_join", "shoal_receive", "shoal_take")
+
+    def __init__(self, engine: TorchEngine) -> None:
+        self.engine = engine
+        self.group: WeightGroup | None = None
+
+    def shoal_status(self) -> dict[str, Any]:
+        """The version that is held."""
+        return {"version": self.engine.version, "rank": 0, "pid": os.getpid()}
+
+    def shoal_join(
+        self, host: str, port: int, name: str, first_rank: int, world: int, seconds: float
+    ) -> dict[str, Any]:
+        """Joins the learner's group as `first_rank`."""
+        self.group = None
+        store = find(host, port, seconds)
+        self.group = WeightGroup(store, name, first_rank, world, seconds, self._wire_device, host)
+        return self.shoal_status()
+
+    def shoal_receive(self, version: int, rows: Sequence[Sequence[Any]], bucket: int) -> dict[str, Any]:
+        """Takes all weights of a version from the group."""
+        assert self.group is not None, "shoal_join comes first"
+        specs = [WeightSpec.from_row(row) for row in rows]
+        return self._take(version, receive(self.group, specs, bucket, self._wire_device))
+
+    def shoal_take(self, version: int, file: str, rows: Sequence[Sequence[Any]]) -> dict[str, Any]:
+        """Takes all weights of a version from a buffer in memory that the learner shares.
+
+        Raises:
+            EngineError: the buffer holds another version.
+        """
+        specs = [WeightSpec.from_row(row) for row in rows]
+        return self._take(version, read_buffer(file, specs, version))
+
+    @torch.no_grad()
+    def _take(self, version: int, weights: Iterable[tuple[str, Tensor]]) -> dict[str, Any]:
+        """Writes the weights where the model has them. Parameters that were left out are given as `missing`.
+
+        Completions in flight are run again by the new weights, so that no token follows keys and values of two.
+        """
+        there = dict(self.engine.model.named_parameters())
+        left = set(there)
+        self.engine.version = UNKNOWN  # it holds a mixture now
+        for name, weight in weights:
+            there[name].copy_(weight)
+            left.discard(name)
+        if not left:
+            self.engine.refresh(version)
+            self.engine.recompute()
+        return {**self.shoal_status(), "missing": sorted(left)}
+
+    @property
+    def _wire_device(self) -> torch.device:
+        return self.engine.device if self.engine.device.type == "cuda" else torch.device("cpu")
