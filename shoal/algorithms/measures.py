@@ -9,6 +9,7 @@ from torch import Tensor
 
 from shoal.algorithms.correction import correction_weights, mismatch_ratio
 from shoal.algorithms.kl import ESTIMATORS, k1, k3, log_ratio
+from shoal.algorithms.precision import widest_float
 from shoal.algorithms.surrogates import SURROGATES, token_ratio
 from shoal.algorithms.terms import TokenTerms
 from shoal.config.nodes.algorithm import AlgorithmConfig
@@ -89,7 +90,7 @@ class Measures:
         if (correction := correction_weights(terms, algorithm)) is not None:
             values["corrected"] = (correction != mismatch_ratio(terms, algorithm)).sum()
         # Counts beyond 2^24 need more than float32, which is all that MPS has.
-        precision = torch.float32 if zero.device.type == "mps" else torch.float64
+        precision = widest_float(zero.device)
         sums = torch.stack([values.get(name, zero).to(precision) for name in SUMS])
         if stands_for != 1.0:
             sums[:COUNTED] *= stands_for

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from shoal.algorithms.precision import widest_float
 from shoal.engines.base import Engine, EngineOutput, Request
 from shoal.engines.builtin.cache import KVCache
 from shoal.engines.builtin.decode import Decoder
@@ -400,7 +401,7 @@ class TorchEngine(Engine):
         sampling = self.sampling
         if first:
             sampling = RowSampling.of([row.request.sampling for row in rows.running[first:]], self.device)
-        chosen, logprobs = sample(logits, to_device(uniform, self.device), sampling)
+        chosen, logprobs = sample(logits, uniform_to(uniform, self.device), sampling)
         tokens = chosen.cpu().numpy()
         self.sampled_tokens += int(rows.alive[first:].sum())
         rows.record(first, tokens, logprobs.cpu().numpy())
@@ -437,6 +438,6 @@ class TorchEngine(Engine):
             return score(self.decoder, segments, temperature, self.vocabulary)
 
 
-def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """Metal has no float64."""
-    return (values.float() if device.type == "mps" else values).to(device)
+def uniform_to(values: Tensor, device: torch.device) -> Tensor:
+    """Uniform numbers, as wide as the device has them."""
+    return values.to(widest_float(device)).to(device)

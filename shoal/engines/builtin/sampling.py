@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from shoal.algorithms.precision import widest_float
 from shoal.engines.base import SamplingParams
 
 
@@ -77,7 +78,7 @@ def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
 
     Sums run in float64 where the device has it: in float32 the tail of a large vocabulary is lost.
     """
-    wide = torch.float64 if probabilities.device.type != "mps" else torch.float32
+    wide = widest_float(probabilities.device)
     cumulative = probabilities.cumsum(-1, dtype=wide)
     if wide is torch.float32:
         # 24 bits, so that rounding to float32 cannot give 1.
