@@ -57,6 +57,7 @@ from shoal.engines.builtin.engine import TorchEngine
 from shoal.learners.local import LocalLearner
 from shoal.learners.lora import add_lora
 from shoal.learners.model import Policy, compute_as_learners_do
+from shoal.models.info import describe
 from shoal.monitor.rows import read_rows
 from shoal.runtime import Runtime, prepare_process, resolve_runtime
 from shoal.tasks.story import story_tokenizer
@@ -124,7 +125,7 @@ def build_policy(shape: str, runtime: Runtime, cfg: ShoalConfig) -> Policy:
     lora = cfg.model.train == "lora"
     wrapped = add_lora(model, cfg.model.lora) if lora else model
     compute_as_learners_do(wrapped, model, runtime)
-    return Policy(wrapped.eval(), None, SHAPES[shape][-1], 8192, lora=lora)
+    return Policy(wrapped.eval(), describe(model_config(shape, runtime), None, ()), lora)
 
 
 def build_batch(tokens: int, length: int, prompt: int, vocabulary: int) -> Batch:

@@ -15,6 +15,7 @@ import argparse
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from shoal.learners.local import LocalLearner
 from shoal.learners.lora import add_lora
 from shoal.learners.memory_plan import estimate, peak
 from shoal.learners.model import Policy, compute_as_learners_do
+from shoal.models.info import describe
 from shoal.runtime import prepare_allocator, resolve_runtime
 from shoal.types import Batch, TrainSequence
 
@@ -69,7 +71,7 @@ def measure(chunk: int, packing: bool) -> dict[str, float]:
     with torch.device(runtime.device):
         model = Qwen3ForCausalLM(config).to(runtime.param_dtype).eval()
     model.set_attn_implementation(runtime.attention)
-    learner = LocalLearner(Policy(model, None, VOCABULARY, 512, lora=False), cfg, runtime, 10)
+    learner = LocalLearner(Policy(model, describe(model.config, None, ()), lora=False), cfg, runtime, 10)
     if not chunk:
         learner.passes.forward.form = None  # the model's own logits, as for a head of an unknown form
     random = np.random.default_rng(0)
@@ -148,7 +150,8 @@ def whole_process(shape: str, train: str, precision: str, checkpointing: bool) -
     trained = add_lora(model, cfg.model.lora) if train == "lora" else model
     compute_as_learners_do(trained, model, runtime)
     prepare_allocator(cfg.runtime, sum(one.numel() for one in trained.parameters()))
-    policy = Policy(trained, EndToken(), config.vocab_size, 512, lora=train == "lora")
+    info = describe(config, None, [config.eos_token_id], cfg.model)
+    policy = Policy(trained, replace(info, tokenizer=EndToken()), lora=train == "lora")
     learner = LocalLearner(policy, cfg, runtime, 10)
     decoder = choose_decoder(trained, runtime.compute_dtype)
     random = np.random.default_rng(0)
@@ -175,7 +178,7 @@ def whole_process(shape: str, train: str, precision: str, checkpointing: bool) -
         ]
         learner.train(Batch(sequences, 32, 32 * 64, temperature=1.0, max_new_tokens=64))
         decoder.refresh()
-    return {"peak": memory("VmHWM"), "plan": peak(estimate(cfg, runtime, config))}
+    return {"peak": memory("VmHWM"), "plan": peak(estimate(cfg, runtime, info))}
 
 
 def plan_table() -> None:

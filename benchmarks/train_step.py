@@ -31,6 +31,7 @@ from shoal.learners.cpu.rotary import use_rotary_tables
 from shoal.learners.cpu.tree_attention import use_tree_attention
 from shoal.learners.local import LocalLearner
 from shoal.learners.model import Policy
+from shoal.models.info import describe
 from shoal.runtime import prepare_process, resolve_runtime, tune_malloc
 from shoal.types import Batch, TrainSequence
 
@@ -102,7 +103,7 @@ def shoal_step(mixed_precision: str) -> Callable[[], float]:
     use_rotary_tables(model, runtime)
     use_lean_norms(model, runtime)
     use_tree_attention(model, runtime)
-    learner = LocalLearner(Policy(model.eval(), None, VOCABULARY, 512, lora=False), cfg, runtime, 1000)
+    learner = LocalLearner(Policy(model.eval(), describe(model.config, None, ()), lora=False), cfg, runtime, 1000)
     sequences = []
     for group, (prompt, members) in enumerate(make_groups()):
         for completion, advantage, logprob in members:

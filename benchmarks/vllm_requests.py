@@ -24,6 +24,7 @@ from story_shape import story_shaped_model
 from shoal.config.nodes.vllm import VllmConfig
 from shoal.engines.base import Request, SamplingParams
 from shoal.engines.servers.requests import RequestForm
+from shoal.engines.stopping import eos_ids
 from shoal.engines.vllm.arguments import VllmArguments
 from shoal.engines.vllm.in_process import InProcessVllmEngine
 from shoal.engines.vllm.server_engine import VllmServerEngine
@@ -76,8 +77,10 @@ def main() -> None:
         model.save_pretrained(folder / "model")
         tokenizer.save_pretrained(folder / "model")
         line = VllmArguments(str(folder / "model"), "float32", 256, PROMPTS * GROUP, "cpu", cache_gib=1.0, eager=True)
-        server = VllmServerEngine(line, RequestForm(model, tokenizer, 256, 128), VllmConfig(), folder)
-        inside = InProcessVllmEngine(line, RequestForm(model, tokenizer, 256, 128), 600.0)
+        server = VllmServerEngine(
+            line, RequestForm(eos_ids(model, tokenizer), tokenizer, 256, 128), VllmConfig(), folder
+        )
+        inside = InProcessVllmEngine(line, RequestForm(eos_ids(model, tokenizer), tokenizer, 256, 128), 600.0)
         doors: dict[str, Callable[[list[Request]], object]] = {
             "in process": inside.generate,
             "shoal": server.generate,

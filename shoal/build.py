@@ -20,7 +20,7 @@ from shoal.engines.builtin.engine import TorchEngine
 from shoal.engines.processes.engine import POSITIONS, ProcessArguments, ProcessEngine
 from shoal.engines.served.engine import ServedEngine
 from shoal.engines.servers.requests import RequestForm
-from shoal.engines.stopping import eos_ids, text_decoder
+from shoal.engines.stopping import text_decoder
 from shoal.engines.vllm.arguments import longest, policy_arguments
 from shoal.engines.vllm.compat import check_vllm
 from shoal.engines.vllm.in_process import InProcessVllmEngine
@@ -30,7 +30,7 @@ from shoal.learners.base import Learner
 from shoal.learners.local import LocalLearner
 from shoal.learners.model import Policy
 from shoal.learners.own_tokens import rounding
-from shoal.models.adapters import whole_model
+from shoal.models.info import ModelInfo
 from shoal.models.tokenizer_notes import tokenizer_notes
 from shoal.monitor.monitor import Monitor
 from shoal.references.base import Reference
@@ -76,16 +76,17 @@ def build_parts(cfg: ShoalConfig, rewards: Mapping[str, Verifier], folder: Path 
     seed_everything(cfg.run.seed)
     logger.info("loading the model %s on %s", cfg.model.name, runtime.device)
     policy = open_policy(cfg, runtime)
+    info = policy.info
     if cfg.data.task != "story":  # the built-in tokenizer knows that task's words alone
-        for note in tokenizer_notes(policy.tokenizer):
+        for note in tokenizer_notes(info.tokenizer):
             logger.warning("%s", note)
-    decode = decoder(policy)
-    environment = open_environment(cfg, policy.tokenizer, decode)
+    decode = decoder(info)
+    environment = open_environment(cfg, info.tokenizer, decode)
     rewards = with_own_reward(environment, rewards)
     logger.info("reading the data")
     prepare_allocator(cfg.runtime, sum(one.numel() for one in policy.model.parameters()))
     task = environment_task(cfg, environment, rewards)
-    check_ids(task, policy)
+    check_ids(task, info)
     with ExitStack() as undo:
         learner = LocalLearner(policy, cfg, runtime, total_steps(cfg))
         undo.callback(learner.close)
@@ -100,19 +101,19 @@ def build_parts(cfg: ShoalConfig, rewards: Mapping[str, Verifier], folder: Path 
     return Parts(runtime, policy, task, decode, scorer, learner, engine, sync, rollouts)
 
 
-def check_ids(task: Task, policy: Policy) -> None:
+def check_ids(task: Task, info: ModelInfo) -> None:
     """Raises ConfigError where a prompt has a token that the model does not know."""
     for prompt in (*task.train, *task.evaluation):
-        if prompt.token_ids and max(prompt.token_ids) >= policy.vocabulary:
+        if prompt.token_ids and max(prompt.token_ids) >= info.vocabulary:
             raise ConfigError(
-                f"prompt {prompt.id}: token {max(prompt.token_ids)} is beyond the model's {policy.vocabulary} ids; "
+                f"prompt {prompt.id}: token {max(prompt.token_ids)} is beyond the model's {info.vocabulary} ids; "
                 "set model.tokenizer to the one that the model was trained with, or leave such prompts out"
             )
 
 
 def limit_notes(cfg: ShoalConfig, parts: Parts) -> list[str]:
     """A line where the model's positions, and not sampling.max_new_tokens, end the completions of some prompts."""
-    positions = min(parts.policy.max_positions, parts.engine.max_length)
+    positions = min(parts.info.max_positions, parts.engine.max_length)
     longest_prompt = max((len(prompt.token_ids) for prompt in (*parts.task.train, *parts.task.evaluation)), default=0)
     room = positions - longest_prompt
     if room >= cfg.sampling.max_new_tokens:
@@ -133,8 +134,8 @@ def check_packages(cfg: ShoalConfig) -> None:
 def build_engine(cfg: ShoalConfig, policy: Policy, runtime: Runtime, folder: Path | None) -> Engine:
     """The engine that `engine.kind` names. `folder` is the run's, for log files."""
     if cfg.engine.kind != "torch":
-        arguments = policy_arguments(cfg, policy, runtime)
-        form = RequestForm(policy.causal_lm, policy.tokenizer, arguments.max_model_len, longest(cfg))
+        arguments = policy_arguments(cfg, policy.info, runtime)
+        form = RequestForm(policy.info.end_ids, policy.info.tokenizer, arguments.max_model_len, longest(cfg))
         if cfg.engine.kind == "vllm":
             return InProcessVllmEngine(arguments, form, cfg.engine.vllm.request_timeout)
         return VllmServerEngine(arguments, form, servers_of(cfg), (folder or Path(cfg.run.root)) / "logs")
@@ -155,12 +156,12 @@ def build_processes(cfg: ShoalConfig, policy: Policy, runtime: Runtime, folder: 
     """The built-in engine in `engine.processes`. They start from the model that the policy was loaded from; what was
     trained, or merged, since then comes with the first publication."""
     model = asdict(cfg.model) | {
-        "tokenizer": policy.tokenizer.name_or_path,
-        "revision": whole_model(cfg.model.name, cfg.model.revision)[1],
+        "tokenizer": policy.info.tokenizer.name_or_path,
+        "revision": policy.info.revision,
     }
     arguments = [
         ProcessArguments(
-            name=policy.causal_lm.name_or_path,
+            name=policy.info.name,
             model=model,
             device=str(process_device(runtime.device, number)),
             param_dtype=str(runtime.param_dtype).removeprefix("torch."),
@@ -173,7 +174,7 @@ def build_processes(cfg: ShoalConfig, policy: Policy, runtime: Runtime, folder: 
         )
         for number in range(cfg.engine.processes)
     ]
-    form = RequestForm(policy.causal_lm, policy.tokenizer, policy.max_positions, longest(cfg), POSITIONS)
+    form = RequestForm(policy.info.end_ids, policy.info.tokenizer, policy.info.max_positions, longest(cfg), POSITIONS)
     return ProcessEngine(arguments, form, timeout=cfg.engine.timeout, restarts=cfg.engine.restarts, folder=folder)
 
 
@@ -203,9 +204,9 @@ def self_check(
     return SelfCheck(engine, learner, probe, cfg.weight_sync.self_check_every, tolerance)
 
 
-def decoder(policy: Policy) -> Callable[[list[int]], str]:
+def decoder(info: ModelInfo) -> Callable[[list[int]], str]:
     """Token ids to the text that verifiers see; see `text_decoder`."""
-    return text_decoder(policy.tokenizer, eos_ids(policy.causal_lm, policy.tokenizer))
+    return text_decoder(info.tokenizer, info.end_ids)
 
 
 def seed_everything(seed: int) -> None:
@@ -234,9 +235,9 @@ def build_source(
 def build_reference(cfg: ShoalConfig, parts: Parts, folder: Path) -> Reference:
     """The reference that `reference.kind` names. `folder` is the run's, for log files."""
     if cfg.reference.kind == "vllm_launch":
-        return launched_reference(cfg, parts.policy, parts.runtime, folder / "logs")
+        return launched_reference(cfg, parts.info, parts.runtime, folder / "logs")
     if cfg.reference.kind == "vllm_endpoint":
-        return endpoint_reference(cfg, parts.policy)
+        return endpoint_reference(cfg, parts.info)
     return ModelReference(parts.policy, cfg, parts.runtime, parts.learner.trained_weights)
 
 

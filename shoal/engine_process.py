@@ -21,7 +21,8 @@ from shoal.engines.builtin.engine import TorchEngine
 from shoal.engines.processes.app import KEY_VARIABLE, make_app
 from shoal.engines.processes.engine import ProcessArguments
 from shoal.engines.processes.held import HeldEngine
-from shoal.learners.model import compute_as_learners_do, load_causal_lm, load_tokenizer
+from shoal.learners.model import compute_as_learners_do, load_causal_lm
+from shoal.models.loading import load_tokenizer
 from shoal.runtime import DTYPES, Runtime, prepare_allocator
 
 GRACE_SECONDS = 1

@@ -13,7 +13,7 @@ from huggingface_hub import constants
 from shoal import hub
 from shoal.config.nodes.model import ModelConfig
 from shoal.errors import ConfigError
-from shoal.learners.model import load_tokenizer
+from shoal.models.loading import load_tokenizer
 
 
 @pytest.fixture(autouse=True)

@@ -306,7 +306,7 @@ def run_env(options: Namespace) -> int:
 def run_data_preview(options: Namespace) -> int:
     """`shoal data preview`: what the prompts look like to the model."""
     config = _configured(options, options.overrides)
-    from shoal.learners.model import load_tokenizer  # noqa: PLC0415 imports torch, which --help must not wait for
+    from shoal.models.loading import load_tokenizer  # noqa: PLC0415 imports transformers, which --help must not wait for
     from shoal.tasks.preview import preview_lines  # noqa: PLC0415 the same
     from shoal.tasks.story import story_tokenizer  # noqa: PLC0415 the same
 

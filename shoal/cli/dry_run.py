@@ -10,17 +10,16 @@ from omegaconf import OmegaConf
 
 from shoal.config import ShoalConfig
 from shoal.config.compose import escaped
-from shoal.learners.memory_plan import estimate, peak, read_model_config
+from shoal.learners.memory_plan import estimate, peak
 from shoal.runtime import resolve_runtime
-from shoal.tasks.story import story_tokenizer
-from shoal.tasks.warm_start import Recipe, architecture
 from shoal.training.names import check_names
+from shoal.training.policy import model_info
 
 MIB = 2**20
 
 
 def plan_lines(config: ShoalConfig) -> Iterator[str]:
-    """The plan, line by line. Nothing is loaded or written.
+    """The plan, line by line. No weights are read, and nothing is written.
 
     Raises:
         ConfigError: the machine or the model is not there; what could be said before has been yielded.
@@ -36,7 +35,7 @@ def plan_lines(config: ShoalConfig) -> Iterator[str]:
     yield f"  attention          {runtime.attention}"
     yield from (f"  note: {note}" for note in runtime.notes)
     yield from (f"  {line}" for line in vllm_lines(config, runtime.device.type))
-    parts = estimate(config, runtime, _model_config(config))
+    parts = estimate(config, runtime, model_info(config))
     yield "\nMemory estimate (MiB)"
     yield from (f"  {part:<18} {size / MIB:>10,.1f}" for part, size in parts.items() if size)
     yield f"  {'peak':<18} {peak(parts) / MIB:>10,.1f}"
@@ -61,9 +60,3 @@ def vllm_lines(config: ShoalConfig, device: str) -> Iterator[str]:
 
 def _name(dtype: Any) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _model_config(config: ShoalConfig) -> Any:
-    if config.model.name == "story":
-        return architecture(Recipe(), story_tokenizer())
-    return read_model_config(config)

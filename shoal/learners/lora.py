@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from logging import getLogger
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +11,7 @@ from torch import Tensor, nn
 
 from shoal.config.nodes.model import LoraConfig
 from shoal.errors import ConfigError
-from shoal.models.adapters import ADAPTER_CONFIG, adapts_head
+from shoal.models.info import linear_names
 
 logger = getLogger(__name__)
 
@@ -34,7 +32,6 @@ def load_adapter(model: Any, folder: str, *, train: bool) -> Any:
         wrapped = PeftModel.from_pretrained(model, folder, is_trainable=train)
     except (ValueError, RuntimeError) as error:
         raise ConfigError(f"the adapter in {folder} does not fit: {' '.join(str(error).split())[:200]}") from error
-    refuse_tied_head(wrapped)
     if not train:
         return wrapped.merge_and_unload().requires_grad_(True)  # PEFT had frozen the base
     if model.is_gradient_checkpointing:
@@ -68,51 +65,10 @@ def add_lora(model: Any, cfg: LoraConfig) -> Any:
         raise ConfigError(
             f"model.lora: {' '.join(str(error).split())[:200]}; the linear layers are {', '.join(linear_names(model))}"
         ) from error
-    refuse_tied_head(wrapped)
     if model.is_gradient_checkpointing:
         # Frozen embeddings would cut the graph that checkpointing recomputes.
         model.enable_input_require_grads()
     return wrapped
-
-
-def refuse_tied_head(wrapped: Any) -> None:
-    """Raises ConfigError where the adapter changes a head that shares its weight with the embeddings: merged into that
-    weight it would change both, so it could be neither published to vLLM nor saved."""
-    model = wrapped.get_base_model()
-    embeddings = getattr(model.get_input_embeddings(), "base_layer", model.get_input_embeddings())
-    head = model.get_output_embeddings()
-    if adapts_head(wrapped) and head.base_layer.weight is embeddings.weight:
-        raise ConfigError(
-            "the adapter changes the head, which shares its weight with the embeddings in this model: leave it out of "
-            "model.lora.target_modules"
-        )
-
-
-def refuse_unused_settings(folder: str, cfg: LoraConfig) -> None:
-    """Raises ConfigError where model.lora says other things than the adapter in the folder, which would be ignored."""
-    saved = json.loads((Path(folder) / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    names = {"r": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
-    names |= {"target_modules": "target_modules", "layers": "layers_to_transform"}
-    plain = LoraConfig()
-    for key, name in names.items():
-        wanted, there = getattr(cfg, key), saved.get(name)
-        same = sorted(wanted) == sorted(there or []) if isinstance(wanted, list) else wanted == there
-        if wanted != getattr(plain, key) and not same:
-            raise ConfigError(
-                f"model.lora.{key}={wanted} has no effect on the adapter in {folder}, which has {there}: leave it out, "
-                "or start from the base model"
-            )
-
-
-def linear_names(model: Any) -> list[str]:
-    """Last parts of the names of all linear layers but the head, sorted."""
-    head = model.get_output_embeddings()
-    found = {
-        name.rpartition(".")[2]
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module is not head
-    }
-    return sorted(found)
 
 
 def plain_weights(model: Any) -> Iterator[tuple[str, nn.Parameter]]:

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
-
 from shoal.algorithms.logprobs import WORKING_COPY
 from shoal.config import ShoalConfig
 from shoal.engines.builtin.fused_weights import ARCHITECTURES, SMALL_MODEL
-from shoal.errors import ConfigError
-from shoal.hub import look_for_hub
-from shoal.models.adapters import whole_model
+from shoal.models.info import ModelInfo
 from shoal.runtime import Runtime
 
 # Vectors of the hidden size that one layer keeps per token for its backward pass: two norms' inputs and outputs,
@@ -34,9 +29,7 @@ def peak(plan: dict[str, int]) -> int:
     return turns + sum(size for part, size in plan.items() if part not in ("kv_cache", *TRAINING))
 
 
-def estimate(
-    cfg: ShoalConfig, runtime: Runtime, model_config: Any, longest_prompt: int | None = None
-) -> dict[str, int]:
+def estimate(cfg: ShoalConfig, runtime: Runtime, info: ModelInfo, longest_prompt: int | None = None) -> dict[str, int]:
     """Bytes by part: weights, gradients, optimizer, master, reference, engine, kv_cache, activations, logits, process.
 
     What vLLM takes, as the engine or the reference, is its own to plan and not in here.
@@ -44,11 +37,11 @@ def estimate(
     for one full micro-batch; the KV cache for completions that all reach the limit, after prompts of `longest_prompt`
     tokens (None: of data.max_prompt_tokens). Parts that a run does not have are 0.
     """
-    text = model_config.get_text_config()
+    text = info.architecture.get_text_config()
     item = runtime.param_dtype.itemsize
     positions = getattr(text, "max_position_embeddings", None)
-    total, linear = count_parameters(model_config, cfg.model.trust_remote_code)
-    trained = lora_parameters(cfg, model_config) if cfg.model.train == "lora" else total
+    total, linear = info.count_parameters()
+    trained = info.adapter_parameters() if cfg.model.train == "lora" else total
     on_cpu = runtime.device.type == "cpu" and runtime.compute_dtype is not None
     borrowed = cfg.model.train == "lora" and not cfg.reference.name and not cfg.reference.polyak_every
     elsewhere = borrowed or cfg.reference.kind != "model"
@@ -81,48 +74,6 @@ def engine_bytes(cfg: ShoalConfig, runtime: Runtime, text: Any, total: int, line
     heads = text.num_attention_heads + 2 * (getattr(text, "num_key_value_heads", None) or text.num_attention_heads)
     joined = text.num_hidden_layers * text.hidden_size * (heads * head_width(text) + 2 * text.intermediate_size)
     return joined * item if total < SMALL_MODEL else 0
-
-
-def read_model_config(cfg: ShoalConfig) -> Any:
-    """The architecture of `model.name` without its weights.
-
-    Raises:
-        ConfigError: it cannot be read.
-    """
-    try:
-        name, revision = whole_model(cfg.model.name, cfg.model.revision)
-        look_for_hub(name)
-        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=cfg.model.trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"model.name={cfg.model.name}: {' '.join(str(error).split())[:200]}") from error
-
-
-def count_parameters(model_config: Any, trust_remote_code: bool = False) -> tuple[int, int]:
-    """All parameters, and those of linear layers other than the head; nothing is allocated."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=trust_remote_code)
-    head = model.get_output_embeddings()
-    linear = sum(
-        module.weight.numel()
-        for module in model.modules()
-        if isinstance(module, torch.nn.Linear) and module is not head
-    )
-    return sum(parameter.numel() for parameter in model.parameters()), linear
-
-
-def lora_parameters(cfg: ShoalConfig, model_config: Any) -> int:
-    """Parameters of the adapter: rank times (inputs + outputs) of each adapted layer."""
-    lora = cfg.model.lora
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=cfg.model.trust_remote_code)
-    head = model.get_output_embeddings()
-    count = 0
-    for name, module in model.named_modules():
-        layer = next((int(part) for part in name.split(".") if part.isdigit()), None)
-        wanted = name.rpartition(".")[2] in lora.target_modules if lora.target_modules else module is not head
-        if isinstance(module, torch.nn.Linear) and wanted and (not lora.layers or layer in lora.layers):
-            count += lora.r * (module.in_features + module.out_features)
-    return count
 
 
 def cache_tokens(cfg: ShoalConfig, positions: int | None = None, longest_prompt: int | None = None) -> int:

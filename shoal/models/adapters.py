@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from shoal.config.nodes.model import LoraConfig
+from shoal.errors import ConfigError
+
 ADAPTER_CONFIG = "adapter_config.json"
 
 
@@ -27,17 +30,22 @@ def whole_model(name: str, revision: str | None) -> tuple[str, str | None]:
     return base, revision or written.get("revision")
 
 
-def adapts_head(wrapped: Any) -> bool:
-    """Whether the adapter changes the head."""
-    return hasattr(wrapped.get_base_model().get_output_embeddings(), "lora_A")
+def refuse_unused_settings(folder: str, cfg: LoraConfig) -> None:
+    """Raises ConfigError where model.lora says other things than the adapter in the folder, which would be ignored."""
+    saved = json.loads((Path(folder) / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    names = {"r": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
+    names |= {"target_modules": "target_modules", "layers": "layers_to_transform"}
+    plain = LoraConfig()
+    for key, name in names.items():
+        wanted, there = getattr(cfg, key), saved.get(name)
+        same = sorted(wanted) == sorted(there or []) if isinstance(wanted, list) else wanted == there
+        if wanted != getattr(plain, key) and not same:
+            raise ConfigError(
+                f"model.lora.{key}={wanted} has no effect on the adapter in {folder}, which has {there}: leave it out, "
+                "or start from the base model"
+            )
 
 
 def rank_of(wrapped: Any) -> int:
     """The largest rank of a wrapper's adapters."""
     return max(one.r for one in wrapped.peft_config.values())
-
-
-def adapted_modules(wrapped: Any) -> tuple[str, ...]:
-    """Names of the layers that a wrapper's adapter changes; none where it names them by a pattern."""
-    [adapter] = wrapped.peft_config.values()
-    return () if isinstance(adapter.target_modules, str) else tuple(sorted(adapter.target_modules))

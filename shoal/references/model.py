@@ -67,11 +67,7 @@ class ModelReference(Reference):
             model, lora = deepcopy(policy.model), policy.lora
             if lora and cfg.reference.polyak_every:
                 model, lora = model.merge_and_unload(), False
-        self.own = (
-            policy
-            if self.borrowed
-            else Policy(model, policy.tokenizer, policy.vocabulary, policy.max_positions, lora=lora)
-        )
+        self.own = policy if self.borrowed else Policy(model, policy.info, lora)
         if not self.borrowed:
             model.requires_grad_(False).eval()
         self.passes = Passes(self.own, cfg.learner, runtime)

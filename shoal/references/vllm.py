@@ -18,8 +18,9 @@ from shoal.engines.vllm.client import PlainVllmClient, VllmClient
 from shoal.engines.vllm.endpoint import check_endpoint, has_shoal_routes, key_or_environment
 from shoal.engines.vllm.process import VllmProcess
 from shoal.errors import EngineError
-from shoal.learners.model import Policy, load_frozen
+from shoal.learners.model import load_frozen
 from shoal.models.adapters import adapter_base
+from shoal.models.info import ModelInfo
 from shoal.references.base import Reference, unscored_segments
 from shoal.runtime import Runtime
 from shoal.types import Group, Segment
@@ -106,14 +107,14 @@ class VllmReference(Reference):
             self.process.stop()
 
 
-def launched_reference(cfg: ShoalConfig, policy: Policy, runtime: Runtime, folder: Path) -> VllmReference:
+def launched_reference(cfg: ShoalConfig, info: ModelInfo, runtime: Runtime, folder: Path) -> VllmReference:
     """`reference.kind=vllm_launch`: a server on the policy as it was at the start, or on another model.
 
     Raises:
         EngineError: vLLM is missing, the port is taken, or the server does not start.
     """
     vllm_compat.check_vllm()
-    arguments = reference_arguments(cfg, policy, runtime, folder)
+    arguments = reference_arguments(cfg, info, runtime, folder)
     key = key_or_environment(cfg.reference.api_key)
     process = VllmProcess(
         arguments.line(),
@@ -135,21 +136,21 @@ def launched_reference(cfg: ShoalConfig, policy: Policy, runtime: Runtime, folde
     )
 
 
-def reference_arguments(cfg: ShoalConfig, policy: Policy, runtime: Runtime, folder: Path) -> VllmArguments:
+def reference_arguments(cfg: ShoalConfig, info: ModelInfo, runtime: Runtime, folder: Path) -> VllmArguments:
     """The vLLM that scores for the reference. An adapter is merged into its base, and the whole written to `folder`."""
     own = cfg.reference
     device = runtime.device.type if runtime.device.type == "cuda" else "cpu"
-    model = own.name or policy.causal_lm.name_or_path
+    model = own.name or info.name
     revision = own.revision if own.name else cfg.model.revision
     if adapter_base(own.name or cfg.model.name) is not None:
-        model, revision = str(write_merged(cfg, policy, runtime, folder / "reference_model")), None
+        model, revision = str(write_merged(cfg, info, runtime, folder / "reference_model")), None
     return VllmArguments(
         model=model,
-        tokenizer=policy.tokenizer.name_or_path,
+        tokenizer=info.tokenizer.name_or_path,
         revision=revision,
         trust_remote_code=cfg.model.trust_remote_code,
         dtype=str(runtime.param_dtype).removeprefix("torch.") if own.dtype == "auto" else own.dtype,
-        max_model_len=own.max_model_len or min(longest(cfg) + 1, policy.max_positions),
+        max_model_len=own.max_model_len or min(longest(cfg) + 1, info.max_positions),
         max_num_seqs=own.concurrency,
         device=device,
         tensor_parallel=own.tensor_parallel,
@@ -160,7 +161,7 @@ def reference_arguments(cfg: ShoalConfig, policy: Policy, runtime: Runtime, fold
     )
 
 
-def write_merged(cfg: ShoalConfig, policy: Policy, runtime: Runtime, folder: Path) -> Path:
+def write_merged(cfg: ShoalConfig, info: ModelInfo, runtime: Runtime, folder: Path) -> Path:
     """Writes the reference's adapter merged into its base, as vLLM loads it: as it is on disk, whatever the policy has
     learnt since."""
     own = cfg.reference
@@ -173,11 +174,11 @@ def write_merged(cfg: ShoalConfig, policy: Policy, runtime: Runtime, folder: Pat
         key="reference.name" if own.name else "model.name",
     )
     model.save_pretrained(folder)
-    policy.tokenizer.save_pretrained(folder)
+    info.tokenizer.save_pretrained(folder)
     return folder
 
 
-def endpoint_reference(cfg: ShoalConfig, policy: Policy) -> VllmReference:
+def endpoint_reference(cfg: ShoalConfig, info: ModelInfo) -> VllmReference:
     """`reference.kind=vllm_endpoint`: a server that runs already, Shoal's or any other vLLM.
 
     Raises:
@@ -191,7 +192,7 @@ def endpoint_reference(cfg: ShoalConfig, policy: Policy) -> VllmReference:
     model = check_endpoint(
         url,
         client.headers,
-        tokenizer=policy.tokenizer,
+        tokenizer=info.tokenizer,
         needed=longest(cfg) + 1,
         where=f"reference.kind=vllm_endpoint at {url}",
         key="reference.api_key",

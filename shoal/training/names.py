@@ -7,8 +7,8 @@ from collections.abc import Collection
 from shoal.config import ShoalConfig
 from shoal.config.mix import data_sources
 from shoal.imports import import_named
-from shoal.learners.model import read_template
 from shoal.models.chat import read_framing
+from shoal.models.loading import read_template
 from shoal.rewards.judged import JUDGED
 from shoal.rewards.lookup import check_options, find_verifier
 from shoal.rewards.rubrics.rubric import general_criteria

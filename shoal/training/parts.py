@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from shoal.engines.base import Engine
 from shoal.learners.base import Learner
 from shoal.learners.model import Policy
+from shoal.models.info import ModelInfo
 from shoal.rewards.scorer import Scorer
 from shoal.rollout.rollouts import Rollouts
 from shoal.runtime import Runtime
@@ -29,6 +30,11 @@ class Parts:
     engine: Engine
     sync: WeightSync
     rollouts: Rollouts
+
+    @property
+    def info(self) -> ModelInfo:
+        """What is known of the model without its weights."""
+        return self.policy.info
 
     def close(self) -> None:
         """Ends every part, the last built first."""

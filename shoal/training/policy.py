@@ -1,4 +1,4 @@
-"""The policy that a configuration names, the built-in one among them."""
+"""The model that a configuration names, the built-in one among them: with its weights, or what is known without."""
 
 from __future__ import annotations
 
@@ -6,9 +6,23 @@ from dataclasses import replace
 
 from shoal.config import ShoalConfig
 from shoal.learners.model import Policy, load_policy
+from shoal.models.info import ModelInfo, describe, read_info
 from shoal.monitor.progress import ProgressDisplay
 from shoal.runtime import Runtime
-from shoal.tasks.warm_start import Recipe, warm_started_model
+from shoal.tasks.story import story_tokenizer
+from shoal.tasks.warm_start import Recipe, architecture, warm_started_model
+
+
+def model_info(cfg: ShoalConfig) -> ModelInfo:
+    """What is known of `cfg.model` without its weights; nothing is written.
+
+    Raises:
+        ConfigError: one line on what is missing or does not fit together.
+    """
+    if cfg.model.name != "story":
+        return read_info(cfg.model)
+    tokenizer = story_tokenizer()
+    return describe(architecture(Recipe(), tokenizer), tokenizer, [tokenizer.eos_token_id], cfg.model)
 
 
 def open_policy(cfg: ShoalConfig, runtime: Runtime) -> Policy:

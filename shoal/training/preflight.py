@@ -112,7 +112,7 @@ def check_format(parts: Parts) -> CheckResult | None:
         return None
     truth, *_ = [*_forms(prompt.ground_truth), "42"]
     written = [form.format(truth) for form in FORMATTED]
-    tokenizer = parts.policy.tokenizer
+    tokenizer = parts.info.tokenizer
     read = [parts.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in written]
     answers = [_answer(prompt, text) for text in (*written, *read)]
     scorer.score([Group(id="start-up check", completions=answers, prompt=prompt)])
@@ -273,7 +273,7 @@ def check_disk(cfg: ShoalConfig, folder: Path, checkpoint_bytes: int) -> CheckRe
 
 def run_checks(cfg: ShoalConfig, parts: Parts, folder: Path) -> list[CheckResult]:
     """All checks, in the order of what they cost."""
-    plan = estimate(cfg, parts.runtime, parts.policy.model.config, longest_prompt(cfg, parts.task))
+    plan = estimate(cfg, parts.runtime, parts.info, longest_prompt(cfg, parts.task))
     saved = sum(plan[part] for part in ("optimizer", "master") if part in plan)
     if cfg.model.train == "lora":  # the base stays where it came from
         trained = sum(parameter.numel() for parameter in parts.policy.model.parameters() if parameter.requires_grad)

@@ -67,7 +67,7 @@ class Run:
         return {
             "temperature": self.cfg.sampling.temperature,
             "max_new_tokens": self.cfg.sampling.max_new_tokens,
-            "max_positions": min(self.parts.policy.max_positions, self.parts.engine.max_length),
+            "max_positions": min(self.parts.info.max_positions, self.parts.engine.max_length),
             "made_up": self.cfg.run.made_up_advantages,
         }
 

@@ -10,6 +10,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from shoal.config.nodes.vllm import VllmConfig
 from shoal.engines.servers.requests import RequestForm
+from shoal.engines.stopping import eos_ids
 from shoal.engines.vllm.arguments import VllmArguments
 from shoal.engines.vllm.server_engine import VllmServerEngine
 
@@ -61,7 +62,7 @@ def tiny_arguments(folder: Path, **changes: Any) -> VllmArguments:
 
 
 def request_form(model: Any, tokenizer: Any) -> RequestForm:
-    return RequestForm(model, tokenizer, POSITIONS, needed=100)
+    return RequestForm(eos_ids(model, tokenizer), tokenizer, POSITIONS, needed=100)
 
 
 def server_engine(folder: Path, model: Any, tokenizer: Any, logs: Path, **keys: Any) -> VllmServerEngine:

@@ -17,8 +17,9 @@ from transformers import Qwen3Config
 
 from shoal.engines.builtin.fused_weights import collect
 from shoal.learners.local import LocalLearner
-from shoal.learners.memory_plan import count_parameters, estimate, peak, read_model_config
+from shoal.learners.memory_plan import estimate, peak
 from shoal.learners.passes import as_sequences
+from shoal.models.info import describe, read_info
 from shoal.runtime import resolve_runtime
 from shoal.types import Segment
 
@@ -27,7 +28,7 @@ Make = Callable[..., LocalLearner]
 
 def plan(folder: Any, **keys: Any) -> dict[str, int]:
     cfg = make_config(folder, **keys)
-    return estimate(cfg, resolve_runtime(cfg.runtime, cfg.model), read_model_config(cfg))
+    return estimate(cfg, resolve_runtime(cfg.runtime, cfg.model), read_info(cfg.model))
 
 
 @pytest.mark.parametrize("train", ["full", "lora"])
@@ -75,8 +76,8 @@ def test_the_cache_holds_prompts_and_completions_of_all_decoded_at_a_time(model_
 
 def test_the_cache_of_known_prompts_is_planned_for_the_longest(model_folder: Any):
     cfg = make_config(model_folder("llama"), data__max_prompt_tokens=10, sampling__max_new_tokens=6)
-    runtime, config = resolve_runtime(cfg.runtime, cfg.model), read_model_config(cfg)
-    found, known = (estimate(cfg, runtime, config, longest)["kv_cache"] for longest in (None, 4))
+    runtime, info = resolve_runtime(cfg.runtime, cfg.model), read_info(cfg.model)
+    found, known = (estimate(cfg, runtime, info, longest)["kv_cache"] for longest in (None, 4))
     assert known == found * 10 // 16
 
 
@@ -141,7 +142,7 @@ def test_a_layer_holds_nothing_that_gradient_checkpointing_cannot_drop(make_lear
 def test_counting_allocates_nothing():
     config = Qwen3Config(hidden_size=8192, num_hidden_layers=80, vocab_size=152_000)
     before = torch.get_default_device()
-    total, linear = count_parameters(config)
+    total, linear = describe(config, None, ()).count_parameters()
     assert total > 10**10
     assert linear < total
     assert torch.get_default_device() == before
@@ -149,7 +150,7 @@ def test_counting_allocates_nothing():
 
 def test_the_cache_is_planned_for_no_more_tokens_than_the_model_has_positions(model_folder: Any):
     folder = model_folder("qwen3")
-    positions = read_model_config(make_config(folder)).max_position_embeddings
+    positions = read_info(make_config(folder).model).max_positions
     beyond, further = (plan(folder, sampling__max_new_tokens=positions * times)["kv_cache"] for times in (1, 10))
     assert beyond == further > 0
 

@@ -19,9 +19,9 @@ from shoal.engines.stopping import eos_ids
 from shoal.engines.vllm.arguments import policy_arguments
 from shoal.errors import ConfigError
 from shoal.learners.cpu.mixed import MixedLinear, SharedCast
-from shoal.learners.lora import linear_names
 from shoal.learners.model import Policy, load_policy
-from shoal.models.adapters import adapts_head, rank_of
+from shoal.models.adapters import rank_of
+from shoal.models.info import linear_names
 from shoal.runtime import resolve_runtime
 from shoal.tasks.base import Task
 from shoal.types import Prompt
@@ -153,7 +153,7 @@ def test_lora_takes_module_names_and_layer_indices(model_folder: Folder):
 
 def test_lora_names_the_layers_there_are_when_the_wanted_one_is_not(model_folder: Folder):
     keys = {"model__train": "lora", "model__lora__target_modules": ["query"]}
-    with pytest.raises(ConfigError, match="the linear layers are down_proj, gate_proj"):
+    with pytest.raises(ConfigError, match="its linear layers are down_proj, gate_proj"):
         load(make_config(model_folder("llama"), **keys))
 
 
@@ -177,10 +177,10 @@ def test_a_few_added_tokens_beyond_the_models_ids_are_let_through(model_folder: 
 def test_a_prompt_with_a_token_that_the_model_does_not_know_is_refused_by_its_id(model_folder: Folder, where: str):
     policy = load(make_config(model_folder("llama")))
     known = Prompt("right", [0, VOCABULARY - 1])
-    check_ids(Task([known], [known, Prompt("empty", [])], {}), policy)
+    check_ids(Task([known], [known, Prompt("empty", [])], {}), policy.info)
     task = replace(Task([known], [known], {}), **{where: [known, Prompt("wrong", [3, VOCABULARY])]})
     with pytest.raises(ConfigError, match=f"prompt wrong: token {VOCABULARY} is beyond the model's {VOCABULARY} ids"):
-        check_ids(task, policy)
+        check_ids(task, policy.info)
 
 
 def test_an_adapter_on_a_head_that_is_the_embeddings_too_is_refused(model_folder: Folder):
@@ -189,12 +189,12 @@ def test_an_adapter_on_a_head_that_is_the_embeddings_too_is_refused(model_folder
         load(make_config(model_folder("qwen3"), **keys))
     cfg = make_config(model_folder("llama"), **keys)
     untied = load(cfg)
-    assert adapts_head(untied.model)
+    assert untied.info.adapter is not None and untied.info.adapter.on_head
     cfg.weight_sync.kind = "lora"
     with pytest.raises(ConfigError, match=r"weight_sync=lora: vLLM takes no adapter on the head: leave it out"):
-        policy_arguments(cfg, untied, resolve_runtime(cfg.runtime, cfg.model))
+        policy_arguments(cfg, untied.info, resolve_runtime(cfg.runtime, cfg.model))
     cfg.weight_sync.kind = "broadcast"  # carries the merged head
-    assert policy_arguments(cfg, untied, resolve_runtime(cfg.runtime, cfg.model)).max_lora_rank == 0
+    assert policy_arguments(cfg, untied.info, resolve_runtime(cfg.runtime, cfg.model)).max_lora_rank == 0
 
 
 @pytest.mark.parametrize(

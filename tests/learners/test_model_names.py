@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from shoal.config import ShoalConfig
 from shoal.engines.vllm.arguments import policy_arguments
 from shoal.learners.model import Policy, load_policy
+from shoal.models.info import ModelInfo
 from shoal.references.model import ModelReference
 from shoal.references.vllm import reference_arguments
 from shoal.runtime import resolve_runtime
@@ -61,8 +62,8 @@ def test_a_folder_is_the_same_model_in_the_policy_the_engines_and_the_references
     for engine in ("vllm", "vllm_server"):
         cfg.engine.kind = engine
         # An engine starts from the base and is given the weights by the sync.
-        assert policy_arguments(cfg, policy, runtime).model == str(base)
-    launched = reference_arguments(cfg, policy, runtime, tmp_path / "logs").model
+        assert policy_arguments(cfg, policy.info, runtime).model == str(base)
+    launched = reference_arguments(cfg, policy.info, runtime, tmp_path / "logs").model
     references = [ModelReference(policy, cfg, runtime).own.model, AutoModelForCausalLM.from_pretrained(launched)]
     for model in references:
         torch.testing.assert_close(logits(model), expected, atol=1e-4, rtol=1e-4)
@@ -78,16 +79,10 @@ def test_a_revision_goes_with_the_name_that_it_was_given_for(
     monkeypatch.chdir(tmp_path)
     cfg = make_config(tmp_path, **{f"reference__{key}": value for key, value in reference.items()})
     cfg.model.name, cfg.model.revision = "org/policy", "v1"
-    policy: Any = SimpleNamespace(
-        causal_lm=SimpleNamespace(name_or_path="org/policy"),
-        model=SimpleNamespace(),
-        tokenizer=SimpleNamespace(name_or_path="org/policy"),
-        max_positions=256,
-    )
-    monkeypatch.setattr("shoal.references.vllm.adapter_base", lambda name: None)
-    monkeypatch.setattr("shoal.engines.vllm.arguments.whole_model", lambda name, revision: (name, revision))
+    tokenizer = SimpleNamespace(name_or_path="org/policy")
+    info = ModelInfo("org/policy", "v1", None, tokenizer, vocabulary=48, max_positions=256)
     runtime = resolve_runtime(cfg.runtime, make_config(tmp_path).model)
-    arguments = policy_arguments(cfg, policy, runtime)
+    arguments = policy_arguments(cfg, info, runtime)
     assert (arguments.model, arguments.revision) == ("org/policy", "v1")
-    found = reference_arguments(cfg, policy, runtime, tmp_path)
+    found = reference_arguments(cfg, info, runtime, tmp_path)
     assert (found.model, found.revision) == expected

@@ -112,8 +112,8 @@ def run_trainer(url: str, folder: Path) -> None:
     cfg.source.url, cfg.source.timeout = url, DEADLINE
     cfg.run.group_size, cfg.run.prompts_per_step = GROUP, BATCH // GROUP
     learner = Learner()
-    policy = SimpleNamespace(vocabulary=2**31, max_positions=2**31)
-    parts = SimpleNamespace(engine=None, learner=learner, policy=policy, decode=str)
+    info = SimpleNamespace(vocabulary=2**31, max_positions=2**31)
+    parts = SimpleNamespace(engine=None, learner=learner, info=info, decode=str)
     monitor = SimpleNamespace(message=print, phase=lambda name: nullcontext())
     store = CheckpointStore(folder, keep_last=2)
     source = RolloutApiSource(cfg, parts, monitor, folder, 10**6, lambda: False)  # type: ignore[arg-type]

@@ -15,8 +15,9 @@ from transformers import Qwen3ForCausalLM
 
 from shoal import load_config, train
 from shoal.build import build_parts
-from shoal.learners.memory_plan import estimate, read_model_config
+from shoal.learners.memory_plan import estimate
 from shoal.learners.passes import as_sequences
+from shoal.models.info import read_info
 from shoal.monitor.rows import read_rows
 from shoal.runtime import resolve_runtime
 from shoal.tasks.story import story_tokenizer
@@ -99,7 +100,7 @@ def test_a_run_of_a_real_shape_stays_within_its_memory_plan(shaped_model: Path, 
         "monitor.progress=lines",
     ]
     cfg = load_config("story", words)
-    plan = estimate(cfg, resolve_runtime(cfg.runtime, cfg.model), read_model_config(cfg))
+    plan = estimate(cfg, resolve_runtime(cfg.runtime, cfg.model), read_info(cfg.model))
     summary = train(cfg, tmp_path / "run")
     assert summary["status"] == "finished"
     rows = read_rows(tmp_path / "run")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import count
 from typing import Any
 
 from shoal.engines.base import EngineOutput, Request
-from shoal.engines.stopping import eos_ids
 from shoal.types import Segment, StopReason
 
 TEMPERATURE_1 = (
@@ -22,11 +21,13 @@ class RequestForm:
     """Makes and checks requests. `ends` are the ids that end a completion; `needed` the tokens of the longest prompt
     and completion; `limit` names what sets `max_model_len`, with what to do, for error lines."""
 
-    def __init__(self, model: Any, tokenizer: Any, max_model_len: int, needed: int, limit: str = VLLM_LIMIT) -> None:
+    def __init__(
+        self, ends: Collection[int], tokenizer: Any, max_model_len: int, needed: int, limit: str = VLLM_LIMIT
+    ) -> None:
         self.tokenizer = tokenizer
         self.needed = needed
         self.limit = limit
-        self.ends = eos_ids(model, tokenizer)
+        self.ends = sorted(ends)
         self.max_model_len = max_model_len
         self.numbers = count()
 

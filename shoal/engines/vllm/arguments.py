@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
 
 import torch
 
 from shoal.config import ShoalConfig
 from shoal.errors import ConfigError
-from shoal.models.adapters import adapted_modules, adapts_head, rank_of, whole_model
+from shoal.models.info import ModelInfo
 from shoal.runtime import Runtime
 
 SERVED_NAME = "policy"
@@ -103,22 +102,11 @@ class VllmArguments:
         return found
 
 
-class SampledModel(Protocol):
-    """What is asked of the model that a vLLM samples from: the learner's policy has it."""
-
-    model: Any
-    tokenizer: Any
-    max_positions: int
-
-    @property
-    def causal_lm(self) -> Any:
-        """The causal language model without PEFT's wrapper."""
-
-
-def policy_arguments(cfg: ShoalConfig, policy: SampledModel, runtime: Runtime) -> VllmArguments:
+def policy_arguments(cfg: ShoalConfig, info: ModelInfo, runtime: Runtime) -> VllmArguments:
     """The vLLM that samples from the policy: it starts from the weights that the policy was loaded from."""
     vllm = cfg.engine.vllm
-    if cfg.weight_sync.kind == "lora" and adapts_head(policy.model):
+    adapter = info.adapter if cfg.weight_sync.kind == "lora" else None
+    if adapter is not None and adapter.on_head:
         raise ConfigError(
             "weight_sync=lora: vLLM takes no adapter on the head: leave it out of model.lora.target_modules, or set "
             "weight_sync=broadcast"
@@ -126,12 +114,12 @@ def policy_arguments(cfg: ShoalConfig, policy: SampledModel, runtime: Runtime) -
     device = runtime.device.type if runtime.device.type == "cuda" else "cpu"
     colocated = cfg.engine.kind == "vllm" and device == "cuda"
     return VllmArguments(
-        model=policy.causal_lm.name_or_path,
-        tokenizer=policy.tokenizer.name_or_path,
-        revision=whole_model(cfg.model.name, cfg.model.revision)[1],
+        model=info.name,
+        tokenizer=info.tokenizer.name_or_path,
+        revision=info.revision,
         trust_remote_code=cfg.model.trust_remote_code,
         dtype=str(runtime.param_dtype).removeprefix("torch.") if vllm.dtype == "auto" else vllm.dtype,
-        max_model_len=model_length(cfg, policy.max_positions),
+        max_model_len=model_length(cfg, info.max_positions),
         max_num_seqs=cfg.engine.max_batch,
         device=device,
         tensor_parallel=vllm.tensor_parallel,
@@ -140,8 +128,8 @@ def policy_arguments(cfg: ShoalConfig, policy: SampledModel, runtime: Runtime) -
         eager=on_device(vllm.eager, device),
         prefix_cache=vllm.prefix_cache,
         sleep=vllm.sleep and colocated and cfg.weight_sync.kind != "shared",  # what sleeps cannot be shared
-        max_lora_rank=lora_room(rank_of(policy.model)) if cfg.weight_sync.kind == "lora" else 0,
-        lora_targets=adapted_modules(policy.model) if cfg.weight_sync.kind == "lora" else (),
+        max_lora_rank=lora_room(adapter.rank) if adapter else 0,
+        lora_targets=adapter.targets if adapter else (),
         extra=tuple(vllm.extra_args),
     )
 

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from shoal.config import ShoalConfig
-from shoal.engines.stopping import generation_ends, text_decoder
+from shoal.engines.stopping import text_decoder
 from shoal.errors import ConfigError
-from shoal.learners.model import load_tokenizer
 from shoal.rewards.scorer import Scorer
 from shoal.rollout.environment import EVALUATION_EPOCH, Environment, Item
 from shoal.rollout.open import open_environment
@@ -26,9 +25,9 @@ from shoal.rollout_api.environment.group_files import write_groups
 from shoal.rollout_api.environment.server import Counts, EnvironmentServer
 from shoal.rollout_api.protocol import ENVIRONMENT_TOKEN
 from shoal.tasks.base import Task
-from shoal.tasks.story import story_tokenizer
 from shoal.tasks.stream import PromptStream
 from shoal.training.evaluate import evaluation_metrics
+from shoal.training.policy import model_info
 from shoal.types import Group
 
 logger = getLogger(__name__)
@@ -63,10 +62,8 @@ def open_by_name(name: str, cfg: ShoalConfig) -> OpenEnvironment:
     """
     if ":" in name:
         cfg = replace(cfg, environment=replace(cfg.environment, kind=name))
-    tokenizer: Any = story_tokenizer() if cfg.model.name == "story" else load_tokenizer(cfg.model)
-    # The built-in model ends by its tokenizer's own id alone.
-    ends = [] if cfg.model.name == "story" else generation_ends(cfg.model.name, cfg.model.revision)
-    environment = open_environment(cfg, tokenizer, text_decoder(tokenizer, ends))
+    info = model_info(cfg)
+    environment = open_environment(cfg, info.tokenizer, text_decoder(info.tokenizer, info.end_ids))
     rewards = with_own_reward(environment, {})
     task = environment_task(cfg, environment, rewards)
     return OpenEnvironment(cfg, environment, task, Scorer(cfg.reward, task.verifiers, rewards))

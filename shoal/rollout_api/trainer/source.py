@@ -76,7 +76,7 @@ class RolloutApiSource(GroupSource):
         self.engine_url = ""
         if self.engine is not None:
             engine = cfg.engine
-            self.server = GenerateServer(self.engine, parts.policy.tokenizer, engine.serve_host, engine.serve_port)
+            self.server = GenerateServer(self.engine, parts.info.tokenizer, engine.serve_host, engine.serve_port)
             self.engine_url = self.server.url
             monitor.message(f"the engine is served at {self.engine_url}")
         elif isinstance(parts.engine, VllmServerEngine):
@@ -234,16 +234,16 @@ class RolloutApiSource(GroupSource):
         Raises:
             DataError: the group cannot be trained on.
         """
-        policy = self.parts.policy
+        info = self.parts.info
         for index, completion in enumerate(group.completions):
             where = f"group {group.id}, completion {index}"
             for segment in completion.segments:
                 largest = max((*segment.context_ids, *segment.sampled_ids), default=0)
-                if largest >= policy.vocabulary:
-                    raise DataError(f"{where}: token {largest} is beyond the model's vocabulary of {policy.vocabulary}")
+                if largest >= info.vocabulary:
+                    raise DataError(f"{where}: token {largest} is beyond the model's vocabulary of {info.vocabulary}")
                 length = len(segment.context_ids) + len(segment.sampled_ids)
-                if length > policy.max_positions:
-                    raise DataError(f"{where}: {length} tokens, but the model has {policy.max_positions} positions")
+                if length > info.max_positions:
+                    raise DataError(f"{where}: {length} tokens, but the model has {info.max_positions} positions")
                 numbers = (*segment.logprobs, *(segment.ref_logprobs or ()), *(segment.advantages or ()))
                 if not all(map(isfinite, numbers)):
                     raise DataError(f"{where}: log-probs and advantages must be finite")

@@ -101,7 +101,7 @@ def launched(settings, make_learner, tmp_path):
         cfg = settings({"reference.kind": "vllm_launch", **changes})
         learner = make_learner(cfg)
         runtime = replace(learner.runtime, device=torch.device(device))
-        return reference_arguments(cfg, learner.policy, runtime, tmp_path).line()
+        return reference_arguments(cfg, learner.policy.info, runtime, tmp_path).line()
 
     return make
 
@@ -150,7 +150,7 @@ def test_a_launched_reference_has_so_long_to_start(settings, make_learner, monke
     for seconds in (600.0, 5.0):
         cfg = settings({"reference.kind": "vllm_launch", "reference.start_timeout": seconds})
         learner = make_learner(cfg)
-        reference_vllm.launched_reference(cfg, learner.policy, learner.runtime, tmp_path)
+        reference_vllm.launched_reference(cfg, learner.policy.info, learner.runtime, tmp_path)
     assert asked == [600.0, 5.0]
 
 
@@ -169,7 +169,9 @@ def endpoint_of(settings, make_learner, stub, tmp_path):
         cfg = settings({**there, "reference.retries": 0, **changes})
         learner = make_learner(cfg)
         return build_reference(
-            cfg, SimpleNamespace(policy=learner.policy, runtime=learner.runtime, learner=learner), tmp_path
+            cfg,
+            SimpleNamespace(info=learner.policy.info, policy=learner.policy, runtime=learner.runtime, learner=learner),
+            tmp_path,
         )
 
     return make

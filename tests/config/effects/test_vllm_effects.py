@@ -32,7 +32,7 @@ def arguments(settings, make_learner):
         cfg.engine.kind = kind
         learner = make_learner(cfg)
         runtime = replace(learner.runtime, device=torch.device(device))
-        return policy_arguments(cfg, learner.policy, runtime).line()
+        return policy_arguments(cfg, learner.policy.info, runtime).line()
 
     return make
 
@@ -45,8 +45,8 @@ def open_engine(settings, make_learner, tmp_path: Path) -> Iterator[Any]:
     def make(changes: dict[str, Any]) -> VllmServerEngine:
         cfg = settings({"engine.kind": "vllm_server", "weight_sync.kind": "broadcast", **changes})
         learner = make_learner(cfg)
-        line = policy_arguments(cfg, learner.policy, learner.runtime)
-        form = RequestForm(learner.policy.model, learner.policy.tokenizer, line.max_model_len, longest(cfg))
+        line = policy_arguments(cfg, learner.policy.info, learner.runtime)
+        form = RequestForm(learner.policy.info.end_ids, learner.policy.tokenizer, line.max_model_len, longest(cfg))
         opened.append(VllmServerEngine(line, form, cfg.engine.vllm, tmp_path / "logs"))
         return opened[-1]
 
