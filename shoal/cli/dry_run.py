@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from shoal.cli.forecast import forecast_lines
 from shoal.config import ShoalConfig
 from shoal.config.compose import escaped
 from shoal.learners.memory_plan import estimate, peak
@@ -39,6 +40,7 @@ def plan_lines(config: ShoalConfig) -> Iterator[str]:
     yield "\nMemory estimate (MiB)"
     yield from (f"  {part:<18} {size / MIB:>10,.1f}" for part, size in parts.items() if size)
     yield f"  {'peak':<18} {peak(parts) / MIB:>10,.1f}"
+    yield from forecast_lines(config)
 
 
 def vllm_lines(config: ShoalConfig, device: str) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from shoal.config.nodes.simulate import SimulateConfig
 from shoal.config.nodes.vllm import VllmConfig
 from shoal.config.options import option
 
@@ -57,6 +58,7 @@ class SourceConfig:
         "Start the server and this environment (a name or package.module:Class) with the run, and stop them when it "
         "ends",
     )
+    simulate: SimulateConfig = option(SimulateConfig, "async: times for the forecast of --dry-run")
 
 
 @dataclass
