@@ -189,7 +189,13 @@ def foreign(folder: Path) -> None:
 
 def asynchronous(folder: Path) -> None:
     """A run whose trainer and engines waited for one another."""
-    more = {"async/lag": 2.0, "async/train_seconds": 3.0, "slots/waiting": 5, "wait/for_groups": 1.5}
+    more = {
+        "async/lag": 2.0,
+        "async/train_seconds": 3.0,
+        "async/learner_idle": 0.2,
+        "slots/waiting": 5,
+        "wait/for_groups": 1.5,
+    }
     write_lines(folder / "metrics.jsonl", [metrics_row(1) | more])
 
 

@@ -276,7 +276,12 @@ def test_groups_of_a_foreign_environment_are_shown_without_a_prompt(browser):
 def test_whatever_waited_or_was_busy_is_drawn_by_its_prefix_and_its_unit(browser, root):
     page = browser.open(browser.window(), "waiting", run="asynchronous")
     titles = page.locator("figure.chart figcaption").all_inner_texts()
-    assert {"Waiting seconds", "Asynchronous rollout seconds", "Asynchronous rollout versions"} <= set(titles)
+    assert {
+        "Waiting seconds",
+        "Asynchronous rollout seconds",
+        "Asynchronous rollout versions",
+        "Asynchronous rollout shares",
+    } <= set(titles)
     assert legend(page, "Waiting") == {"learner seconds": 0.4, "for groups": 1.5}
     assert legend(page, "Slots") == {"waiting": 5}
     table = page.get_by_role("region", name="Where the time went").inner_text()

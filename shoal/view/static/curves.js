@@ -202,7 +202,7 @@ const FAMILIES = {
 const UNITS = [
   [/(tokens|requests|groups|bytes)_(a|per)_second/, "a second", ""],
   [/(^|_)(seconds?|latency|idle_time)(_|$)/, "seconds", "s"],
-  [/(^|_)(share|fraction|rate|utili[sz]ation|usage|busy)(_|$)/, "shares", ""],
+  [/(^|_)(share|fraction|rate|utili[sz]ation|usage|use|busy|idle)(_|$)/, "shares", ""],
   [/(^|_)(staleness|lag|versions?)(_|$)/, "versions", ""],
   [/(^|_)(gib|memory)(_|$)/, "GiB", "GiB"],
   [/(^|_)tokens(_|$)/, "tokens", ""],
