@@ -27,6 +27,7 @@ from shoal.engines.vllm.in_process import InProcessVllmEngine
 from shoal.engines.vllm.server_engine import VllmServerEngine
 from shoal.errors import ConfigError
 from shoal.learners.base import Learner
+from shoal.learners.device_memory import refuse_too_much
 from shoal.learners.local import LocalLearner
 from shoal.learners.model import Policy
 from shoal.learners.own_tokens import rounding
@@ -42,7 +43,7 @@ from shoal.rollout.engine_model import EngineModel
 from shoal.rollout.open import open_environment
 from shoal.rollout.rollouts import Rollouts
 from shoal.rollout.task import environment_task, with_own_reward
-from shoal.runtime import Runtime, prepare_allocator, prepare_process, resolve_runtime
+from shoal.runtime import Runtime, planned_runtime, prepare_allocator, prepare_process
 from shoal.tasks.base import Task
 from shoal.training.async_source import AsyncSource
 from shoal.training.checkpoint import CheckpointStore
@@ -71,12 +72,13 @@ def build_parts(cfg: ShoalConfig, rewards: Mapping[str, Verifier], folder: Path 
     """Loads the model and the data and connects the parts. `folder` is the run's, where there is one."""
     check_names(cfg, rewards)
     check_packages(cfg)
-    runtime = resolve_runtime(cfg.runtime, cfg.model)
+    runtime = planned_runtime(cfg)
     prepare_process(cfg.runtime)
     seed_everything(cfg.run.seed)
     logger.info("loading the model %s on %s", cfg.model.name, runtime.device)
     policy = open_policy(cfg, runtime)
     info = policy.info
+    refuse_too_much(cfg, runtime, info)
     if cfg.data.task != "story":  # the built-in tokenizer knows that task's words alone
         for note in tokenizer_notes(info.tokenizer):
             logger.warning("%s", note)
@@ -163,7 +165,7 @@ def build_processes(cfg: ShoalConfig, policy: Policy, runtime: Runtime, folder: 
         ProcessArguments(
             name=policy.info.name,
             model=model,
-            device=str(process_device(runtime.device, number)),
+            device=str(runtime.of_engine(number)),
             param_dtype=str(runtime.param_dtype).removeprefix("torch."),
             compute_dtype=str(runtime.compute_dtype).removeprefix("torch.") if runtime.compute_dtype else None,
             attention=runtime.attention,
@@ -176,13 +178,6 @@ def build_processes(cfg: ShoalConfig, policy: Policy, runtime: Runtime, folder: 
     ]
     form = RequestForm(policy.info.end_ids, policy.info.tokenizer, policy.info.max_positions, longest(cfg), POSITIONS)
     return ProcessEngine(arguments, form, timeout=cfg.engine.timeout, restarts=cfg.engine.restarts, folder=folder)
-
-
-def process_device(learner: torch.device, number: int) -> torch.device:
-    """The device of an engine process: the learner's kind; of several GPUs those after the learner's, in turn."""
-    if learner.type != "cuda":
-        return learner
-    return torch.device("cuda", ((learner.index or 0) + 1 + number) % torch.cuda.device_count())
 
 
 def build_weight_sync(

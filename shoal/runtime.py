@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.util import find_spec
 from logging import getLogger
@@ -13,8 +13,11 @@ from time import perf_counter
 
 import torch
 
+from shoal.config import ShoalConfig
 from shoal.config.nodes.model import ModelConfig
 from shoal.config.nodes.runtime import RuntimeConfig
+from shoal.devices.plan import DevicePlan, plan_devices
+from shoal.devices.visible import visible_devices
 from shoal.errors import ConfigError
 
 logger = getLogger(__name__)
@@ -36,7 +39,7 @@ class Runtime:
     """What a run computes with.
 
     `compute_dtype` is the dtype of matrix products over float32 parameters; None: that of the parameters. `notes` are
-    lines for the user.
+    lines for the user, `plan` says who is on which GPU.
     """
 
     device: torch.device
@@ -44,6 +47,19 @@ class Runtime:
     compute_dtype: torch.dtype | None
     attention: str
     notes: list[str] = field(default_factory=list)
+    plan: DevicePlan = field(default_factory=DevicePlan)
+
+    def of_reference(self) -> Runtime:
+        """The same for a reference model: on the device that the plan gives it, or the learner's."""
+        if not self.plan.reference:
+            return self
+        return replace(self, device=torch.device(self.plan.kind, self.plan.reference[0]))
+
+    def of_engine(self, number: int) -> torch.device:
+        """The device of the number-th of engine.processes, which sees the same GPUs as this process."""
+        if not self.plan.engine:
+            return self.device
+        return torch.device(self.plan.kind, self.plan.engine[number][0])
 
     @property
     def master_weights(self) -> bool:
@@ -54,6 +70,19 @@ class Runtime:
     def loss_scaling(self) -> bool:
         """True where gradients pass through float16, whose small values need a scaled loss."""
         return torch.float16 in (self.param_dtype, self.compute_dtype)
+
+
+def planned_runtime(cfg: ShoalConfig) -> Runtime:
+    """The runtime of a run whose parts are placed on this machine's GPUs: see `resolve_runtime` and `plan_devices`.
+
+    Raises:
+        ConfigError: the machine does not have what the configuration asks for.
+    """
+    runtime = resolve_runtime(cfg.runtime, cfg.model)
+    cuda = runtime.device.type == "cuda"
+    plan = plan_devices(cfg, visible_devices() if cuda else (), runtime.device.type, runtime.device.index or 0)
+    device = torch.device("cuda", plan.learner[0]) if cuda else runtime.device
+    return replace(runtime, device=device, plan=plan)
 
 
 def resolve_runtime(runtime: RuntimeConfig, model: ModelConfig) -> Runtime:

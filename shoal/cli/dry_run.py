@@ -11,8 +11,10 @@ from omegaconf import OmegaConf
 from shoal.cli.forecast import forecast_lines
 from shoal.config import ShoalConfig
 from shoal.config.compose import escaped
+from shoal.config.device_keys import own_processes
+from shoal.learners.device_memory import device_bytes, plan_parts, refuse_too_much
 from shoal.learners.memory_plan import estimate, peak
-from shoal.runtime import resolve_runtime
+from shoal.runtime import Runtime, planned_runtime
 from shoal.training.names import check_names
 from shoal.training.policy import model_info
 
@@ -27,7 +29,7 @@ def plan_lines(config: ShoalConfig) -> Iterator[str]:
     """
     yield from OmegaConf.to_yaml(OmegaConf.create(escaped(asdict(config)))).splitlines()
     check_names(config)
-    runtime = resolve_runtime(config.runtime, config.model)
+    runtime = planned_runtime(config)
     products = runtime.compute_dtype or runtime.param_dtype
     yield "\nDevice plan"
     yield f"  device             {runtime.device}"
@@ -36,11 +38,43 @@ def plan_lines(config: ShoalConfig) -> Iterator[str]:
     yield f"  attention          {runtime.attention}"
     yield from (f"  note: {note}" for note in runtime.notes)
     yield from (f"  {line}" for line in vllm_lines(config, runtime.device.type))
-    parts = estimate(config, runtime, model_info(config))
+    info = model_info(config)
+    parts = estimate(config, runtime, info)
+    yield from device_table(config, runtime, parts)
+    refuse_too_much(config, runtime, info)
     yield "\nMemory estimate (MiB)"
     yield from (f"  {part:<18} {size / MIB:>10,.1f}" for part, size in parts.items() if size)
     yield f"  {'peak':<18} {peak(parts) / MIB:>10,.1f}"
     yield from forecast_lines(config)
+
+
+def device_table(config: ShoalConfig, runtime: Runtime, parts: dict[str, int]) -> Iterator[str]:
+    """A row for each device: its name in CUDA_VISIBLE_DEVICES, what is on it, the memory that it takes and there is."""
+    plan = runtime.plan
+    held = device_bytes(config, plan, parts)
+    if not plan.devices:
+        there = "learner" + (", engine" if config.engine.kind == "torch" and not config.engine.processes else "")
+        there += ", reference" if config.algorithm.kl_coef and config.reference.kind == "model" else ""
+        yield f"\n  device  holds                          MiB\n  {plan.kind:<7} {there:<28} {_sum(held[0]):>5,.0f}"
+        return
+    yield "\n  GPU  visible as  name                     holds                             MiB  of MiB"
+    for one in plan.devices:
+        there = ", ".join(_with_servers(config, plan.engine, part, one.index) for part in plan_parts(plan, one.index))
+        took, memory = _sum(held[one.index]), one.memory / MIB
+        yield (
+            f"  {one.index:<3}  {one.entry[:10]:<10}  {one.name[:23]:<23}  {there or 'nothing':<28}  {took:>8,.0f}  "
+            f"{memory:>,.0f}"
+        )
+
+
+def _with_servers(config: ShoalConfig, engine: tuple[tuple[int, ...], ...], part: str, index: int) -> str:
+    if part != "engine" or not own_processes(config)[0]:
+        return part
+    return "engine " + "+".join(str(number) for number, block in enumerate(engine) if index in block)
+
+
+def _sum(held: dict[str, int]) -> float:
+    return sum(held.values()) / MIB
 
 
 def vllm_lines(config: ShoalConfig, device: str) -> Iterator[str]:

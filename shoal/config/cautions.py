@@ -69,7 +69,7 @@ def _without_effect(c: ShoalConfig) -> Iterator[tuple[str, str]]:
         for name in ("kl_estimator", "kl_in"):
             if getattr(a, name) != getattr(default, name):
                 yield f"algorithm.{name}", "algorithm.kl_coef=0"
-        for name in ("name", "revision", "polyak_every"):
+        for name in ("name", "revision", "polyak_every", "num_devices", "devices"):
             if getattr(c.reference, name) != getattr(ReferenceConfig(), name):
                 yield f"reference.{name}", "algorithm.kl_coef=0 loads no reference"
     if c.data.task == "story":

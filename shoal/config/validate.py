@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from math import copysign, isfinite
 from typing import Any
 
+from shoal.config.device_keys import check_device_keys
 from shoal.config.keys import Key, all_keys, nearest, value_of
 from shoal.config.mix import data_sources
 from shoal.config.refusals import REFUSALS
@@ -66,6 +67,7 @@ def validate(config: ShoalConfig) -> None:
     for refusal in REFUSALS:
         if refusal.applies(config):
             raise ConfigError(refusal.line.format(c=config))
+    check_device_keys(config)
 
 
 def _check_value(key: Key, name: str, value: Any) -> None:

@@ -1,4 +1,4 @@
-"""The reference as a model in this process, on the learner's device."""
+"""The reference as a model in this process, on the learner's device or one of its own."""
 
 from __future__ import annotations
 
@@ -44,6 +44,7 @@ class ModelReference(Reference):
         Raises:
             ConfigError: the model cannot be loaded or cannot follow the policy (`polyak_every`).
         """
+        runtime = runtime.of_reference()
         self.policy = policy
         self.cfg = cfg.reference
         self.trained = trained
@@ -64,7 +65,7 @@ class ModelReference(Reference):
         elif self.borrowed:
             model = policy.model
         else:
-            model, lora = deepcopy(policy.model), policy.lora
+            model, lora = deepcopy(policy.model).to(runtime.device), policy.lora
             if lora and cfg.reference.polyak_every:
                 model, lora = model.merge_and_unload(), False
         self.own = policy if self.borrowed else Policy(model, policy.info, lora)
@@ -95,7 +96,7 @@ class ModelReference(Reference):
         if not self.cfg.polyak_every or version % self.cfg.polyak_every:
             return False
         for name, value in self._followed():
-            self.average[name].lerp_(value.to(self.average[name].dtype), self.cfg.polyak_alpha)
+            self.average[name].lerp_(value.to(self.average[name]), self.cfg.polyak_alpha)
         self._write()
         return True
 

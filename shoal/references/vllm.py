@@ -118,7 +118,7 @@ def launched_reference(cfg: ShoalConfig, info: ModelInfo, runtime: Runtime, fold
     key = key_or_environment(cfg.reference.api_key)
     process = VllmProcess(
         arguments.line(),
-        arguments.environment() | ({"VLLM_API_KEY": key} if key else {}),
+        arguments.environment() | runtime.plan.reference_environment() | ({"VLLM_API_KEY": key} if key else {}),
         host=cfg.reference.host,
         port=cfg.reference.port,
         log=folder / "vllm_reference.log",
@@ -154,7 +154,7 @@ def reference_arguments(cfg: ShoalConfig, info: ModelInfo, runtime: Runtime, fol
         max_num_seqs=own.concurrency,
         device=device,
         tensor_parallel=own.tensor_parallel,
-        memory_share=own.memory_share or 0.9,
+        memory_share=own.memory_share or runtime.plan.reference_share(),
         cache_gib=1.0 if device == "cpu" else 0.0,
         eager=on_device("auto", device),
         extra=tuple(own.extra_args),

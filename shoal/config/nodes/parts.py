@@ -84,6 +84,14 @@ class EngineConfig:
         most=1e6,
     )
     restarts: int = option(5, "Most restarts of engine.processes in a run; then the run stops", least=0)
+    num_devices: int = option(
+        0,
+        "GPUs of the engine's servers or processes, placed beside the learner's. 0: one for each of them (times "
+        "engine.vllm.tensor_parallel), or as many as there are",
+        least=0,
+        most=4096,
+    )
+    devices: list[int] = option(list, "The same by hand, as torch numbers them; the first server has the first of them")
     serve_host: str = option(
         "127.0.0.1", "With source=rollout_api: address on which the engine is served to environments"
     )
@@ -98,6 +106,8 @@ class LearnerConfig:
     """What turns a batch into optimizer steps."""
 
     kind: str = option("local", "local: one process, one device", choices=("local",))
+    num_devices: int = option(0, "Devices that train, the first ones. 0: 1", least=0, most=4096)
+    devices: list[int] = option(list, "The same by hand, as torch numbers the GPUs that this process sees")
     micro_batch_tokens: int = option(8192, "Forwarded tokens (padding included) of one micro-batch", least=1)
     micro_batch_size: int = option(0, "Completions of one micro-batch; 0: bounded by tokens only", least=0)
     packing: str = option("auto", "Several sequences in one row, without padding", choices=("auto", "on", "off"))

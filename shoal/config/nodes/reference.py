@@ -20,6 +20,14 @@ class ReferenceConfig:
     revision: str | None = option(None, "Branch, tag or commit")
     polyak_every: int = option(0, "Steps between updates of the reference towards the policy. 0: never", least=0)
     polyak_alpha: float = option(0.6, "reference <- alpha x policy + (1 - alpha) x reference", least=0)
+    num_devices: int = option(
+        0,
+        "GPUs of the reference alone. 0: the learner's (model), or as many as reference.tensor_parallel if they are "
+        "free (vllm_launch)",
+        least=0,
+        most=4096,
+    )
+    devices: list[int] = option(list, "The same by hand, as torch numbers them")
     host: str = option("127.0.0.1", "vLLM: address of the server")
     port: int = option(0, "vLLM: port of the server. 0: a free one (vllm_launch)", least=0, most=65535)
     dtype: str = option(

@@ -41,6 +41,7 @@ class VllmArguments:
     prefix_cache: bool = True
     sleep: bool = False
     max_lora_rank: int = 0
+    devices: tuple[tuple[tuple[str, str], ...], ...] = ()  # of each server: the variable with its GPUs
     lora_targets: tuple[str, ...] = ()  # empty: every layer that vLLM can adapt
     extra: tuple[str, ...] = field(default_factory=tuple)
 
@@ -123,7 +124,11 @@ def policy_arguments(cfg: ShoalConfig, info: ModelInfo, runtime: Runtime) -> Vll
         max_num_seqs=cfg.engine.max_batch,
         device=device,
         tensor_parallel=vllm.tensor_parallel,
-        memory_share=vllm.memory_share or (0.45 if colocated else 0.9),
+        memory_share=vllm.memory_share
+        or (0.45 if colocated and not runtime.plan.engine else runtime.plan.engine_share()),
+        devices=tuple(
+            tuple(runtime.plan.engine_environment(number).items()) for number in range(len(runtime.plan.engine))
+        ),
         cache_gib=vllm.cache_gib or (1.0 if device == "cpu" else 0.0),
         eager=on_device(vllm.eager, device),
         prefix_cache=vllm.prefix_cache,

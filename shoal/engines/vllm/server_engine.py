@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from shoal.config.nodes.vllm import VllmConfig
 from shoal.engines.servers.engine import ServersEngine
 from shoal.engines.servers.requests import RequestForm
@@ -81,13 +79,8 @@ def launch(engine: Owner, arguments: VllmArguments, cfg: VllmConfig, folder: Pat
 
 
 def gpu_of(arguments: VllmArguments, number: int) -> dict[str, str]:
-    """The devices of the number-th server: the last ones of this machine, so that the learner keeps the first."""
-    if arguments.device != "cuda":
-        return {}
-    there = torch.cuda.device_count()
-    last = there - number * arguments.tensor_parallel
-    first = max(last - arguments.tensor_parallel, 0)
-    return {"CUDA_VISIBLE_DEVICES": ",".join(str(index) for index in range(first, last))} if last > 0 else {}
+    """The variable that gives the number-th server the GPUs of the device plan; empty where nothing was planned."""
+    return dict(arguments.devices[number]) if arguments.devices else {}
 
 
 def connect(engine: Owner, cfg: VllmConfig) -> list[VllmServer]:

@@ -1,0 +1,1 @@
+"""Which part of a run is on which GPU."""
