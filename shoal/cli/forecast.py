@@ -7,6 +7,7 @@ from math import inf
 from random import Random
 
 from shoal.config import ShoalConfig
+from shoal.config.device_keys import own_processes
 from shoal.rollout.simulation import Flow, Lengths, Outcome, simulate
 
 STEPS = 300
@@ -42,8 +43,8 @@ def forecast_lines(config: ShoalConfig) -> Iterator[str]:
 
 
 def number_of_engines(config: ShoalConfig) -> int:
-    """Servers that the run would start or ask."""
-    return len(config.engine.vllm.endpoints) or config.engine.vllm.servers
+    """Servers or processes that the run would start or ask."""
+    return own_processes(config)[0] or len(config.engine.vllm.endpoints) or 1
 
 
 def forecast(config: ShoalConfig, max_staleness: int, lead: int, engines: int) -> Outcome:

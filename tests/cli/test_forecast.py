@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shoal.cli.forecast import forecast, forecast_lines
+from shoal.cli.forecast import forecast, forecast_lines, number_of_engines
 from shoal.config import ShoalConfig, load_config
 
 ASYNC = ["source=async", "engine=vllm_server", "weight_sync=broadcast", "run.prompts_per_step=4"]
@@ -47,3 +47,8 @@ def test_no_completion_is_longer_than_the_limit():
     # Every completion is cut at 10 tokens of 0.1 s: steps of 1 s and 20 s.
     short = made(*TIMES, "sampling.max_new_tokens=10")
     assert forecast(short, 0, 0, 1).seconds == pytest.approx(300 * 21, rel=0.01)
+
+
+def test_processes_of_the_engine_are_counted():
+    assert number_of_engines(made("engine.processes=3", "weight_sync=broadcast")) == 3
+    assert number_of_engines(made("engine=vllm_server", "engine.vllm.servers=2", "weight_sync=broadcast")) == 2

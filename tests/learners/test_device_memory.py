@@ -15,12 +15,16 @@ from shoal.devices.plan import Device, DevicePlan, plan_devices
 from shoal.errors import ConfigError
 from shoal.learners.device_memory import device_bytes, refuse_too_much
 from shoal.learners.memory_plan import estimate
+from shoal.models.info import ModelInfo
 from shoal.references import model
 from shoal.references.model import ModelReference
 from shoal.runtime import Runtime
 
 GIB = 2**30
-BIG = Qwen3Config(hidden_size=2048, num_hidden_layers=28, intermediate_size=6144, num_attention_heads=16, head_dim=128)
+ARCHITECTURE = Qwen3Config(
+    hidden_size=2048, num_hidden_layers=28, intermediate_size=6144, num_attention_heads=16, head_dim=128
+)
+BIG = ModelInfo("big", None, ARCHITECTURE, None, ARCHITECTURE.vocab_size, 32768)
 SERVER = {"engine.kind": "vllm_server", "weight_sync.kind": "broadcast"}
 
 
