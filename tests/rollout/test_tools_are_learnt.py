@@ -82,9 +82,22 @@ def assert_learnt(rows: list[dict[str, Any]]) -> None:
     assert 0 < max(differences) < 1e-4
 
 
-def test_a_model_learns_to_call_a_tool_in_plain_training_and_its_evaluation_has_the_tool(model: Path, tmp_path: Path):
+VLLM = ["engine.vllm.cache_gib=0.25", "weight_sync=broadcast"]
+ENGINES = {"torch": [], "vllm": ["engine=vllm", *VLLM], "vllm_server": ["engine=vllm_server", *VLLM]}
+
+
+@pytest.mark.parametrize(
+    "engine",
+    ["torch", pytest.param("vllm", marks=pytest.mark.vllm), pytest.param("vllm_server", marks=pytest.mark.vllm)],
+)
+def test_a_model_learns_to_call_a_tool_in_plain_training_and_its_evaluation_has_the_tool(
+    model: Path, tmp_path: Path, engine: str
+):
+    if engine != "torch":
+        pytest.importorskip("vllm", reason="needs vLLM")
     data = f"data.eval_path={tmp_path / 'rows.jsonl'}"
-    rows = train(model, tmp_path, "environment=tools", data, "evaluation.every=0", "evaluation.at_end=true")
+    evaluation = ["evaluation.every=0", "evaluation.at_end=true"]
+    rows = train(model, tmp_path, "environment=tools", data, *evaluation, *ENGINES[engine])
     assert_learnt(rows)
     accuracies = [value for row in rows for key, value in row.items() if key.endswith("/accuracy")]
     assert accuracies[0] < 0.4 and accuracies[-1] > 0.8
