@@ -50,5 +50,5 @@ def test_no_completion_is_longer_than_the_limit():
 
 
 def test_processes_of_the_engine_are_counted():
-    assert number_of_engines(made("engine.processes=3", "weight_sync=broadcast")) == 3
-    assert number_of_engines(made("engine=vllm_server", "engine.vllm.servers=2", "weight_sync=broadcast")) == 2
+    assert number_of_engines(made("engine=torch", "engine.processes=3")) == 3
+    assert number_of_engines(made("engine.vllm.servers=2")) == 2
