@@ -54,6 +54,8 @@ class AsyncSource(GroupSource):
     them by the rule of `rollout.take_rule`. All that they share is held by `changed`.
     """
 
+    ahead = True
+
     def __init__(
         self, cfg: ShoalConfig, parts: Parts, monitor: Monitor, total_steps: int, stopping: Callable[[], bool]
     ) -> None:

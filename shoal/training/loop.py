@@ -33,6 +33,7 @@ def train_loop(run: Run) -> None:
         with monitor.phase("sync"):
             sync_seconds = run.publish()
         run.record(step, groups, report, metrics, sync_seconds)
+    run.settle()
     if run.finished and run.cfg.evaluation.at_end and run.evaluated_step < run.step:
         run.evaluate()
 

@@ -33,6 +33,8 @@ class GroupSource(ABC):
     """
 
     passed_over: list[Group] | None = None
+    ahead = False
+    """Whether rollouts go on while the learner trains and publishes."""
 
     @abstractmethod
     def next_groups(self, step: int) -> list[Group]:

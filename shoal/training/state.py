@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from logging import getLogger
 from math import inf, isfinite
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from shoal.algorithms.batch import BatchReport, make_batch
@@ -51,6 +53,9 @@ class Run:
     evaluated_step: int = -1
     samples: list[Group] | None = None
     learner_logprobs: list[list[list[float]]] | None = None
+    publisher: ThreadPoolExecutor | None = None
+    under_way: Future[dict[str, float]] | None = None
+    waited_to_publish: float = 0.0
 
     @property
     def finished(self) -> bool:
@@ -72,11 +77,44 @@ class Run:
         }
 
     def publish(self, *, now: bool = False) -> dict[str, float]:
-        """Has the engine hold the learner's weights where they are due, and tells the source. Seconds of each part."""
-        handle = self.parts.sync.publish(self.parts.learner.version, now=now)
+        """Has the engine hold the learner's weights where they are due, and tells the source. Seconds of each part.
+
+        Where rollouts run ahead it may return while the weights are on their way; then the seconds are those of the
+        publication before, and the learner waits (`settle`) before it writes its weights.
+        """
+        seconds, version = self.settle(), self.parts.learner.version
+        if self.source.ahead and not now and self.parts.sync.may_overlap(version):
+            self.publisher = self.publisher or ThreadPoolExecutor(1, "publisher")
+            self.under_way = self.publisher.submit(self._publish, version)
+            return seconds
+        return self._publish(version, now=now)
+
+    def _publish(self, version: int, *, now: bool = False) -> dict[str, float]:
+        handle = self.parts.sync.publish(version, now=now)
         seconds = handle.wait(self.cfg.weight_sync.timeout)
         self.source.published(handle.version)
         return seconds
+
+    def settle(self) -> dict[str, float]:
+        """Waits for the publication that is under way, if there is one; what it raises is raised here. Its parts have
+        deadlines of their own."""
+        if self.under_way is None:
+            return {}
+        started, found = monotonic(), self.under_way
+        self.under_way = None
+        try:
+            return found.result()
+        finally:
+            self.waited_to_publish += monotonic() - started
+
+    def before_write(self) -> None:
+        """The learner writes its weights when the engine has those of before."""
+        self.settle()
+        self.parts.sync.before_write()
+
+    def after_write(self) -> None:
+        """The learner has written them."""
+        self.parts.sync.after_write()
 
     def standing(self) -> str:
         """What the run does now and who waits for whom, in words that change when anything moves."""
@@ -131,7 +169,7 @@ class Run:
         while True:
             self.learner_logprobs = self.score_tokens(groups) if self.monitor.writes_samples(step) else None
             try:
-                metrics = self.parts.learner.train(batch, self.parts.sync)
+                metrics = self.parts.learner.train(batch, self)
                 break
             except NonFiniteError as error:
                 positions = [report.positions[number] for number in error.completions]
@@ -174,6 +212,7 @@ class Run:
                 **metrics,
                 **self.source.metrics(),
                 **report.metrics(),
+                **({"wait/learner_publish": self.waited_to_publish} if self.source.ahead else {}),
                 **{f"engine/{name}": value for name, value in engine.items()},
                 **{f"seconds/sync_{name}": value for name, value in sync_seconds.items()},
             },
@@ -181,6 +220,7 @@ class Run:
             self.learner_logprobs,
             self.source.passed_over,
         )
+        self.waited_to_publish = 0.0
         if report.made_up_groups:
             self.monitor.message(
                 f"step {step}: {_groups_of_equal_rewards(report.made_up_groups)} trained on made-up advantages "
@@ -195,6 +235,7 @@ class Run:
 
     def evaluate(self) -> dict[str, float]:
         """Evaluates the weights of now; keeps the model where it is the best so far."""
+        self.settle()
         if self.parts.engine.version != self.parts.learner.version:  # weight_sync.every
             self.publish(now=True)
         with self.monitor.phase("evaluate"):
@@ -295,6 +336,8 @@ class Run:
             last_first.callback(self.parts.close)
             if self.reference:
                 last_first.callback(self.reference.close)
+            if self.publisher:
+                last_first.callback(self.publisher.shutdown)  # the publication under way ends, or fails, first
             last_first.callback(self.source.close)
             last_first.callback(self.monitor.close, status)
 

@@ -55,6 +55,10 @@ class WeightSync(ABC):
     def after_write(self) -> None:
         """The learner has written its weights, or failed to."""
 
+    def may_overlap(self, version: int) -> bool:
+        """Whether the learner may compute, but not write its weights, while another thread publishes this version."""
+        return False
+
     @abstractmethod
     def publish(self, version: int, *, now: bool = False) -> PublishHandle:
         """Makes the engine hold this version, checked against the learner's log-probs when due.

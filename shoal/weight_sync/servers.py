@@ -87,6 +87,10 @@ class ServerSync(WeightSync):
                 )
             yield
 
+    def may_overlap(self, version: int) -> bool:
+        """Where no self-check is due, for which the learner's model has to be at rest."""
+        return not (self.check.due(version) or self.check.due(version + 1))
+
     def due(self, version: int) -> bool:
         """The first version of a process, and those that `every` divides."""
         return self.published is None or version % self.cfg.every == 0

@@ -52,6 +52,9 @@ class SharedSync(ServerSync):
         learner.move_weights(views(learner.weight_specs(), bridge))
         logger.info("weight sync: %d parameters shared through %s", len(bridge.parameters), folder)
 
+    def may_overlap(self, version: int) -> bool:
+        return False  # the engine has the weights already, and generation is paused until it is told
+
     def before_write(self) -> None:
         with self.readable():
             if not self.paused:

@@ -67,6 +67,9 @@ class ApartSync(WeightSync):
     def __init__(self, cfg: ShoalConfig, learner: LocalLearner, engine: ApartEngine) -> None:
         self.cfg, self.learner, self.engine = cfg, learner, engine
 
+    def may_overlap(self, version: int) -> bool:
+        return True
+
     def publish(self, version: int, *, now: bool = False) -> PublishHandle:
         if now or self.engine.version < 0 or version % self.cfg.weight_sync.every == 0:
             self.engine.take(self.learner, version)

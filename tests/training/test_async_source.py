@@ -18,6 +18,7 @@ from shoal import train
 from shoal.config import ShoalConfig
 from shoal.engines.base import Request
 from shoal.errors import EngineError, TrainingError
+from shoal.learners.local import LocalLearner
 from shoal.monitor.progress import ProgressDisplay
 from shoal.training.async_source import AsyncSource
 from shoal.training.recording import GroupRecording
@@ -55,8 +56,7 @@ def threads() -> set[str]:
     return {thread.name for thread in threading.enumerate()} & {"rollouts", "scoring", "watchdog"}
 
 
-@pytest.mark.parametrize("lead", [0, 1, 2])
-@pytest.mark.parametrize("order", ["oldest", "first_come"])
+@pytest.mark.parametrize(("lead", "order"), [(0, "oldest"), (1, "oldest"), (2, "first_come")])
 def test_no_completion_is_older_than_the_bound_and_every_prompt_is_trained_once(
     ahead: Ahead, tmp_path: Path, lead: int, order: str
 ):
@@ -238,7 +238,8 @@ TURNS = ("environment.kind=test_own_environment:Digits", "environment.max_turns=
 @pytest.mark.parametrize("turns", [(), TURNS], ids=["single turn", "two turns"])
 def test_without_staleness_it_is_sync_to_the_bit(configure: Configure, tmp_path: Path, turns: tuple[str, ...]):
     for kind in ("sync", "async"):
-        cfg = configure("run.steps=20", f"source.kind={kind}", "source.max_staleness=0", *turns)
+        quick = ("evaluation.every=0", "evaluation.at_start=false", "checkpoint.every=0", "checkpoint.keep_best=false")
+        cfg = configure("run.steps=20", f"source.kind={kind}", "source.max_staleness=0", *quick, *turns)
         cfg.reward.verifiers = {} if turns else cfg.reward.verifiers
         train(cfg, tmp_path / kind)
     assert rows(tmp_path / "async") == rows(tmp_path / "sync")
@@ -293,3 +294,53 @@ def test_the_wait_for_a_group_that_is_due_names_it(ahead: Ahead, tmp_path: Path,
     hold_back(monkeypatch, until=inf)
     train(ahead("data.shuffle=false", "source.at_bound=cut"), tmp_path / "run")
     assert "the learner waits for group 0 (version 0, 3 of 4 done, due)" in said
+
+
+def test_the_learner_goes_on_while_weights_are_on_their_way_and_writes_them_only_after(
+    ahead: Ahead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A publication of version 3 that lasts until the learner wants to write version 4."""
+    log: list[str] = []
+    wants_to_write = threading.Event()
+    take, settle, backward = ApartEngine.take, Run.settle, LocalLearner._backward
+
+    def slow_take(self: ApartEngine, learner: Any, version: int) -> None:
+        if version == 3:
+            assert wants_to_write.wait(30)
+        take(self, learner, version)
+        log.append(f"published {version}")
+
+    def noted_settle(run: Run) -> dict[str, float]:
+        if run.parts.learner.version == 3 and run.under_way is not None:
+            log.append("wants to write")
+            wants_to_write.set()
+        return settle(run)
+
+    def noted_backward(self: LocalLearner, *arguments: Any) -> Any:
+        log.append(f"backward {self.version}")
+        return backward(self, *arguments)
+
+    monkeypatch.setattr(ApartEngine, "take", slow_take)
+    monkeypatch.setattr(Run, "settle", noted_settle)
+    monkeypatch.setattr(LocalLearner, "_backward", noted_backward)
+    train(ahead("evaluation.every=0", "checkpoint.every=0"), tmp_path / "run")
+    assert log.index("backward 3") < log.index("wants to write") < log.index("published 3")
+    assert max(ages(recorded(tmp_path / "run"))) <= 2
+    assert {"wait/learner_publish"} <= trained_rows(tmp_path / "run")[0].keys()
+    assert "publisher" not in {thread.name.split("_")[0] for thread in threading.enumerate()}
+
+
+def test_a_publication_that_fails_on_its_way_ends_the_run(
+    ahead: Ahead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    take = ApartEngine.take
+
+    def failing(self: ApartEngine, learner: Any, version: int) -> None:
+        if version == 3:
+            raise EngineError("version 3 did not get through")
+        take(self, learner, version)
+
+    monkeypatch.setattr(ApartEngine, "take", failing)
+    with pytest.raises(EngineError, match="version 3 did not get through"):
+        train(ahead("evaluation.every=0", "checkpoint.every=0"), tmp_path / "run")
+    assert not threads()
