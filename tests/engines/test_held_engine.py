@@ -62,13 +62,13 @@ def test_a_pause_that_drains_waits_for_requests_in_flight_and_holds_new_ones(eng
 @pytest.mark.parametrize(("mode", "reasons"), [("keep", {"stop", "length"}), ("abort", {"stop", "length", "abort"})])
 def test_other_pauses_stop_at_once(engine: TorchEngine, mode: str, reasons: set[str]) -> None:
     held = HeldEngine(engine)
-    found = ask(held, long_requests())
+    found = ask(held, make_requests(40, 10, SamplingParams(24)))
     held.pause(mode).result(SECONDS)
-    assert engine.in_flight == (40 - found.qsize() if mode == "keep" else 0)
+    assert engine.in_flight == (400 - found.qsize() if mode == "keep" else 0)
     steps = engine.steps
     assert held.call(lambda: engine.steps).result(SECONDS) == steps
     held.resume().result(SECONDS)
-    outputs = gathered(found, 40)
+    outputs = gathered(found, 400)
     assert {output.stop_reason.value for output in outputs.values()} <= reasons
     assert any(output.stop_reason is StopReason.ABORT for output in outputs.values()) == (mode == "abort")
 
@@ -111,3 +111,11 @@ def test_only_the_methods_of_a_weight_sync_can_be_called(post: Callable[..., Any
         assert post("call", method=method, arguments=[]).status_code == 422
     failed = post("call", method="shoal_take", arguments=[1, "/no/such/file", []])
     assert failed.status_code == 422 and "are gone" in failed.json()["error"]
+
+
+def test_a_token_for_the_self_check_waits_for_no_rollout(engine: TorchEngine) -> None:
+    [alone] = engine.generate([Request("a", (3, 4, 5), 0, SamplingParams(1))])
+    engine.submit(long_requests())
+    token, logprob = engine.next_token((3, 4, 5))
+    assert ([token], [logprob]) == (alone.token_ids, pytest.approx(alone.logprobs))
+    assert engine.in_flight == 40

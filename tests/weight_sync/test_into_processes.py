@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 import torch
 from sync_models import a_batch
@@ -19,6 +22,7 @@ from shoal.build import build_parts
 from shoal.config import ShoalConfig
 from shoal.engines.base import EngineOutput, Request, SamplingParams
 from shoal.engines.builtin.engine import TorchEngine
+from shoal.engines.processes.app import KEY_VARIABLE
 from shoal.errors import EngineError
 from shoal.tasks import story
 from shoal.training.parts import Parts
@@ -122,16 +126,16 @@ def test_processes_sample_what_the_engine_in_this_process_samples_at_every_versi
 def test_completions_that_go_on_at_an_update_have_each_token_by_one_version_alone(two: Parts):
     before = two.learner.version
     models = {before: deepcopy(two.policy.causal_lm)}
-    two.engine.submit(requests(200))
-    outputs = some_are_there(two)
     now = train(two)
     models[now] = two.policy.causal_lm
+    two.engine.submit(requests(400))
+    outputs = some_are_there(two)
     two.sync.publish(now).wait()
     outputs += rest(two)
-    assert sorted(map(int, ids(outputs))) == list(range(200))
+    assert sorted(map(int, ids(outputs))) == list(range(400))
     mixed = [output for output in outputs if len(output.versions) > 1]
     assert mixed and {len(output.versions) for output in mixed} == {2}
-    prompts = {request.id: list(request.prompt_ids) for request in requests(200)}
+    prompts = {request.id: list(request.prompt_ids) for request in requests(400)}
     for output in outputs:
         starts = [*(start for start, _ in output.versions), len(output.token_ids)]
         for (start, version), end in zip(output.versions, starts[1:], strict=True):
@@ -147,15 +151,15 @@ def test_completions_that_go_on_at_an_update_have_each_token_by_one_version_alon
 def test_a_process_that_dies_or_hangs_is_started_again_with_the_weights_of_now(
     two: Parts, blow: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ):
-    expected = in_this_process(two).generate(requests(200))
+    expected = in_this_process(two).generate(requests(400))
     for one in (two.engine, *two.engine.replicas):
         monkeypatch.setattr(one, "timeout", 3.0 if blow is signal.SIGSTOP else 60.0)
     monkeypatch.setattr(two.engine, "restarts_left", 1)
-    two.engine.submit(requests(200))
+    two.engine.submit(requests(400))
     outputs = some_are_there(two)
     os.kill(process_of(two, 0).pid, blow)
     outputs += rest(two)
-    assert ids(outputs) == ids(expected) and len(outputs) == 200
+    assert ids(outputs) == ids(expected) and len(outputs) == 400
     assert two.engine.restarts_left == 0  # type: ignore[attr-defined]
     assert two.engine.statistics()["restarts"] == 1
 
@@ -192,18 +196,41 @@ def test_nobody_without_the_key_is_answered(two: Parts):
         assert httpx.post(f"{url}/shoal/{path}", json={}, trust_env=False).status_code == 401
 
 
+LAUNCH = """
+import sys, time
+from pathlib import Path
+from shoal.engines.processes.engine import EngineProcess
+process = EngineProcess(
+    sys.argv[1:], {}, host="127.0.0.1", port=0, log=Path("engine.log"), start_timeout=60, key="engine"
+)
+print(process.process.pid, flush=True)
+time.sleep(600)
+"""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["drain", "abort"])
-def test_weights_with_adapters_come_merged_through_shared_memory(build: Callable[..., Parts], mode: str):
-    parts = build(kind_of_weight_sync="shared", train_of_model="lora", in_flight_of_weight_sync=mode)
-    parts.engine.submit(requests(40))
-    outputs = some_are_there(parts)
+def test_a_process_ends_with_the_trainer_even_if_that_is_killed(tmp_path: Path, two: Parts):
+    settings = two.engine.servers[0].arguments.line()  # type: ignore[attr-defined]
+    environment = {**os.environ, KEY_VARIABLE: "secret", "PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen(
+        [sys.executable, "-c", LAUNCH, *settings], cwd=tmp_path, env=environment, stdout=subprocess.PIPE
+    ) as trainer:
+        assert trainer.stdout is not None
+        child = psutil.Process(int(trainer.stdout.readline()))
+        trainer.kill()
+    child.wait(60)
+
+
+@pytest.mark.slow
+def test_weights_with_adapters_come_merged_through_shared_memory(build: Callable[..., Parts]):
+    parts = build(kind_of_weight_sync="shared", train_of_model="lora", in_flight_of_weight_sync="abort")
     version = train(parts)
+    parts.engine.submit(requests(200))
+    outputs = some_are_there(parts)
     parts.sync.publish(version).wait()
     outputs += rest(parts)
-    assert len(outputs) == 40 and {len(output.versions) for output in outputs} == {1}
-    # Those in flight end first, or are asked again.
-    assert {output.versions[0][1] for output in outputs} == ({0} if mode == "drain" else {0, version})
+    assert len(outputs) == 200 and {len(output.versions) for output in outputs} == {1}
+    assert {output.versions[0][1] for output in outputs} == {0, version}, "those in flight were asked again"
     files = parts.sync.files  # type: ignore[attr-defined]
     version = train(parts)
     os.kill(process_of(parts, 0).pid, signal.SIGKILL)

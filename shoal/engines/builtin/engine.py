@@ -424,6 +424,15 @@ class TorchEngine(Engine):
         """Which tokens are end-of-sequence ids."""
         return (tokens < len(self.ends)) & self.ends[np.minimum(tokens, len(self.ends) - 1)]
 
+    def next_token(self, prompt_ids: Sequence[int], seed: int = 0) -> tuple[int, float]:
+        """One token sampled at temperature 1 and its log-prob, at once, whatever is queued."""
+        with self.decoder.running():
+            _, logits = self.decoder.prefill([list(prompt_ids)])
+            uniform = torch.from_numpy(uniforms(np.array([seed], dtype=np.uint64), np.zeros(1, dtype=np.uint64)))
+            plain = RowSampling(None, None, None, None, None)
+            token, logprob = sample(logits[:, -1], uniform_to(uniform, self.device), plain)
+        return int(token), float(logprob)
+
     def logprobs(self, segments: Sequence[Segment], temperature: float = 1.0) -> list[list[float]]:
         """Log-probs by the decoder that samples, so that a stale copy of a weight shows.
 

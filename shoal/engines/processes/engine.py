@@ -65,6 +65,11 @@ class ProcessServer(Server):
     option = "engine"
     timeout_key = "engine.timeout"
 
+    def sample_token(self, prompt_ids: Sequence[int]) -> tuple[int, float]:
+        """See `Replica.sample_token`. An update does not wait for rollouts that are queued."""
+        [found] = self.call_workers("shoal_token", list(prompt_ids))
+        return found["token"], found["logprob"]
+
     def cached_tokens(self, prompt_ids: Sequence[int]) -> int:
         """No prompt's keys outlive its group, nor an update of the weights."""
         return 0

@@ -21,7 +21,7 @@ class TorchWorker:
     The version is kept by the engine, where the weights are: it is unknown until all weights of a version are in.
     """
 
-    METHODS = ("shoal_status", "shoal_join", "shoal_receive", "shoal_take")
+    METHODS = ("shoal_status", "shoal_join", "shoal_receive", "shoal_take", "shoal_token")
 
     def __init__(self, engine: TorchEngine) -> None:
         self.engine = engine
@@ -54,6 +54,11 @@ class TorchWorker:
         """
         specs = [WeightSpec.from_row(row) for row in rows]
         return self._take(version, read_buffer(file, specs, version))
+
+    def shoal_token(self, prompt_ids: Sequence[int]) -> dict[str, Any]:
+        """One token after the prompt, sampled at temperature 1, ahead of all requests that are queued."""
+        token, logprob = self.engine.next_token(prompt_ids)
+        return {**self.shoal_status(), "token": token, "logprob": logprob}
 
     @torch.no_grad()
     def _take(self, version: int, weights: Iterable[tuple[str, Tensor]]) -> dict[str, Any]:

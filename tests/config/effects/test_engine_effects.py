@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from stub_vllm import StubVllm, stub_vllm
 
-from effects.made import sampled_ids
+from effects.made import metrics_of, sampled_ids
 from effects.registry import effect
 from shoal.build import build_processes
 from shoal.engines.base import Request, SamplingParams
@@ -82,6 +82,19 @@ def open_processes(
     yield make
     for engine in opened:
         engine.close()
+
+
+@pytest.mark.slow
+def test_a_run_has_the_metrics_of_one_in_the_learners_process(settings, trained):
+    def numbers(changes: dict[str, Any]) -> list[dict[str, Any]]:
+        rows = metrics_of(trained(settings({"evaluation.at_end": True, **changes})))
+        told = ("seconds", "memory", "engine/", "per_second", "time")
+        return [{name: value for name, value in row.items() if not any(word in name for word in told)} for row in rows]
+
+    alone = numbers({})
+    assert len(alone) > 1
+    for kind in ("broadcast", "shared"):
+        assert numbers({"engine.processes": 1, "weight_sync.kind": kind, "weight_sync.timeout": 120.0}) == alone
 
 
 def two_requests() -> list[Request]:
