@@ -17,7 +17,7 @@ from small_runs import Configure, Killed, kill_before, rows, trained_rows, weigh
 from shoal import train
 from shoal.config import ShoalConfig
 from shoal.engines.base import Request
-from shoal.errors import EngineError, TrainingError
+from shoal.errors import ConfigError, EngineError, TrainingError
 from shoal.learners.local import LocalLearner
 from shoal.monitor.progress import ProgressDisplay
 from shoal.training.async_source import AsyncSource
@@ -344,3 +344,14 @@ def test_a_publication_that_fails_on_its_way_ends_the_run(
     with pytest.raises(EngineError, match="version 3 did not get through"):
         train(ahead("evaluation.every=0", "checkpoint.every=0"), tmp_path / "run")
     assert not threads()
+
+
+def test_a_run_with_prompts_under_way_is_not_resumed_without_staleness(
+    ahead: Ahead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    hold_back(monkeypatch, until=inf)  # so that one is under way at the checkpoint of step 2
+    kill_before(monkeypatch, "train", 3)
+    with pytest.raises(Killed):
+        train(ahead("data.shuffle=false", "source.max_staleness=4"), tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"source\.max_staleness=0: the checkpoint has prompts that were under way"):
+        train(ahead("data.shuffle=false", "source.max_staleness=0", resume=tmp_path / "run"), tmp_path / "run")
