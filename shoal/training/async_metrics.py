@@ -102,26 +102,26 @@ class Tally:
         self.waits = {"due": 0.0, "groups": 0.0}
         return metrics
 
-    def bottleneck(self) -> str:
-        """Which side holds the other up over the last WINDOW steps, and the key that moves it; empty where none does or
-        there were fewer steps."""
+    def bottleneck(self) -> tuple[str, str]:
+        """Which side holds the other up over the last WINDOW steps, and a sentence with the key that moves it; both
+        empty where none does or there were fewer steps."""
         if len(self.recent) < WINDOW:
-            return ""
+            return "", ""
         learner = sum(one for one, _, _ in self.recent) / WINDOW
         engine = sum(one for _, one, _ in self.recent) / WINDOW
         if max(learner, engine) < SHARE:
-            return ""
+            return "", ""
         if engine > learner:
-            return (
-                f"the learner is the bottleneck (the engine idles {engine:.0%} of the time): a faster device, or "
-                "fewer servers, balance them; source.lead moves it only where weight_sync.every is above 1"
+            return "learner", (
+                f"the learner is the bottleneck (the engine idles {engine:.0%} of the time): a faster device, or fewer "
+                "processes or servers of the engine, balance them"
             )
         if sum(why == "due" for _, _, why in self.recent) > WINDOW // 2:
-            return (
+            return "slow groups", (
                 f"slow groups are the bottleneck (the learner idles {learner:.0%} of the time): raise "
                 "source.max_staleness, or set source.at_bound=cut"
             )
-        return (
-            f"rollouts are the bottleneck (the learner idles {learner:.0%} of the time): raise engine.vllm.servers, or "
-            "source.lead where the engine has room for more groups"
+        return "rollouts", (
+            f"rollouts are the bottleneck (the learner idles {learner:.0%} of the time): raise engine.processes or "
+            "engine.vllm.servers, or source.lead where the engine has room for more groups"
         )

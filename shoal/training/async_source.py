@@ -202,10 +202,10 @@ class AsyncSource(GroupSource):
         }
         self.last_taken = now
         self.last_tokens = sum(one.num_sampled for item in taken for one in item.group.completions)
-        sentence = self.tally.bottleneck()
-        if sentence and sentence != self.said:
+        who, sentence = self.tally.bottleneck()
+        if who and who != self.said:
             self.monitor.message(f"step {version + 1}: {sentence}")
-        self.said = sentence or self.said
+        self.said = who or self.said
 
     def published(self, version: int) -> None:
         with self.changed:
