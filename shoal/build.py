@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from importlib.util import find_spec
 from logging import getLogger
 from pathlib import Path
 from time import monotonic
@@ -90,7 +91,7 @@ def build_parts(cfg: ShoalConfig, rewards: Mapping[str, Verifier], folder: Path 
     task = environment_task(cfg, environment, rewards)
     check_ids(task, info)
     with ExitStack() as undo:
-        learner = LocalLearner(policy, cfg, runtime, total_steps(cfg))
+        learner = build_learner(cfg, policy, runtime, folder)
         undo.callback(learner.close)
         engine = build_engine(cfg, policy, runtime, folder)
         undo.callback(engine.close)
@@ -180,8 +181,25 @@ def build_processes(cfg: ShoalConfig, policy: Policy, runtime: Runtime, folder: 
     return ProcessEngine(arguments, form, timeout=cfg.engine.timeout, restarts=cfg.engine.restarts, folder=folder)
 
 
+def build_learner(cfg: ShoalConfig, policy: Policy, runtime: Runtime, folder: Path | None) -> Learner:
+    """The learner that `learner.kind` names. `folder` is the run's, for log files.
+
+    Raises:
+        ConfigError: learner=deepspeed without Ray or DeepSpeed.
+    """
+    if cfg.learner.kind == "local":
+        return LocalLearner(policy, cfg, runtime, total_steps(cfg))
+    if find_spec("ray") is None or find_spec("deepspeed") is None:
+        raise ConfigError("learner=deepspeed needs Ray and DeepSpeed: pip install 'shoal-rl[cluster]'")
+    from shoal.cluster.deepspeed_learner import DeepSpeedLearner  # noqa: PLC0415 - imports Ray, an optional package
+
+    if cfg.model.name == "story":  # the ranks load what this process has made
+        cfg = replace(cfg, model=replace(cfg.model, name=policy.causal_lm.name_or_path))
+    return DeepSpeedLearner(cfg, total_steps(cfg), (folder or Path(cfg.run.root)) / "logs")
+
+
 def build_weight_sync(
-    cfg: ShoalConfig, learner: LocalLearner, engine: Engine, check: SelfCheck, folder: Path | None
+    cfg: ShoalConfig, learner: Learner, engine: Engine, check: SelfCheck, folder: Path | None
 ) -> WeightSync:
     """The weight sync that `weight_sync.kind` names. `folder` is the run's, for what is handed over on disk."""
     if isinstance(engine, TorchEngine):

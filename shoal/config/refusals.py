@@ -398,6 +398,42 @@ PROCESSES = (
     ),
 )
 
+DEEPSPEED = (
+    Refusal(
+        lambda c: c.learner.kind == "deepspeed" and bool(c.learner.devices),
+        "learner.devices={c.learner.devices}: Ray places the ranks of learner=deepspeed: give learner.num_devices",
+    ),
+    Refusal(
+        lambda c: c.learner.kind == "deepspeed" and c.learner.offload_parameters and c.learner.zero_stage != 3,
+        "learner.offload_parameters needs weights that are divided: set learner.zero_stage=3",
+    ),
+    Refusal(
+        lambda c: c.learner.kind == "deepspeed" and c.learner.offload_optimizer and c.learner.zero_stage == 0,
+        "learner.offload_optimizer needs optimizer states that are divided: set learner.zero_stage=1 or more",
+    ),
+    Refusal(
+        lambda c: (
+            c.learner.kind == "deepspeed" and c.learner.zero_stage == 0 and c.model.dtype in ("bfloat16", "float16")
+        ),
+        "learner.zero_stage=0 holds weights in float32 only: set learner.zero_stage=1, or model.dtype=float32",
+    ),
+    Refusal(
+        lambda c: c.learner.kind == "deepspeed" and c.runtime.mixed_precision == "fp16",
+        "runtime.mixed_precision=fp16 needs loss scaling, which DeepSpeed has for weights in float16: set "
+        "model.dtype=float16, or runtime.mixed_precision=bf16",
+    ),
+    Refusal(
+        lambda c: c.learner.kind == "deepspeed" and c.optimizer.name == "adamw_8bit",
+        "optimizer.name=adamw_8bit is not for learner=deepspeed, which divides the states instead: set "
+        "optimizer.name=adamw",
+    ),
+    Refusal(
+        lambda c: c.learner.kind == "deepspeed" and c.reference.polyak_every > 0,
+        "reference.polyak_every={c.reference.polyak_every} reads the learner's weights in this process, where "
+        "learner=deepspeed has none: set it to 0",
+    ),
+)
+
 WEIGHT_SYNC = (
     Refusal(
         lambda c: c.weight_sync.kind == "lora" and c.model.train != "lora",
@@ -500,5 +536,17 @@ VLLM = (
 )
 
 REFUSALS = (
-    RUN + ASYNC + DATA + NONSENSE + JUDGES + SAMPLING + ALGORITHM + OPTIMIZER + MACHINE + PROCESSES + VLLM + WEIGHT_SYNC
+    RUN
+    + ASYNC
+    + DATA
+    + NONSENSE
+    + JUDGES
+    + SAMPLING
+    + ALGORITHM
+    + OPTIMIZER
+    + MACHINE
+    + DEEPSPEED
+    + PROCESSES
+    + VLLM
+    + WEIGHT_SYNC
 )

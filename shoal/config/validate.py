@@ -43,6 +43,12 @@ WORKING_KINDS: tuple[Mapping[str, tuple[str, ...]], ...] = (
         "learner": ("local",),
         "weight_sync": ("restart", "broadcast", "shared", "lora"),
     },
+    {
+        "source": ("sync", "replay"),
+        "engine": ("vllm_server",),
+        "learner": ("deepspeed",),
+        "weight_sync": ("broadcast",),
+    },
 )
 
 

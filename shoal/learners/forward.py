@@ -22,10 +22,40 @@ logger = getLogger(__name__)
 PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
 
 
+class LogprobHead(nn.Module):
+    """A model's head, whose weights it shares, applied to a chunk of tokens at a time.
+
+    It is a module because DeepSpeed gathers sharded weights where a module is called, and gives plain tensors since
+    it follows nothing else.
+    """
+
+    def __init__(self, head: Any) -> None:
+        super().__init__()
+        self.weight: nn.Parameter | None = getattr(head, "weight", None)
+        self.bias: nn.Parameter | None = getattr(head, "bias", None)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        targets: Tensor,
+        temperature: float,
+        chunk: int,
+        form: HeadForm,
+        entropy: bool,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Log-probs, those at temperature 1 where that is another one, entropies where they are asked for; [N] each."""
+        assert self.weight is not None
+        found = chunked_logprobs(
+            hidden, self.weight, self.bias, targets, temperature=temperature, chunk=chunk, form=form, entropy=entropy
+        )
+        return found.logprobs, None if found.unit_logprobs is found.logprobs else found.unit_logprobs, found.entropy
+
+
 class PolicyForward:
     """Runs a policy on micro-batches. What the model can do is found out once, by trying it on a few tokens."""
 
-    def __init__(self, policy: Policy, runtime: Runtime, chunk: int) -> None:
+    def __init__(self, policy: Policy, runtime: Runtime, chunk: int, head: LogprobHead | None = None) -> None:
+        """`head` is the policy's head as a module that is part of a larger one; None: made here."""
         self.policy = policy
         self.runtime = runtime
         self.chunk = chunk
@@ -34,6 +64,7 @@ class PolicyForward:
         self.decoder = policy.causal_lm.get_decoder()
         self.head = policy.causal_lm.get_output_embeddings()
         self.form: HeadForm | None = head_form(self.config) if isinstance(self.head, nn.Linear) else None
+        self.logprob_head = head or LogprobHead(self.head)
         if self.form is not None and not self._head_is_known():
             self.form = None
         if self.form is None:
@@ -63,16 +94,10 @@ class PolicyForward:
                 logits = self.policy.causal_lm(input_ids=batch.input_ids, use_cache=False, **inputs).logits
                 return logprobs_of_logits(logits.flatten(0, 1)[source], targets, temperature, entropy)
             hidden = self.hidden(batch.input_ids, inputs).flatten(0, 1).index_select(0, source)
-        return chunked_logprobs(
-            self._head_input(hidden),
-            self.head.weight,
-            self.head.bias,
-            targets,
-            temperature=temperature,
-            chunk=self.chunk,
-            form=self.form,
-            entropy=entropy,
+        logprobs, unit, entropies = self.logprob_head(
+            self._head_input(hidden), targets, temperature, self.chunk, self.form, entropy
         )
+        return TokenLogprobs(logprobs, logprobs if unit is None else unit, entropies)
 
     def hidden(self, input_ids: Tensor, inputs: dict[str, Any]) -> Tensor:
         """The decoder's last hidden states, [R, L, H]."""
@@ -122,7 +147,7 @@ class PolicyForward:
         with forward_context(self.runtime):
             theirs = self.policy.causal_lm(input_ids=ids, use_cache=False).logits.float()
             hidden = self.hidden(ids, {}).to(self.head.weight.dtype)
-            mine = self.form.apply(nn.functional.linear(hidden, self.head.weight, self.head.bias).float())
+            mine = self.form.apply(self.head(hidden).float())
         return torch.allclose(mine, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max() + 1e-6))
 
     @torch.no_grad()

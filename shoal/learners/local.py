@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from logging import getLogger
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from shoal.algorithms.logprobs import TokenLogprobs
 from shoal.algorithms.losses import policy_loss, zero_advantage_is_free
 from shoal.algorithms.measures import Measures
 from shoal.algorithms.micro_batch import MicroBatch
@@ -51,6 +52,7 @@ class LocalLearner(Learner):
         self.version = 0
         self.group: tuple[Meeting, WeightGroup] | None = None
         self.passes = Passes(policy, cfg.learner, runtime)
+        self.forward: Callable[..., TokenLogprobs] = self.passes.forward
         steps = total_steps * cfg.algorithm.num_epochs * cfg.algorithm.num_minibatches
         self.optimizer = PolicyOptimizer(policy.model, cfg.optimizer, runtime, steps)
 
@@ -86,7 +88,8 @@ class LocalLearner(Learner):
         seconds = perf_counter() - started
         every = [one for _, packed in epochs for some in packed for one in some]
         forwarded = sum(one.until.numel() for one in every)
-        padding = sum(int((one.until < 0).sum()) for one in every)
+        padding = sum(int((one.until < 0).sum()) if len(one.targets) else one.until.numel() for one in every)
+        forwarded, padding = self._over_ranks(measures, forwarded, padding)
         return {
             **measures.metrics(),
             "train/grad_norm": sum(norms) / max(len(norms), 1),
@@ -110,9 +113,18 @@ class LocalLearner(Learner):
                 epochs.append(epochs[0])
                 continue
             seed = f"{self.cfg.run.seed}/{self.version}/{epoch}" if epoch else None
-            parts = minibatches(batch, algorithm.num_minibatches, algorithm.aggregation, free, seed)
+            whole = minibatches(batch, algorithm.num_minibatches, algorithm.aggregation, free, seed)
+            parts = [self._share(part) for part in whole]
             epochs.append((parts, [self.passes.pack(part.sequences) for part in parts]))
         return epochs
+
+    def _share(self, part: Minibatch) -> Minibatch:
+        """What this process trains on of an optimizer step: all of it, where it is the only one."""
+        return part
+
+    def _over_ranks(self, measures: Measures, forwarded: int, padding: int) -> tuple[int, int]:
+        """Adds what other processes have measured, and the tokens that they forwarded."""
+        return forwarded, padding
 
     def _old_logprobs(
         self, batch: Batch, first: tuple[list[Minibatch], list[list[MicroBatch]]], several: bool
@@ -134,6 +146,7 @@ class LocalLearner(Learner):
         part, stands_for = skipped_share(batch)
         if part is None:
             return
+        part = self._share(part)
         table = TokenTable(part, [one.sampler_logprobs for one in part.sequences] if self._old_is_sampler else None)
         for one in self.passes.pack(part.sequences):
             found = self.passes.forward(one.to(self.runtime.device), batch.temperature, entropy=True)
@@ -147,7 +160,7 @@ class LocalLearner(Learner):
         self,
         part: Minibatch,
         micro_batches: Sequence[MicroBatch],
-        table: TokenTable | None,
+        table: TokenTable,
         temperature: float,
         measures: Measures,
         watcher: Watcher | None,
@@ -160,7 +173,6 @@ class LocalLearner(Learner):
             losses = []
             with self._training_mode():
                 for one in micro_batches:
-                    assert table is not None
                     losses.append(self._backward(one, table, temperature, measures))
             norm = self.optimizer.gradient_norm()
             # The one place of the step that waits for the device.
@@ -184,7 +196,7 @@ class LocalLearner(Learner):
 
     def _backward(self, batch: MicroBatch, table: TokenTable, temperature: float, measures: Measures | None) -> Tensor:
         algorithm = self.cfg.algorithm
-        found = self.passes.forward(batch.to(self.runtime.device), temperature, entropy=True)
+        found = self.forward(batch.to(self.runtime.device), temperature, entropy=True)
         terms = table.terms(batch, found)
         loss, parts = policy_loss(terms, algorithm)
         self.optimizer.backward(loss)
@@ -332,7 +344,5 @@ class LocalLearner(Learner):
             parameter.data = view
 
 
-def _table(part: Minibatch, old: Mapping[int, NDArray[np.float32]] | None) -> TokenTable | None:
-    if not part.sequences:
-        return None
+def _table(part: Minibatch, old: Mapping[int, NDArray[np.float32]] | None) -> TokenTable:
     return TokenTable(part, None if old is None else [old[place] for place in part.places])

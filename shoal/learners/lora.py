@@ -81,18 +81,25 @@ def plain_weights(model: Any) -> Iterator[tuple[str, nn.Parameter]]:
 @torch.no_grad()
 def merged_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
     """`plain_weights`, with the active adapters added; a merged copy is made as it is asked for."""
-    adapted = {
-        f"{name}.weight": module for name, module in model.named_modules() if hasattr(module, "get_delta_weight")
-    }
+    adapted = adapted_modules(model)
     for name, parameter in plain_weights(model):
-        weight = parameter.detach()
-        module = adapted.get(name)
-        if module is not None:
-            active = [one for one in module.active_adapters if one in module.lora_A]
-            for one in () if module.disable_adapters else active:
-                if one not in module.merged_adapters:
-                    weight = weight + module.get_delta_weight(one).to(weight.dtype)
-        yield name, weight
+        yield name, merged_weight(parameter, adapted.get(name))
+
+
+def adapted_modules(model: Any) -> dict[str, Any]:
+    """The layers that have adapters, by the name of the weight that those change."""
+    return {f"{name}.weight": module for name, module in model.named_modules() if hasattr(module, "get_delta_weight")}
+
+
+def merged_weight(parameter: nn.Parameter, module: Any) -> Tensor:
+    """A weight with the active adapters of its layer (None: it has none) added, those aside that it holds already."""
+    weight = parameter.detach()
+    if module is None or module.disable_adapters:
+        return weight
+    for one in (one for one in module.active_adapters if one in module.lora_A):
+        if one not in module.merged_adapters:
+            weight = weight + module.get_delta_weight(one).to(weight.dtype)
+    return weight
 
 
 @torch.no_grad()

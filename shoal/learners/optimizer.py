@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -153,15 +153,21 @@ def _adder(master: Tensor) -> Callable[[Tensor], None]:
     return add
 
 
-def make_adamw(parameters: list[Tensor], cfg: OptimizerConfig, runtime: Runtime) -> torch.optim.Optimizer:
-    """AdamW, fused where there is a kernel. Weight decay spares vectors (norms, biases), as is the custom.
+def make_adamw(
+    parameters: Sequence[Tensor],
+    cfg: OptimizerConfig,
+    runtime: Runtime,
+    dimensions: Callable[[Tensor], int] = lambda one: one.ndim,
+) -> torch.optim.Optimizer:
+    """AdamW, fused where there is a kernel. Weight decay spares vectors (norms, biases), as is the custom: `dimensions`
+    tells them, also where a tensor is sharded.
 
     Raises:
         ConfigError: adamw_8bit without CUDA or without bitsandbytes.
     """
     groups = [
-        {"params": [one for one in parameters if one.ndim >= 2], "weight_decay": cfg.weight_decay},
-        {"params": [one for one in parameters if one.ndim < 2], "weight_decay": 0.0},
+        {"params": [one for one in parameters if dimensions(one) >= 2], "weight_decay": cfg.weight_decay},
+        {"params": [one for one in parameters if dimensions(one) < 2], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     if len(cfg.betas) != 2:

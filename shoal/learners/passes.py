@@ -14,7 +14,7 @@ from shoal.algorithms.micro_batch import MicroBatch
 from shoal.algorithms.packing import pack
 from shoal.config.nodes.parts import LearnerConfig
 from shoal.learners.cpu.tree_attention import LONGEST, NAME
-from shoal.learners.forward import PolicyForward, packing_obstacle, refuse_packing
+from shoal.learners.forward import LogprobHead, PolicyForward, packing_obstacle, refuse_packing
 from shoal.learners.model import Policy
 from shoal.learners.own_tokens import own_samples, rounding
 from shoal.learners.step import scatter
@@ -32,12 +32,13 @@ PACKING_TOLERANCE = {4: 1e-3, 2: 0.2, 8: 1e-6}
 class Passes:
     """A policy, and how its sequences are laid out."""
 
-    def __init__(self, policy: Policy, cfg: LearnerConfig, runtime: Runtime) -> None:
-        """Raises ConfigError where packing was asked for and this model cannot be packed."""
+    def __init__(self, policy: Policy, cfg: LearnerConfig, runtime: Runtime, head: LogprobHead | None = None) -> None:
+        """`head` as in `PolicyForward`. Raises ConfigError where packing was asked for and this model cannot be
+        packed."""
         self.policy = policy
         self.cfg = cfg
         self.runtime = runtime
-        self.forward = PolicyForward(policy, runtime, cfg.logprob_chunk)
+        self.forward = PolicyForward(policy, runtime, cfg.logprob_chunk, head)
         self.packing = self._can_pack()
 
     def pack(self, sequences: Sequence[TrainSequence]) -> list[MicroBatch]:

@@ -20,14 +20,14 @@ def unusable(file: Path, why: str) -> TrainingError:
     return TrainingError(f"{file} {why}; remove its folder to resume from an older checkpoint")
 
 
-def read_state(file: Path) -> Any:
-    """What a checkpoint's file holds, tensors on the CPU.
+def read_state(file: Path, *, mmap: bool = False) -> Any:
+    """What a checkpoint's file holds, tensors on the CPU; with `mmap` they stay in the file until they are used.
 
     Raises:
         TrainingError: it cannot be read.
     """
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
     except (RuntimeError, OSError, EOFError, UnpicklingError, ValueError, LookupError, AttributeError) as error:
         raise unusable(file, f"cannot be read ({' '.join(str(error).split())[:200]})") from error
 

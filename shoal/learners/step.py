@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 import numpy as np
 import torch
@@ -108,19 +109,19 @@ class TokenTable:
     def __init__(self, minibatch: Minibatch, old: Sequence[NDArray[np.float32]] | None) -> None:
         """`old` are log-probs at the start of the batch, [sampled] per sequence; None: the current ones, detached."""
         sequences = minibatch.sequences
-        self.starts = np.cumsum([0, *(len(sequence.mask) for sequence in sequences)])
-        self.completions = np.array([sequence.completion for sequence in sequences])
+        self.starts = np.cumsum([0, *(len(sequence.mask) for sequence in sequences)], dtype=np.int64)
+        self.completions = np.array([sequence.completion for sequence in sequences], dtype=np.int64)
         self.columns = {
-            "sampler_logprobs": np.concatenate([sequence.sampler_logprobs for sequence in sequences]),
-            "advantages": np.concatenate([sequence.advantages for sequence in sequences]),
-            "weights": np.concatenate(minibatch.weights),
+            "sampler_logprobs": _joined([sequence.sampler_logprobs for sequence in sequences]),
+            "advantages": _joined([sequence.advantages for sequence in sequences]),
+            "weights": _joined(minibatch.weights),
         }
         if old is not None:
-            self.columns["old_logprobs"] = np.concatenate(old)
+            self.columns["old_logprobs"] = _joined(old)
         references = [sequence.ref_logprobs for sequence in sequences]
         known = [one for one in references if one is not None]
         if len(known) == len(references):
-            self.columns["ref_logprobs"] = np.concatenate(known)
+            self.columns["ref_logprobs"] = _joined(known)
 
     def terms(self, batch: MicroBatch, found: TokenLogprobs) -> TokenTerms:
         """The tensors of the loss for one micro-batch, on the log-probs' device and in their dtype."""
@@ -140,6 +141,11 @@ class TokenTable:
             entropy=found.entropy,
             **moved,
         )
+
+
+def _joined(columns: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """One array of all; of none where a rank has no sequence."""
+    return np.concatenate(columns) if columns else np.zeros(0)
 
 
 def scatter(values: Tensor, batch: MicroBatch, into: Sequence[NDArray[np.float32]]) -> None:

@@ -9,7 +9,8 @@ import torch
 
 from shoal.config import ShoalConfig
 from shoal.files import replace_folder
-from shoal.learners.saved import read_learner, unusable
+from shoal.learners.deepspeed.saved import saved_weights
+from shoal.learners.saved import unusable
 from shoal.runtime import prepare_process, resolve_runtime
 from shoal.training.policy import open_policy
 
@@ -23,7 +24,7 @@ def export(cfg: ShoalConfig, checkpoint: Path, folder: Path) -> Path:
     Raises:
         TrainingError: the checkpoint cannot be read, or is of another model.
     """
-    weights = read_learner(checkpoint)["weights"]
+    weights = saved_weights(checkpoint)
     runtime = resolve_runtime(cfg.runtime, cfg.model)
     prepare_process(cfg.runtime)
     policy = open_policy(cfg, runtime)

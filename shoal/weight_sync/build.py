@@ -11,6 +11,7 @@ from typing import Any
 from shoal.config import ShoalConfig
 from shoal.config.nodes.vllm import VllmConfig
 from shoal.errors import ConfigError
+from shoal.learners.base import Learner
 from shoal.learners.local import LocalLearner
 from shoal.models.adapters import adapter_base, rank_of
 from shoal.weight_sync.broadcast import BroadcastSync
@@ -24,7 +25,7 @@ from shoal.wire.shared import BRIDGE_FILE, Bridge
 
 
 def build_server_sync(
-    cfg: ShoalConfig, learner: LocalLearner, engine: Any, check: SelfCheck, folder: Path | None
+    cfg: ShoalConfig, learner: Learner, engine: Any, check: SelfCheck, folder: Path | None
 ) -> ServerSync:
     """The sync of `weight_sync.kind`. What is handed over on disk lies in the run's `folder` while the run lasts.
 
@@ -41,6 +42,7 @@ def build_server_sync(
     elif sync.kind == "restart":
         found = RestartSync(sync, learner, engine, check, place, fresh=adapter_base(cfg.model.name) is None)
     elif sync.kind == "lora":
+        assert isinstance(learner, LocalLearner)  # no other goes with it: see config/validate.py
         found = LoraSync(sync, learner, engine, check, place, rank_of(learner.policy.model))
     else:
         bridge = bridge_of(cfg)

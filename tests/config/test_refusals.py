@@ -19,8 +19,17 @@ SERVER: Values = {"engine.kind": "vllm_server", "weight_sync.kind": "broadcast"}
 
 AHEAD: Values = {**SERVER, "source.kind": "async", "algorithm.correction": "token_truncate"}
 
+RANKS: Values = {"learner.kind": "deepspeed", "engine.kind": "vllm_server", "weight_sync.kind": "broadcast"}
+
 # What is set on top of the default, and what mends it.
 EXAMPLES: list[tuple[Values, Values]] = [
+    ({**RANKS, "learner.devices": [0]}, {"learner.devices": []}),
+    ({**RANKS, "learner.offload_parameters": True}, {"learner.zero_stage": 3}),
+    ({**RANKS, "learner.zero_stage": 0, "learner.offload_optimizer": True}, {"learner.zero_stage": 1}),
+    ({**RANKS, "learner.zero_stage": 0, "model.dtype": "bfloat16"}, {"model.dtype": "float32"}),
+    ({**RANKS, "runtime.mixed_precision": "fp16"}, {"runtime.mixed_precision": "bf16"}),
+    ({**RANKS, "runtime.target": "linux_gpu", "optimizer.name": "adamw_8bit"}, {"optimizer.name": "adamw"}),
+    ({**RANKS, "reference.polyak_every": 1}, {"reference.polyak_every": 0}),
     (
         {"engine.processes": 2, "engine.kind": "vllm_server", "weight_sync.kind": "broadcast"},
         {"engine.processes": 0},

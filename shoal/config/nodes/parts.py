@@ -105,9 +105,27 @@ class EngineConfig:
 class LearnerConfig:
     """What turns a batch into optimizer steps."""
 
-    kind: str = option("local", "local: one process, one device", choices=("local",))
-    num_devices: int = option(0, "Devices that train, the first ones. 0: 1", least=0, most=4096)
+    kind: str = option(
+        "local",
+        "local: one process, one device. deepspeed: Ray actors, one a device, with ZeRO",
+        choices=("local", "deepspeed"),
+    )
+    num_devices: int = option(0, "Devices that train, the first ones; of deepspeed its ranks. 0: 1", least=0, most=4096)
     devices: list[int] = option(list, "The same by hand, as torch numbers the GPUs that this process sees")
+    zero_stage: int = option(
+        2,
+        "deepspeed: what the ranks divide. 0: nothing. 1: optimizer states. 2: gradients too. 3: weights too",
+        least=0,
+        most=3,
+    )
+    offload_optimizer: bool = option(False, "deepspeed: optimizer states in the CPU's memory (stages 1 to 3)")
+    offload_parameters: bool = option(False, "deepspeed: weights in the CPU's memory (stage 3)")
+    deepspeed_config: str | None = option(
+        None, "deepspeed: a JSON file of DeepSpeed's own options, for what no key here says"
+    )
+    timeout: float = option(
+        1800.0, "deepspeed: seconds until the ranks must have started, or done a step", least=1, most=1e6
+    )
     micro_batch_tokens: int = option(8192, "Forwarded tokens (padding included) of one micro-batch", least=1)
     micro_batch_size: int = option(0, "Completions of one micro-batch; 0: bounded by tokens only", least=0)
     packing: str = option("auto", "Several sequences in one row, without padding", choices=("auto", "on", "off"))

@@ -11,7 +11,9 @@ from transformers import Lfm2Config, Lfm2ForCausalLM
 
 from effects.made import HIDDEN, VOCABULARY, counted_calls, made_batch
 from effects.registry import effect
-from shoal.errors import ConfigError
+from shoal.errors import ConfigError, TrainingError
+from shoal.learners.deepspeed.settings import deepspeed_settings
+from shoal.runtime import resolve_runtime
 from shoal.tasks.story import story_tokenizer
 
 
@@ -29,12 +31,63 @@ def step(settings, make_learner):
     return take
 
 
-@effect("learner.kind")
-def test_another_kind_of_learner_is_refused(settings):
-    # There is one kind so far.
-    settings({"learner.kind": "local"})
-    with pytest.raises(ConfigError, match=r"learner\.kind=deepspeed: the nearest choice is 'local'"):
-        settings({"learner.kind": "deepspeed"})
+SHARDED = {"learner.kind": "deepspeed", "engine.kind": "vllm_server", "weight_sync.kind": "broadcast"}
+
+
+@effect("learner.kind", "learner.num_devices")
+def test_several_devices_are_for_the_kind_of_learner_that_has_them(settings):
+    assert settings({**SHARDED, "learner.num_devices": 2}).learner.num_devices == 2
+    with pytest.raises(ConfigError, match=r"learner=local trains on one device: set .*, or learner=deepspeed"):
+        settings({"learner.kind": "local", "learner.num_devices": 2})
+    settings({"learner.kind": "local", "learner.num_devices": 1})
+
+
+@pytest.fixture
+def of_deepspeed(settings):
+    """DeepSpeed's own configuration under changed keys."""
+
+    def make(changes: dict[str, object]) -> dict[str, Any]:
+        cfg = settings({**SHARDED, **changes})
+        return deepspeed_settings(cfg, resolve_runtime(cfg.runtime, cfg.model))
+
+    return make
+
+
+@effect("learner.zero_stage")
+def test_the_stage_is_deepspeeds(of_deepspeed, settings):
+    assert [of_deepspeed({"learner.zero_stage": stage})["zero_optimization"]["stage"] for stage in (0, 3)] == [0, 3]
+
+
+@effect("learner.offload_optimizer", "learner.offload_parameters")
+def test_what_is_offloaded_is_in_the_memory_of_the_cpu(of_deepspeed, settings):
+    def offloaded(optimizer: bool, parameters: bool) -> dict[str, Any]:
+        changes = {"learner.offload_optimizer": optimizer, "learner.offload_parameters": parameters}
+        found = of_deepspeed({**changes, "learner.zero_stage": 3})["zero_optimization"]
+        return {name: value["device"] for name, value in found.items() if name.startswith("offload_")}
+
+    assert offloaded(False, False) == {}
+    assert offloaded(True, True) == {"offload_optimizer": "cpu", "offload_param": "cpu"}
+
+
+@effect("learner.deepspeed_config")
+def test_a_file_adds_what_no_key_says(of_deepspeed, settings, tmp_path):
+    file = tmp_path / "ds.json"
+    file.write_text('{"wall_clock_breakdown": true}')
+    assert "wall_clock_breakdown" not in of_deepspeed({})
+    assert of_deepspeed({"learner.deepspeed_config": str(file)})["wall_clock_breakdown"] is True
+
+
+@effect("learner.timeout")
+@pytest.mark.ray
+@pytest.mark.slow
+def test_ranks_that_do_not_start_in_time_end_the_run(settings, tmp_path):
+    pytest.importorskip("ray", reason="needs Ray")
+    from shoal.cluster.deepspeed_learner import DeepSpeedLearner  # noqa: PLC0415 - imports Ray
+
+    for seconds in (1.0, 1.5):
+        cfg = settings({**SHARDED, "learner.timeout": seconds})
+        with pytest.raises(TrainingError, match=rf"rank 0 did not \w.* within {seconds:g} s \(learner\.timeout\)"):
+            DeepSpeedLearner(cfg, 1, tmp_path)
 
 
 @effect("learner.micro_batch_tokens", "learner.micro_batch_size")

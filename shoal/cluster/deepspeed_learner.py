@@ -1,0 +1,156 @@
+"""The DeepSpeed learner as the run sees it: one Ray actor for each rank, and no weights in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import RayError
+
+from shoal.cluster.rank_actor import RankActor
+from shoal.cluster.ray_nodes import RayNodes
+from shoal.config import ShoalConfig
+from shoal.errors import ConfigError, DataError, TrainingError
+from shoal.learners.base import Learner, Watcher
+from shoal.learners.step import NonFiniteError
+from shoal.types import Batch, Segment
+from shoal.wire.stream import Meeting, WeightSpec
+
+ERRORS: dict[str, type[Exception]] = {one.__name__: one for one in (ConfigError, DataError, TrainingError)}
+"""What a rank raises that means the same here, by name."""
+
+
+class DeepSpeedLearner(Learner):
+    """Tells `learner.num_devices` ranks what to do, all at once, and waits for them `learner.timeout` seconds."""
+
+    def __init__(self, cfg: ShoalConfig, total_steps: int, logs: Path) -> None:
+        """`cfg.model.name` is a model that every node can load; each rank writes a log in `logs`.
+
+        Raises:
+            ConfigError: the model or DeepSpeed's options do not work.
+            TrainingError: a rank did not start in time.
+        """
+        self.cfg = cfg
+        self.version = 0
+        self.world = cfg.learner.num_devices or 1
+        self.specs: list[WeightSpec] | None = None
+        self.logs = [(logs / f"learner_rank_{rank}.log").absolute() for rank in range(self.world)]
+        self.nodes = RayNodes()
+        self.actors: list[Any] = []
+        try:
+            make = ray.remote(RankActor).options(
+                num_cpus=0,
+                num_gpus=1 if torch.cuda.is_available() else 0,
+                max_restarts=0,
+                scheduling_strategy="SPREAD",
+                runtime_env={"env_vars": {"OMP_NUM_THREADS": str(cfg.runtime.threads or 1)}},
+            )
+            self.actors = [make.remote(str(log)) for log in self.logs]
+            address = self._wait([self.actors[0].address.remote()], "start")[0]
+            self._wait(
+                [
+                    actor.open.remote(cfg, address, rank, self.world, total_steps)
+                    for rank, actor in enumerate(self.actors)
+                ],
+                "load the model",
+                outcomes=True,
+            )
+        except BaseException:
+            self.close()
+            raise
+
+    def train(self, batch: Batch, watcher: Watcher | None = None) -> dict[str, float]:
+        """See `Learner.train`. `watcher` is told once of all writes of the batch."""
+        if watcher:
+            watcher.before_write()
+        try:
+            metrics = self._all("train", ray.put(batch))[0]
+        finally:
+            if watcher:
+                watcher.after_write()
+        self.version += 1
+        return metrics
+
+    def logprobs(self, segments: Sequence[Segment], temperature: float = 1.0) -> list[list[float]]:
+        return [row for rows in self._all("logprobs", list(segments), temperature) for row in rows]
+
+    def save(self, folder: Path) -> None:
+        self._all("save", folder.absolute())
+
+    def load(self, folder: Path) -> None:
+        self._all("load", folder.absolute())
+        self.version = self._all("counted")[0]
+
+    def export(self, folder: Path) -> None:
+        self._all("export", folder.absolute())
+
+    def weight_specs(self) -> list[WeightSpec]:
+        if self.specs is None:
+            self.specs = self._all("weight_specs")[0]
+        return self.specs
+
+    def join(self, meeting: Meeting) -> None:
+        self._all("join", meeting)
+
+    def send_weights(self, meeting: Meeting) -> None:
+        self._all("send_weights", meeting)
+
+    def leave(self) -> None:
+        if self.actors:  # no answer is waited for: whoever died or hangs has left as well
+            self.actors[0].call.remote("leave")
+
+    def close(self) -> None:
+        """Ends the ranks at once: what they held is saved, or not wanted."""
+        for actor in self.actors:
+            ray.kill(actor)
+        self.actors = []
+        self.nodes.close()
+
+    def _all(self, method: str, *arguments: Any) -> list[Any]:
+        """What a method gives on every rank, in their order.
+
+        Raises:
+            TrainingError: a rank died, or did not answer in time; or what the ranks raise.
+        """
+        calls = [actor.call.remote(method, *arguments) for actor in self.actors]
+        return self._wait(calls, method.replace("_", " "), outcomes=True)
+
+    def _wait(self, calls: Sequence[Any], what: str, outcomes: bool = False) -> list[Any]:
+        """The results, as soon as all are there; the first failure at once, since the others then wait for ever."""
+        deadline = monotonic() + self.cfg.learner.timeout
+        found: dict[Any, Any] = {}
+        pending = list(calls)
+        while pending:
+            ready, pending = ray.wait(pending, timeout=max(deadline - monotonic(), 0))
+            if not ready:
+                ranks = [rank for rank, call in enumerate(calls) if call in pending]
+                raise TrainingError(
+                    f"the learner's rank {ranks[0]} did not {what} within {self.cfg.learner.timeout:g} s "
+                    f"(learner.timeout); its log is {self.logs[ranks[0]]}"
+                )
+            for call in ready:
+                rank = calls.index(call)
+                try:
+                    found[call] = ray.get(call)
+                except RayError as error:
+                    why = " ".join(str(error).split())[:200]
+                    raise TrainingError(
+                        f"the learner's rank {rank} failed to {what}: {why}; its log is {self.logs[rank]}"
+                    ) from error
+                if outcomes:
+                    found[call] = self._value(rank, *found[call])
+        return [found[call] for call in calls]
+
+    def _value(self, rank: int, value: Any, error: tuple[str, str, list[int]] | None) -> Any:
+        if error is None:
+            return value
+        kind, message, completions = error
+        if kind == "NonFiniteError":
+            raise NonFiniteError(message, completions)
+        if kind in ERRORS:
+            raise ERRORS[kind](message)
+        raise RuntimeError(f"the learner's rank {rank}: {message}; its log is {self.logs[rank]}")

@@ -1,0 +1,64 @@
+"""The process of one rank of a learner, as Ray starts it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from shoal.config import ShoalConfig
+from shoal.errors import ShoalError
+
+
+class RankActor:
+    """Holds a rank, and does with it what it is told. Its output goes to `log`."""
+
+    def __init__(self, log: str) -> None:
+        Path(log).parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+            os.dup2(file, stream.fileno())
+        self.rank: Any = None
+
+    def address(self) -> str:
+        """HOST:PORT of this node at which the ranks can meet."""
+        host = ray.util.get_node_ip_address()
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as door:
+            door.bind((host, 0))
+            return f"{host}:{door.getsockname()[1]}"
+
+    def open(self, cfg: ShoalConfig, address: str, rank: int, world: int, total_steps: int) -> Any:
+        """Makes the rank. Gives what `call` gives."""
+        host, _, port = address.partition(":")
+        os.environ.update(RANK=str(rank), LOCAL_RANK="0", WORLD_SIZE=str(world), MASTER_ADDR=host, MASTER_PORT=port)
+        own = ray.util.get_node_ip_address()
+        if own.startswith("127."):
+            os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+
+        def make() -> None:
+            import torch  # noqa: PLC0415 - loaded in the rank's process
+
+            if not torch.cuda.is_available():
+                os.environ.setdefault("DS_ACCELERATOR", "cpu")
+            from shoal.learners.deepspeed.rank import open_rank  # noqa: PLC0415 - imports DeepSpeed
+
+            self.rank = open_rank(cfg, address, rank, world, total_steps)
+
+        return outcome(make)
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """(what the rank's method returns, None), or (None, an error as plain values)."""
+        return outcome(getattr(self.rank, method), *arguments)
+
+
+def outcome(function: Any, *arguments: Any) -> tuple[Any, tuple[str, str, list[int]] | None]:
+    """What a call gives, with the errors that Shoal raises as plain values: Ray's own form of them hides theirs."""
+    try:
+        return function(*arguments), None
+    except (ShoalError, RuntimeError) as error:
+        return None, (type(error).__name__, str(error), list(getattr(error, "completions", [])))
