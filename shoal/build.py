@@ -51,7 +51,7 @@ from shoal.training.checkpoint import CheckpointStore
 from shoal.training.evaluate import Evaluator
 from shoal.training.names import check_names
 from shoal.training.parts import Parts
-from shoal.training.policy import open_policy
+from shoal.training.policy import model_info, open_policy
 from shoal.training.recording import GroupRecording
 from shoal.training.sources import GroupSource, ReplaySource, SyncSource
 from shoal.training.state import Run
@@ -70,15 +70,16 @@ def total_steps(cfg: ShoalConfig) -> int:
 
 
 def build_parts(cfg: ShoalConfig, rewards: Mapping[str, Verifier], folder: Path | None = None) -> Parts:
-    """Loads the model and the data and connects the parts. `folder` is the run's, where there is one."""
+    """Reads the data, loads the model and connects the parts. `folder` is the run's, where there is one.
+
+    What can be told without the model's weights is told before they are loaded: names, the tokenizer, every row.
+    """
     check_names(cfg, rewards)
     check_packages(cfg)
     runtime = planned_runtime(cfg)
     prepare_process(cfg.runtime)
     seed_everything(cfg.run.seed)
-    logger.info("loading the model %s on %s", cfg.model.name, runtime.device)
-    policy = open_policy(cfg, runtime)
-    info = policy.info
+    info = model_info(cfg)
     refuse_too_much(cfg, runtime, info)
     if cfg.data.task != "story":  # the built-in tokenizer knows that task's words alone
         for note in tokenizer_notes(info.tokenizer):
@@ -87,9 +88,12 @@ def build_parts(cfg: ShoalConfig, rewards: Mapping[str, Verifier], folder: Path 
     environment = open_environment(cfg, info.tokenizer, decode)
     rewards = with_own_reward(environment, rewards)
     logger.info("reading the data")
-    prepare_allocator(cfg.runtime, sum(one.numel() for one in policy.model.parameters()))
     task = environment_task(cfg, environment, rewards)
     check_ids(task, info)
+    seed_everything(cfg.run.seed)  # a new adapter depends on the seed alone, whatever was drawn until here
+    logger.info("loading the model %s on %s", cfg.model.name, runtime.device)
+    policy = open_policy(cfg, runtime, info)
+    prepare_allocator(cfg.runtime, sum(one.numel() for one in policy.model.parameters()))
     with ExitStack() as undo:
         learner = build_learner(cfg, policy, runtime, folder)
         undo.callback(learner.close)

@@ -58,8 +58,9 @@ class Policy:
         return self.model.get_base_model() if self.lora else self.model
 
 
-def load_policy(cfg: ModelConfig, runtime: Runtime) -> Policy:
-    """Loads the model and tokenizer; adds an adapter where `train=lora`.
+def load_policy(cfg: ModelConfig, runtime: Runtime, info: ModelInfo | None = None) -> Policy:
+    """Loads the model and tokenizer; adds an adapter where `train=lora`. `info` is what `read_info` has said of `cfg`,
+    where it was asked.
 
     A local folder with an adapter is trained on under `train=lora`, and otherwise merged into its base.
 
@@ -67,7 +68,7 @@ def load_policy(cfg: ModelConfig, runtime: Runtime) -> Policy:
         ConfigError: one line on what is missing or does not fit together; what can be told without the weights is
             told before they are read.
     """
-    info = read_info(cfg)
+    info = info or read_info(cfg)
     model = load_causal_lm(
         info.name, info.revision, cfg.trust_remote_code, runtime, any_attention=cfg.attention == "auto"
     )

@@ -25,10 +25,11 @@ def model_info(cfg: ShoalConfig) -> ModelInfo:
     return describe(architecture(Recipe(), tokenizer), tokenizer, [tokenizer.eos_token_id], cfg.model)
 
 
-def open_policy(cfg: ShoalConfig, runtime: Runtime) -> Policy:
-    """Loads the policy; makes the built-in one first where it is asked for."""
+def open_policy(cfg: ShoalConfig, runtime: Runtime, info: ModelInfo | None = None) -> Policy:
+    """Loads the policy; makes the built-in one first where it is asked for. `info` is what `model_info` has said of
+    it, where it was asked."""
     if cfg.model.name != "story":
-        return load_policy(cfg.model, runtime)
+        return load_policy(cfg.model, runtime, info)
     recipe = Recipe()
     display = ProgressDisplay(cfg.monitor.progress, recipe.steps)
     try:

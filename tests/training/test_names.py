@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,41 @@ def test_a_wrong_name_is_said_before_a_model_is_loaded_and_by_the_dry_run(
             start()
         assert line in str(caught.value) and "\n" not in str(caught.value)
         assert isinstance(caught.value, ConfigError | DataError)
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "line"),
+    [
+        ("gsm8k", {"question": "?"}, "row 1: no value for answer"),
+        ("gsm8k", {"question": "?", "answer": "no mark"}, "line 2, row 1: "),
+        ("messages", {"messages": [{"role": "nobody"}], "ground_truth": "1", "verifiers": ["gsm8k"]}, "row 1: "),
+        ("messages", {"messages": "?", "ground_truth": "1", "verifiers": ["gsm9k"]}, "no verifier is named 'gsm9k'"),
+        ("rlvr", {"messages": [{"role": "user", "content": "?"}], "ground_truth": "[]", "dataset": "ifeval"}, "/1"),
+    ],
+)
+def test_a_bad_row_of_a_readable_file_is_said_before_a_model_is_loaded(
+    configure: Configure, no_model: None, tmp_path: Path, task: str, row: dict[str, Any], line: str
+) -> None:
+    good = {
+        "gsm8k": {"question": "?", "answer": "#### 1"},
+        "messages": {"messages": "?", "ground_truth": "1", "verifiers": ["gsm8k"]},
+        "rlvr": {"messages": [{"role": "user", "content": "?"}], "ground_truth": "1", "dataset": "gsm8k"},
+    }
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(one) + "\n" for one in (good[task], row)))
+    cfg = configure(f"data.task={task}", f"data.path={file}", "evaluation.every=0")
+    with pytest.raises(DataError) as caught:
+        build_parts(cfg, {})
+    assert line in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_prompt_beyond_the_models_ids_is_said_before_the_model_is_loaded(
+    configure: Configure, no_model: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = build.model_info
+    monkeypatch.setattr(build, "model_info", lambda cfg: replace(read(cfg), vocabulary=2))
+    with pytest.raises(ConfigError, match=r"is beyond the model's 2 ids"):
+        build_parts(configure(), {})
 
 
 def parsed(value: str) -> Any:

@@ -89,7 +89,7 @@ def test_every_other_key_takes_effect_because_the_checkpoint_holds_none_of_its_v
             set_value(cfg, name, value)
         with monkeypatch.context() as patch:
             if not name.startswith(("first", "model.", "runtime.", "data.")):  # loaded once, and never trained
-                patch.setattr(build, "open_policy", lambda cfg, runtime: first.parts.policy)
+                patch.setattr(build, "open_policy", lambda *_: first.parts.policy)
                 patch.setattr(build, "environment_task", lambda *_, **__: first.parts.task)
             return build_run(cfg, tmp_path / name, lambda: False, {})
 
