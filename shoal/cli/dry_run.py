@@ -15,7 +15,7 @@ from shoal.config.device_keys import own_processes
 from shoal.learners.device_memory import device_bytes, plan_parts, refuse_too_much
 from shoal.learners.memory_plan import estimate, peak
 from shoal.runtime import Runtime, planned_runtime
-from shoal.training.names import check_names
+from shoal.training.names import check_names, check_places
 from shoal.training.policy import model_info
 
 MIB = 2**20
@@ -25,10 +25,12 @@ def plan_lines(config: ShoalConfig) -> Iterator[str]:
     """The plan, line by line. No weights are read, and nothing is written.
 
     Raises:
-        ConfigError: the machine or the model is not there; what could be said before has been yielded.
+        ConfigError, DataError: the machine, the model, the data or a name in them is not there; what could be said
+            before has been yielded.
     """
     yield from OmegaConf.to_yaml(OmegaConf.create(escaped(asdict(config)))).splitlines()
     check_names(config)
+    check_places(config)
     runtime = planned_runtime(config)
     products = runtime.compute_dtype or runtime.param_dtype
     yield "\nDevice plan"

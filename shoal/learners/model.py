@@ -151,6 +151,6 @@ def load_causal_lm(
             logger.warning("%s has no %s attention: eager is used", name, runtime.attention)
             model = load(attn_implementation="eager")
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        raise ConfigError(cannot_load("model", name, error, key)) from error
+        raise ConfigError(cannot_load("model", name, error, key, revision)) from error
     model.to(runtime.device)  # type: ignore[arg-type]
     return model.eval()

@@ -20,7 +20,13 @@ from transformers import AutoModelForCausalLM
 from shoal.config.nodes.model import LoraConfig, ModelConfig
 from shoal.errors import ConfigError
 from shoal.models.adapters import ADAPTER_CONFIG, adapter_base, refuse_unused_settings, whole_model
-from shoal.models.loading import generation_ends, load_tokenizer, read_architecture, refuse_foreign_tokenizer
+from shoal.models.loading import (
+    generation_ends,
+    load_tokenizer,
+    read_architecture,
+    refuse_foreign_tokenizer,
+    refuse_revision_of_folder,
+)
 
 MANY_POSITIONS = 2**20
 ALL_LINEAR = "all-linear"  # PEFT's word for every linear layer but the head
@@ -103,6 +109,9 @@ class ModelInfo:
         if not changed:
             layers = f" in the layers {self.lora.layers}" if self.lora and self.lora.layers else ""
             raise ConfigError(f"model.lora: {self.name} has nothing to adapt{layers}; {known}")
+        for layer in self.lora.layers if self.lora else ():
+            if layer not in map(_layer_of, changed):
+                raise ConfigError(f"model.lora.layers: {self.name} has nothing to adapt in layer {layer}; {known}")
 
     def count_parameters(self) -> tuple[int, int]:
         """All parameters, and those of linear layers other than the head."""
@@ -125,8 +134,10 @@ def read_info(cfg: ModelConfig) -> ModelInfo:
     Raises:
         ConfigError: one line on what is missing or does not fit together.
     """
-    tokenizer = load_tokenizer(cfg)
     name, revision = whole_model(cfg.name, cfg.revision)
+    if cfg.revision:
+        refuse_revision_of_folder(name, cfg.revision, "model.revision")
+    tokenizer = load_tokenizer(cfg)
     architecture = read_architecture(name, revision, cfg.trust_remote_code)
     ends = {*generation_ends(name, revision, architecture), getattr(tokenizer, "eos_token_id", None)}
     if adapter_base(cfg.name) is not None:
@@ -189,7 +200,7 @@ def adapted_layers(model: Any, targets: Collection[str] | str, layers: Collectio
     layers of these indices; in all where there are none."""
     found = []
     for name, _ in model.named_modules():
-        layer = next((int(part) for part in name.split(".") if part.isdigit()), None)
+        layer = _layer_of(name)
         if isinstance(targets, str):
             wanted = re.fullmatch(targets, name) is not None
         else:
@@ -197,6 +208,10 @@ def adapted_layers(model: Any, targets: Collection[str] | str, layers: Collectio
         if wanted and (not layers or layer in layers):
             found.append(name)
     return found
+
+
+def _layer_of(module: str) -> int | None:
+    return next((int(part) for part in module.split(".") if part.isdigit()), None)
 
 
 def _is_named(module: str, target: str) -> bool:

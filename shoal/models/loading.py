@@ -27,7 +27,7 @@ def read_architecture(name: str, revision: str | None, trust_remote_code: bool, 
     try:
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ConfigError(cannot_load("model", name, error, key)) from error
+        raise ConfigError(cannot_load("model", name, error, key, revision)) from error
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in getattr(
         config, "auto_map", {}
     ):
@@ -43,13 +43,15 @@ def load_tokenizer(cfg: ModelConfig) -> Any:
     """
     name = cfg.tokenizer or cfg.name
     revision = cfg.tokenizer_revision or (None if cfg.tokenizer else cfg.revision)
+    if cfg.tokenizer_revision:
+        refuse_revision_of_folder(name, cfg.tokenizer_revision, "model.tokenizer_revision")
     look_for_hub(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=cfg.trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ConfigError(
-            cannot_load("tokenizer", name, error, "model.tokenizer" if cfg.tokenizer else "model.name")
-        ) from error
+        key = "model.tokenizer" if cfg.tokenizer else "model.name"
+        where = "model.tokenizer_revision" if cfg.tokenizer_revision else "model.revision"
+        raise ConfigError(cannot_load("tokenizer", name, error, key, revision, where)) from error
     if cfg.chat_template is not None:
         tokenizer.chat_template = read_template(cfg.chat_template)
     return tokenizer
@@ -93,17 +95,29 @@ def refuse_foreign_tokenizer(name: str, tokenizer: Any, embeddings: int) -> None
     )
 
 
-def cannot_load(what: str, name: str, error: Exception, key: str) -> str:
-    """One line on a model or tokenizer that could not be loaded: why, and what to do."""
+def refuse_revision_of_folder(name: str, revision: str, key: str) -> None:
+    """Raises ConfigError where a revision is asked of a local folder, which would be read as it is."""
+    if Path(name).is_dir():
+        raise ConfigError(f"{key}={revision}: {name} is a local folder, which has no revisions; leave it out")
+
+
+def cannot_load(
+    what: str, name: str, error: Exception, key: str, revision: str | None = None, revision_key: str | None = None
+) -> str:
+    """One line on a model or tokenizer that could not be loaded: why, and what to do. `key` named it, and
+    `revision_key` (None: the one beside it) its revision."""
     first = " ".join(str(error).split())
     if "trust_remote_code" in first:
         return f"the {what} of {name} comes with code of its own: read it, then set model.trust_remote_code=true"
     if Path(name).exists():
         return f"the {what} in {name} cannot be loaded: {first[:300]}"
+    which = f"{what} {name!r}, revision {revision!r}," if revision else f"{what} {name!r}"
+    if revision:
+        key = f"{key}, {revision_key or key.rpartition('.')[0] + '.revision'}"
     if is_offline():
         return (
-            f"there is no {what} {name!r} here or on the Hub, as far as can be told without a network "
+            f"there is no {which} here or on the Hub, as far as can be told without a network "
             f"({hub_address()[0]} cannot be reached, or HF_HUB_OFFLINE is set); check {key} and HF_HOME, or give a "
             "local folder"
         )
-    return f"there is no {what} {name!r} here or on the Hub ({first[:200]}); check {key}, the network and HF_HOME"
+    return f"there is no {which} here or on the Hub ({first[:200]}); check {key}, the network and HF_HOME"

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from shoal.config import ShoalConfig
 from shoal.config.mix import DataSource, data_sources
+from shoal.config.nodes.data import DataConfig
 from shoal.config.nodes.rubric import asks_rubric
 from shoal.errors import ConfigError, DataError
 from shoal.models.chat import read_framing, render
@@ -23,7 +24,7 @@ from shoal.tasks.cache import cache_key, cached
 from shoal.tasks.layouts import code, gsm8k, ifeval, math, messages, rlvr
 from shoal.tasks.layouts.base import Example, Layout, split_columns
 from shoal.tasks.mixer import draw, interleave
-from shoal.tasks.rows import is_single_file, line_of, read_rows
+from shoal.tasks.rows import check_split, is_single_file, line_of, read_rows
 from shoal.types import Prompt
 
 logger = getLogger(__name__)
@@ -176,25 +177,16 @@ def _tokenised(
 def _read(source: DataSource, evaluation: bool) -> tuple[list[Example], str]:
     """The examples, and what their ids begin with. Ids are numbered by row, so a filter does not change them."""
     layout = LAYOUTS[source.task]
-    path, subset = source.path, source.subset
+    path: str | None = None
     if layout.make:
-        path = None
         rows = layout.make(evaluation)
         where, place = "built in", f"{source.name}/{'held_out' if evaluation else 'train'}"
     else:
-        if path is None:
-            if layout.hub is None:
-                raise DataError(f"data.task={source.task} says how rows look, not where they are: set data.path")
-            path = layout.hub[0]
-        if layout.hub and path == layout.hub[0]:
-            subset = subset or layout.hub[1]
-        if evaluation and source.eval_path:
-            path, subset = source.eval_path, source.subset
-        elif evaluation and source.amount and is_single_file(path):
+        path, subset, split = _place(source, evaluation)
+        if evaluation and not source.eval_path and source.amount and is_single_file(path):
             logger.warning(
                 "evaluation uses the training file %s: set data.eval_path to measure on other questions", path
             )
-        split = source.eval_split if evaluation else source.split
         rows = read_rows(
             path,
             subset=subset,
@@ -217,6 +209,32 @@ def _read(source: DataSource, evaluation: bool) -> tuple[list[Example], str]:
         except DataError as error:
             raise DataError(f"{where}{line_of(path or '', index)}, row {index}: {error}") from error
     return examples, place
+
+
+def check_splits(data: DataConfig) -> None:
+    """Accepts a configuration whose splits are there, as `check_split` can tell without reading rows.
+
+    Raises:
+        DataError: the first that is not, in one line.
+    """
+    for source in data_sources(data):
+        for evaluation, amount in ((False, source.amount), (True, source.eval_amount)):
+            if amount and not LAYOUTS[source.task].make:
+                path, subset, split = _place(source, evaluation)
+                check_split(path, subset=subset, revision=source.revision, split=split)
+
+
+def _place(source: DataSource, evaluation: bool) -> tuple[str, str | None, str]:
+    """Path, subset and split of a source's rows for training or for evaluation."""
+    layout = LAYOUTS[source.task]
+    split = source.eval_split if evaluation else source.split
+    if evaluation and source.eval_path:
+        return source.eval_path, source.subset, split
+    if source.path is None and layout.hub is None:
+        raise DataError(f"data.task={source.task} says how rows look, not where they are: set data.path")
+    hub, hub_subset = layout.hub or (None, None)
+    path = source.path or str(hub)
+    return path, source.subset or (hub_subset if path == hub else None), split
 
 
 def _say_what_is_left(split: DataSplit, limit: int) -> None:

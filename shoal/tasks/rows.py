@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from json import JSONDecodeError, loads
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,35 @@ def check_local(path: str) -> None:
         raise DataError(f"{path}: no such file")
 
 
+def check_split(path: str, *, subset: str | None, revision: str | None, split: str) -> None:
+    """Accepts a split that is there. No rows are read: a folder's own list is, or that of the Hub or its cache.
+
+    Raises:
+        DataError: there is no such data set, subset, revision or split.
+    """
+    local = Path(path).expanduser()
+    if is_single_file(path) or (local / SAVED_DATASET).is_file():
+        return  # which have one split, whatever its name
+    if (local / SAVED_SPLITS).is_file():
+        there = loads((local / SAVED_SPLITS).read_text(encoding="utf-8"))["splits"]
+        if split not in there:
+            raise _no_split(path, split, there)
+        return
+    from datasets import load_dataset_builder  # noqa: PLC0415 as in _open
+
+    look_for_hub(path)
+    with _one_line(path, subset, split):
+        builder = load_dataset_builder(path, subset, revision=revision)
+    there = list(map(str, dict.fromkeys((*(builder.info.splits or ()), *(builder.config.data_files or ())))))
+    wanted = {part.partition("[")[0].strip() for part in split.split("+")} - {"all"}
+    if there and not wanted <= set(there):
+        raise _no_split(path, split, there)
+
+
+def _no_split(path: str, split: str, there: Sequence[str]) -> DataError:
+    return DataError(f"{path}: no split {split}; it has {', '.join(there)}")
+
+
 def _check_columns(path: str, columns: Sequence[Sequence[str]], there: Sequence[str], names: Mapping[str, str]) -> None:
     if missing := [alternatives for alternatives in columns if not set(alternatives) & set(there)]:
         hint = "" if names else f" (data.columns={{{missing[0][0]}: NAME}} says which column it is)"
@@ -137,9 +167,8 @@ def _read_json(path: str, local: Path) -> list[dict[str, Any]]:
 def _open(path: str, local: Path, subset: str | None, revision: str | None, split: str) -> Any:
     # Other than JSON is read by this package only, and its import takes as long as making the built-in task.
     from datasets import DatasetDict, load_dataset, load_from_disk  # noqa: PLC0415
-    from datasets.exceptions import DatasetGenerationError  # noqa: PLC0415
 
-    try:
+    with _one_line(path, subset, split):
         if is_single_file(path):
             if not local.is_file():
                 raise DataError(f"{path}: no such file")
@@ -153,12 +182,21 @@ def _open(path: str, local: Path, subset: str | None, revision: str | None, spli
             if not isinstance(saved, DatasetDict):
                 return saved
             if split not in saved:
-                raise DataError(f"{path}: no split {split}; it has {', '.join(saved)}")
+                raise _no_split(path, split, list(saved))
             return saved[split]
         if local.is_file():
             raise DataError(f"{path}: the file's name must end in {', '.join(FORMATS)}")
         look_for_hub(path)
         return load_dataset(path, subset, split=split, revision=revision)
+
+
+@contextmanager
+def _one_line(path: str, subset: str | None, split: str) -> Iterator[None]:
+    """Turns what the data sets' package says of a data set that it cannot open into a DataError of one line."""
+    from datasets.exceptions import DatasetGenerationError  # noqa: PLC0415 as in _open
+
+    try:
+        yield
     except DatasetGenerationError as error:
         raise DataError(f"{path}: cannot be read ({_first_line(error.__cause__ or error)})") from error
     except (OSError, ValueError) as error:

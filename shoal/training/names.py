@@ -1,4 +1,4 @@
-"""What a configuration names and can be looked up at once: before a model is loaded or the network asked."""
+"""What a configuration names, looked up before a model is loaded: first what needs no network, then the rest."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from collections.abc import Collection
 from shoal.config import ShoalConfig
 from shoal.config.mix import data_sources
 from shoal.imports import import_named
+from shoal.models.adapters import whole_model
 from shoal.models.chat import read_framing
-from shoal.models.loading import read_template
+from shoal.models.loading import read_architecture, read_template
 from shoal.rewards.judged import JUDGED
 from shoal.rewards.lookup import check_options, find_verifier
 from shoal.rewards.rubrics.rubric import general_criteria
 from shoal.rewards.verifiers.judge import judge_template
+from shoal.rollout.environment import Environment
 from shoal.rollout.open import environment_kind
 from shoal.rollout.tool_calls import find_tool
+from shoal.tasks.dataset import check_splits
 from shoal.tasks.rows import check_local
 
 
@@ -47,3 +50,17 @@ def check_names(cfg: ShoalConfig, own: Collection[str] = ()) -> None:
         for path in dict.fromkeys((source.path, source.eval_path)):
             if path is not None:
                 check_local(path)
+
+
+def check_places(cfg: ShoalConfig) -> None:
+    """Accepts a configuration whose splits of data and whose reference are there: in local folders, on the Hub, or in
+    its cache. No row and no weight is read. A run finds the same when it reads them.
+
+    Raises:
+        ConfigError, DataError: the first that is not, in one line.
+    """
+    if environment_kind(cfg).items is Environment.items:  # otherwise the environment has prompts of its own
+        check_splits(cfg.data)
+    own = cfg.reference
+    if cfg.algorithm.kl_coef and own.name and own.kind != "vllm_endpoint":  # whose server knows its names
+        read_architecture(*whole_model(own.name, own.revision), cfg.model.trust_remote_code, "reference.name")

@@ -22,7 +22,9 @@ def model_info(cfg: ShoalConfig) -> ModelInfo:
     if cfg.model.name != "story":
         return read_info(cfg.model)
     tokenizer = story_tokenizer()
-    return describe(architecture(Recipe(), tokenizer), tokenizer, [tokenizer.eos_token_id], cfg.model)
+    info = describe(architecture(Recipe(), tokenizer), tokenizer, [tokenizer.eos_token_id], cfg.model, cfg.model.name)
+    _ = info.adapter  # refuses names of layers that are not there
+    return info
 
 
 def open_policy(cfg: ShoalConfig, runtime: Runtime, info: ModelInfo | None = None) -> Policy:
