@@ -46,7 +46,9 @@ def test_the_name_says_which_weights_are_loaded(settings, policy_of, other_model
 
 @effect("model.revision", "model.tokenizer_revision")
 def test_revisions_reach_the_hub(settings, policy_of, monkeypatch):
-    # Local folders have no revisions: what would go to the Hub is looked at where it leaves Shoal.
+    # Local folders have no revisions, and one is refused: what would go to the Hub is looked at where it leaves Shoal.
+    for module in ("info", "loading"):
+        monkeypatch.setattr(f"shoal.models.{module}.refuse_revision_of_folder", lambda *_: None)
     asked: list[tuple[str, str | None]] = []
 
     def listen(kind: type) -> None:
