@@ -24,6 +24,10 @@ ERRORS: dict[str, type[Exception]] = {one.__name__: one for one in (ConfigError,
 """What a rank raises that means the same here, by name."""
 
 
+PEER_SECONDS = 15.0
+"""So long, after a rank has failed, another may be found to have died, which is then the reason."""
+
+
 class DeepSpeedLearner(Learner):
     """Tells `learner.num_devices` ranks what to do, all at once, and waits for them `learner.timeout` seconds."""
 
@@ -134,16 +138,25 @@ class DeepSpeedLearner(Learner):
                 )
             for call in ready:
                 rank = calls.index(call)
-                try:
-                    found[call] = ray.get(call)
-                except RayError as error:
-                    why = " ".join(str(error).split())[:200]
-                    raise TrainingError(
-                        f"the learner's rank {rank} failed to {what}: {why}; its log is {self.logs[rank]}"
-                    ) from error
+                found[call] = self._result(rank, call, what)
                 if outcomes:
-                    found[call] = self._value(rank, *found[call])
+                    value, error = found[call]
+                    if error is not None and pending:
+                        # Where a rank died, the others fail for it, and may say so first.
+                        for other in ray.wait(pending, num_returns=len(pending), timeout=PEER_SECONDS)[0]:
+                            self._result(calls.index(other), other, what)
+                    found[call] = self._value(rank, value, error)
         return [found[call] for call in calls]
+
+    def _result(self, rank: int, call: Any, what: str) -> Any:
+        """What a rank's call gave. Raises TrainingError where the rank died."""
+        try:
+            return ray.get(call)
+        except RayError as error:
+            why = " ".join(str(error).split())[:200]
+            raise TrainingError(
+                f"the learner's rank {rank} failed to {what}: {why}; its log is {self.logs[rank]}"
+            ) from error
 
     def _value(self, rank: int, value: Any, error: tuple[str, str, list[int]] | None) -> Any:
         if error is None:

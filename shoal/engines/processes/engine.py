@@ -64,6 +64,7 @@ class ProcessServer(Server):
     what = "engine process"
     option = "engine"
     timeout_key = "engine.timeout"
+    says_versions = True
 
     def sample_token(self, prompt_ids: Sequence[int]) -> tuple[int, float]:
         """See `Replica.sample_token`. An update does not wait for rollouts that are queued."""

@@ -121,7 +121,6 @@ class ServersEngine(Engine):
                 if flight.group not in homes:
                     homes[flight.group] = min(self.servers, key=lambda server: server.in_flight)
                 flight.server = homes[flight.group]
-                flight.paused_at = 0 if flight.server.url in self.paused else None
                 flight.server.in_flight += 1
                 self.flights[flight.form["id"]] = flight
             if self.busy_since is None and new:
@@ -135,7 +134,7 @@ class ServersEngine(Engine):
     def _ask(self, server: Server) -> None:
         """Asks a server for all that its present life does not know of; one that is down is asked when it is back."""
         with self.changed:
-            if server in self.down:
+            if server in self.down or server.url in self.paused:
                 return
             owed = [
                 flight
@@ -145,7 +144,7 @@ class ServersEngine(Engine):
             for flight in owed:
                 flight.incarnation = server.incarnation
                 flight.versions = [(0, self.version)]
-                flight.paused_at = 0 if server.url in self.paused else None
+                flight.paused_at = None
         if owed:
             self._begin(self._stream(server, server.incarnation, owed), server)
 
@@ -191,8 +190,6 @@ class ServersEngine(Engine):
                 # Ended for an update of the weights: it begins anew, with the same seed.
                 flight.incarnation = NOT_ASKED
                 self._ask(server)
-                # Also where the reply to the pause is still on its way: it is sampled once generation goes on.
-                flight.paused_at = 0
                 return
             output = output_of(result, flight.versions)
             del self.flights[result["id"]]
@@ -339,6 +336,8 @@ class ServersEngine(Engine):
         server.come_back()
         if self.restore is not None:
             self.restore(server)
+        with self.changed:
+            self.paused.discard(server.url)  # its new life was never paused
         self.came_back(server)
 
     # Versions.
@@ -360,21 +359,37 @@ class ServersEngine(Engine):
     def in_flight(self) -> int:
         return len(self.flights) + len(self.ready)
 
+    def hold(self, server: Server) -> None:
+        """Asks nothing of a server from before it is paused until it goes on: what came to it in between would be
+        sampled with the new weights, and stamped with the old ones."""
+        with self.changed:
+            self.paused.add(server.url)
+
+    def on_the_way(self, server: Server, counts: Mapping[str, int]) -> list[str]:
+        """Requests that a server was asked for, and neither has by its `counts` nor has answered as far as is known
+        here: they, or their results, are still on the way."""
+        with self.changed:
+            return [
+                id_
+                for id_, flight in self.flights.items()
+                if flight.server is server and flight.incarnation == server.incarnation and id_ not in counts
+            ]
+
     def paused_with(self, server: Server, counts: Mapping[str, int]) -> None:
         """Takes note of the tokens that requests had when generation stopped."""
         with self.changed:
-            self.paused.add(server.url)
             for id_, count in counts.items():
                 if id_ in self.flights:
                     self.flights[id_].paused_at = count
 
     def resumed(self, server: Server) -> None:
-        """Takes note that generation goes on."""
+        """Takes note that generation goes on, and asks for what was held."""
         with self.changed:
             self.paused.discard(server.url)
             for flight in self.flights.values():
                 if flight.server is server:
                     flight.paused_at = None
+            self._ask(server)
 
     # Load.
 

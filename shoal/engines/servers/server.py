@@ -19,6 +19,7 @@ from shoal.errors import EngineError, ServerDied
 from shoal.types import Segment
 
 RESPOND_SECONDS = 30.0  # until an engine between two steps must answer
+PAUSED_LOOK_SECONDS = 0.01  # between two looks at what a paused server has
 
 
 class Arguments(Protocol):
@@ -46,6 +47,12 @@ class Owner(Protocol):
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Waits for a coroutine that runs in the engine's event loop."""
 
+    def hold(self, server: Server) -> None:
+        """Asks nothing of a server that is about to be paused, until it goes on."""
+
+    def on_the_way(self, server: Server, counts: Mapping[str, int]) -> list[str]:
+        """Requests that it was asked for and neither has nor has answered."""
+
     def paused_with(self, server: Server, counts: Mapping[str, int]) -> None:
         """Takes note of the tokens that requests had when generation stopped."""
 
@@ -64,6 +71,7 @@ class Server(ServerClient, Control):
 
     option: str  # prefix of the options of its engine, for error lines
     timeout_key: str  # option that sets `timeout`
+    says_versions = False  # whether its results say with which weights each token was sampled
 
     def __init__(
         self,
@@ -114,8 +122,21 @@ class Server(ServerClient, Control):
 
     def pause(self, mode: str) -> None:
         assert mode in PAUSE_MODES
+        self.owner.hold(self)
         self._post("/shoal/pause", f"pause ({mode})", {"mode": mode})
-        counts = self._post("/shoal/counts", "tokens in flight", {}) if mode == "keep" else {}
+        counts: dict[str, int] = {}
+        if mode == "keep" or not self.says_versions:
+            counts = self._post("/shoal/counts", "tokens in flight", {})
+        deadline = monotonic() + self.timeout
+        # What was asked for just before may come only now, and is sampled with the weights to come.
+        while not self.says_versions and (missing := self.owner.on_the_way(self, counts)):
+            if monotonic() > deadline:
+                raise EngineError(
+                    f"{self.name} is paused, and {len(missing)} requests are neither there nor answered after "
+                    f"{self.timeout:.0f} s ({missing[0]}, ...); {self.where_to_look()}"
+                )
+            sleep(PAUSED_LOOK_SECONDS)
+            counts = self._post("/shoal/counts", "tokens in flight", {})
         self.owner.paused_with(self, counts)
 
     def resume(self) -> None:
