@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from shoal.config.keys import all_keys
 from shoal.config.root import ShoalConfig
 from shoal.errors import ConfigError
 
@@ -72,8 +71,9 @@ def _check_by_itself(c: ShoalConfig, part: str) -> None:
 def _check_learner(c: ShoalConfig) -> None:
     if c.learner.kind == "local" and devices_asked(c, "learner") > 1:
         fix = f"learner.devices=[{c.learner.devices[0]}]" if c.learner.devices else "learner.num_devices=1"
-        other = ", or learner=deepspeed" if "deepspeed" in all_keys()["learner.kind"].choices else ""
-        raise ConfigError(f"{_given(c, 'learner')}: learner=local trains on one device: set {fix}{other}")
+        raise ConfigError(
+            f"{_given(c, 'learner')}: learner=local trains on one device: set {fix}, or learner=deepspeed"
+        )
     named = c.runtime.device.partition(":")[2]
     if c.learner.devices and named and int(named) not in c.learner.devices:
         raise ConfigError(

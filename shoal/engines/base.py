@@ -39,6 +39,22 @@ class Request:
     group: str = ""
 
 
+def check_request(request: Request, most: int, limit: str) -> None:
+    """Refuses a request that no engine can sample, or whose prompt fills `most` tokens; `limit` names what sets them,
+    with what to do.
+
+    Raises:
+        ValueError: in one line, with the request's id.
+    """
+    prompt = len(request.prompt_ids)
+    if prompt == 0:
+        raise ValueError(f"request {request.id}: the prompt is empty; give it one token at least")
+    if request.sampling.max_new_tokens < 1:
+        raise ValueError(f"request {request.id}: max_new_tokens is {request.sampling.max_new_tokens}, not 1 or more")
+    if prompt >= most:
+        raise ValueError(f"request {request.id}: its prompt of {prompt} tokens fills all {most} {limit}")
+
+
 @dataclass
 class EngineOutput:
     """A finished request. `logprobs` are those of the distribution that was sampled.

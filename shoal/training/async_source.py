@@ -368,4 +368,4 @@ class AsyncSource(GroupSource):
 def oldest(group: Group, start: int) -> int:
     """The version of a group's oldest token; `start`, that of its start, where none is known."""
     versions = [one.first_version for one in group.completions if one.first_version >= 0]
-    return max(min(versions, default=start), start)
+    return min(versions, default=start)

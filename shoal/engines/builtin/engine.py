@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shoal.algorithms.precision import widest_float
-from shoal.engines.base import Engine, EngineOutput, Request
+from shoal.engines.base import Engine, EngineOutput, Request, check_request
 from shoal.engines.builtin.cache import KVCache
 from shoal.engines.builtin.decode import Decoder
 from shoal.engines.builtin.lanes import Lanes, compact, fork
@@ -160,18 +160,8 @@ class TorchEngine(Engine):
             self.queue.add(request)
 
     def _check(self, request: Request) -> None:
+        check_request(request, self.max_positions, "positions; shorten it")
         prompt = len(request.prompt_ids)
-        if prompt == 0:
-            raise ValueError(f"request {request.id}: the prompt is empty; give it one token at least")
-        if request.sampling.max_new_tokens < 1:
-            raise ValueError(
-                f"request {request.id}: max_new_tokens is {request.sampling.max_new_tokens}, not 1 or more"
-            )
-        if prompt >= self.max_positions:
-            raise ValueError(
-                f"request {request.id}: its prompt of {prompt} tokens fills all {self.max_positions} positions; "
-                "shorten it"
-            )
         if self.max_cache_tokens and prompt + self._limit(request) > self.max_cache_tokens:
             raise ValueError(
                 f"request {request.id}: {prompt} prompt tokens and {self._limit(request)} new ones do not fit "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from shoal.engines.processes.app import KEY_VARIABLE
 from shoal.engines.servers.engine import ServersEngine
 from shoal.engines.servers.process import ServerProcess
 from shoal.engines.servers.requests import RequestForm
-from shoal.engines.servers.server import Owner, Server
+from shoal.engines.servers.server import Owner, Server, all_started
 
 LOOPBACK = "127.0.0.1"
 POSITIONS = "the model's positions; shorten it"
@@ -114,8 +114,8 @@ def launch(owner: Owner, arguments: Sequence[ProcessArguments], timeout: float, 
         EngineError: one does not start; none is left running.
     """
     key = secrets.token_hex(16)
-    servers: list[Server] = []
-    try:
+
+    def launched() -> Iterator[Server]:
         for number, one in enumerate(arguments):
             process = EngineProcess(
                 one.line(),
@@ -127,12 +127,6 @@ def launch(owner: Owner, arguments: Sequence[ProcessArguments], timeout: float, 
                 key="engine",
             )
             process.start_key = "engine.timeout"
-            servers.append(ProcessServer(owner, process.url, one.name, arguments=one, process=process, api_key=key))
-        for server in servers:
-            assert server.process is not None
-            server.process.wait_until_healthy()
-    except BaseException:
-        for server in servers:
-            server.close()
-        raise
-    return servers
+            yield ProcessServer(owner, process.url, one.name, arguments=one, process=process, api_key=key)
+
+    return all_started(launched())

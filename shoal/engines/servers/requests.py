@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from itertools import count
 from typing import Any
 
-from shoal.engines.base import EngineOutput, Request
+from shoal.engines.base import EngineOutput, Request, check_request
 from shoal.types import Segment, StopReason
 
 TEMPERATURE_1 = (
@@ -33,23 +33,13 @@ class RequestForm:
 
     def sampling(self, request: Request) -> dict[str, Any]:
         """A request for a completion. Raises ValueError where it cannot be sampled."""
-        prompt = len(request.prompt_ids)
-        if prompt == 0:
-            raise ValueError(f"request {request.id}: the prompt is empty; give it one token at least")
-        if request.sampling.max_new_tokens < 1:
-            raise ValueError(
-                f"request {request.id}: max_new_tokens is {request.sampling.max_new_tokens}, not 1 or more"
-            )
-        if prompt >= self.max_model_len:
-            raise ValueError(
-                f"request {request.id}: its prompt of {prompt} tokens fills all {self.max_model_len} of {self.limit}"
-            )
+        check_request(request, self.max_model_len, f"of {self.limit}")
         sampling = request.sampling
         return {
             "id": request.id,
             "prompt": list(request.prompt_ids),
             "seed": request.seed,
-            "max_tokens": min(sampling.max_new_tokens, self.max_model_len - prompt),
+            "max_tokens": min(sampling.max_new_tokens, self.max_model_len - len(request.prompt_ids)),
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "top_k": sampling.top_k,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import httpx
 
@@ -64,6 +64,29 @@ class Owner(Protocol):
 
     def came_back(self, server: Server) -> None:
         """Takes note that it is ready."""
+
+
+AnyServer = TypeVar("AnyServer", bound="Server")
+
+
+def all_started(launching: Iterable[AnyServer]) -> list[AnyServer]:
+    """Takes servers as they are launched, one after another, and waits until all answer.
+
+    Raises:
+        EngineError: one does not start; none is left running.
+    """
+    servers: list[AnyServer] = []
+    try:
+        for server in launching:  # one by one, so that those before one that fails are known
+            servers.append(server)
+        for server in servers:
+            assert server.process is not None
+            server.process.wait_until_healthy()
+    except BaseException:
+        for server in servers:
+            server.close()
+        raise
+    return servers
 
 
 class Server(ServerClient, Control):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from shoal.config.nodes.vllm import VllmConfig
 from shoal.engines.servers.engine import ServersEngine
 from shoal.engines.servers.requests import RequestForm
-from shoal.engines.servers.server import Owner, Server
+from shoal.engines.servers.server import Owner, Server, all_started
 from shoal.engines.vllm import compat as vllm_compat
 from shoal.engines.vllm.arguments import VllmArguments
 from shoal.engines.vllm.client import VllmClient
@@ -53,8 +54,8 @@ def launch(engine: Owner, arguments: VllmArguments, cfg: VllmConfig, folder: Pat
     vllm_compat.check_vllm()
     key = key_or_environment(cfg.api_key)
     environment = arguments.environment() | ({"VLLM_API_KEY": key} if key else {})
-    servers: list[VllmServer] = []
-    try:
+
+    def launched() -> Iterator[VllmServer]:
         for number in range(cfg.servers):
             process = VllmProcess(
                 arguments.line(),
@@ -65,17 +66,9 @@ def launch(engine: Owner, arguments: VllmArguments, cfg: VllmConfig, folder: Pat
                 start_timeout=cfg.start_timeout,
                 key="engine.vllm",
             )
-            servers.append(
-                VllmServer(engine, process.url, arguments.model, arguments=arguments, process=process, api_key=key)
-            )
-        for server in servers:
-            assert server.process is not None
-            server.process.wait_until_healthy()
-    except BaseException:
-        for server in servers:
-            server.close()
-        raise
-    return servers
+            yield VllmServer(engine, process.url, arguments.model, arguments=arguments, process=process, api_key=key)
+
+    return all_started(launched())
 
 
 def gpu_of(arguments: VllmArguments, number: int) -> dict[str, str]:
