@@ -4,34 +4,38 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from logging import getLogger
 from pathlib import Path
+from secrets import token_hex
 from time import monotonic
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from shoal.config import ShoalConfig
 from shoal.config.cautions import cautions
+from shoal.devices.plan import ALONE, BESIDE_LEARNER
 from shoal.engines.base import Engine
 from shoal.engines.builtin.engine import TorchEngine
-from shoal.engines.processes.engine import POSITIONS, ProcessArguments, ProcessEngine
+from shoal.engines.processes.engine import POSITIONS, EngineProcess, ProcessArguments, ProcessEngine
 from shoal.engines.served.engine import ServedEngine
+from shoal.engines.servers.process import Launcher
 from shoal.engines.servers.requests import RequestForm
 from shoal.engines.stopping import text_decoder
 from shoal.engines.vllm.arguments import longest, policy_arguments
 from shoal.engines.vllm.compat import check_vllm
+from shoal.engines.vllm.endpoint import key_or_environment
 from shoal.engines.vllm.in_process import InProcessVllmEngine
+from shoal.engines.vllm.process import VllmProcess
 from shoal.engines.vllm.server_engine import VllmServerEngine
 from shoal.errors import ConfigError
 from shoal.learners.base import Learner
 from shoal.learners.device_memory import refuse_too_much
 from shoal.learners.local import LocalLearner
-from shoal.learners.model import Policy
-from shoal.learners.own_tokens import rounding
 from shoal.models.info import ModelInfo
 from shoal.models.tokenizer_notes import tokenizer_notes
 from shoal.monitor.monitor import Monitor
@@ -51,7 +55,7 @@ from shoal.training.checkpoint import CheckpointStore
 from shoal.training.evaluate import Evaluator
 from shoal.training.names import check_names
 from shoal.training.parts import Parts
-from shoal.training.policy import model_info, open_policy
+from shoal.training.policy import model_info, open_policy, story_model
 from shoal.training.recording import GroupRecording
 from shoal.training.sources import GroupSource, ReplaySource, SyncSource
 from shoal.training.state import Run
@@ -59,6 +63,9 @@ from shoal.weight_sync.base import WeightSync
 from shoal.weight_sync.build import build_server_sync, servers_of
 from shoal.weight_sync.check import SelfCheck, logprob_tolerance, make_probe
 from shoal.weight_sync.in_place import InPlaceSync
+
+if TYPE_CHECKING:
+    from shoal.cluster.cluster import Cluster  # imports Ray, an optional package
 
 logger = getLogger(__name__)
 
@@ -91,21 +98,21 @@ def build_parts(cfg: ShoalConfig, rewards: Mapping[str, Verifier], folder: Path 
     task = environment_task(cfg, environment, rewards)
     check_ids(task, info)
     seed_everything(cfg.run.seed)  # a new adapter depends on the seed alone, whatever was drawn until here
-    logger.info("loading the model %s on %s", cfg.model.name, runtime.device)
-    policy = open_policy(cfg, runtime, info)
-    prepare_allocator(cfg.runtime, sum(one.numel() for one in policy.model.parameters()))
-    with ExitStack() as undo:
-        learner = build_learner(cfg, policy, runtime, folder)
+    with ExitStack() as beneath, ExitStack() as undo:
+        cluster = open_cluster(cfg, beneath)
+        learner = build_learner(cfg, runtime, info, folder, cluster)
         undo.callback(learner.close)
-        engine = build_engine(cfg, policy, runtime, folder)
+        placed = cluster if cfg.cluster.kind == "ray" else None
+        engine = build_engine(cfg, learner, replace(learner.runtime, plan=runtime.plan), folder, placed)
         undo.callback(engine.close)
-        sync = build_weight_sync(cfg, learner, engine, self_check(cfg, runtime, policy, task, engine, learner), folder)
+        sync = build_weight_sync(cfg, learner, engine, self_check(cfg, task, engine, learner), folder)
         undo.callback(sync.close)
         named = {name for prompt in (*task.train, *task.evaluation) for name in prompt.verifiers}
         scorer = Scorer(cfg.reward, task.verifiers, rewards, folder, named)
         undo.pop_all()
+        beneath = beneath.pop_all()
     rollouts = Rollouts(environment, EngineModel(engine), scorer)
-    return Parts(runtime, policy, task, decode, scorer, learner, engine, sync, rollouts)
+    return Parts(runtime, task, decode, scorer, learner, engine, sync, rollouts, beneath)
 
 
 def check_ids(task: Task, info: ModelInfo) -> None:
@@ -138,39 +145,54 @@ def check_packages(cfg: ShoalConfig) -> None:
         check_vllm()
 
 
-def build_engine(cfg: ShoalConfig, policy: Policy, runtime: Runtime, folder: Path | None) -> Engine:
-    """The engine that `engine.kind` names. `folder` is the run's, for log files."""
+def build_engine(
+    cfg: ShoalConfig, learner: Learner, runtime: Runtime, folder: Path | None, cluster: Cluster | None
+) -> Engine:
+    """The engine that `engine.kind` names. `folder` is the run's, for log files; `cluster` places what it starts."""
+    info = learner.info
     if cfg.engine.kind != "torch":
-        arguments = policy_arguments(cfg, policy.info, runtime)
-        form = RequestForm(policy.info.end_ids, policy.info.tokenizer, arguments.max_model_len, longest(cfg))
+        arguments = policy_arguments(cfg, info, runtime)
+        form = RequestForm(info.end_ids, info.tokenizer, arguments.max_model_len, longest(cfg))
         if cfg.engine.kind == "vllm":
             return InProcessVllmEngine(arguments, form, cfg.engine.vllm.request_timeout)
-        return VllmServerEngine(arguments, form, servers_of(cfg), (folder or Path(cfg.run.root)) / "logs")
+        servers, logs = servers_of(cfg), log_folder(cfg, folder)
+        if cluster is None:
+            return VllmServerEngine(arguments, form, servers, logs)
+        from shoal.cluster.server_actor import PlacedLauncher  # noqa: PLC0415 - imports Ray, an optional package
+
+        # They listen where other machines can ask them.
+        share = cfg.engine.vllm.memory_share or (BESIDE_LEARNER if cfg.cluster.share_gpus else ALONE)
+        arguments = replace(arguments, memory_share=share, devices=())
+        servers = replace(servers, servers=cluster.engines, api_key=key_or_environment(servers.api_key) or token_hex())
+        return VllmServerEngine(arguments, form, servers, logs, PlacedLauncher(cluster, VllmProcess))
     if cfg.engine.processes:
-        return build_processes(cfg, policy, runtime, (folder or Path(cfg.run.root)) / "logs")
+        return build_processes(cfg, info, runtime, log_folder(cfg, folder), cluster)
+    assert isinstance(learner, LocalLearner)  # no other goes with it: see config/validate.py
     # Environments ask the engine of a run that they send groups to.
     kind = ServedEngine if cfg.source.kind == "rollout_api" else TorchEngine
     return kind(
-        policy.model,
-        policy.tokenizer,
+        learner.policy.model,
+        learner.policy.tokenizer,
         max_batch=cfg.engine.max_batch,
         max_cache_tokens=cfg.engine.max_cache_tokens,
         compute_dtype=runtime.compute_dtype,
     )
 
 
-def build_processes(cfg: ShoalConfig, policy: Policy, runtime: Runtime, folder: Path) -> ProcessEngine:
+def build_processes(
+    cfg: ShoalConfig, info: ModelInfo, runtime: Runtime, folder: Path, cluster: Cluster | None = None
+) -> ProcessEngine:
     """The built-in engine in `engine.processes`. They start from the model that the policy was loaded from; what was
     trained, or merged, since then comes with the first publication."""
     model = asdict(cfg.model) | {
-        "tokenizer": policy.info.tokenizer.name_or_path,
-        "revision": policy.info.revision,
+        "tokenizer": info.tokenizer.name_or_path,
+        "revision": info.revision,
     }
     arguments = [
         ProcessArguments(
-            name=policy.info.name,
+            name=info.name,
             model=model,
-            device=str(runtime.of_engine(number)),
+            device=runtime.device.type if cluster else str(runtime.of_engine(number)),
             param_dtype=str(runtime.param_dtype).removeprefix("torch."),
             compute_dtype=str(runtime.compute_dtype).removeprefix("torch.") if runtime.compute_dtype else None,
             attention=runtime.attention,
@@ -179,27 +201,64 @@ def build_processes(cfg: ShoalConfig, policy: Policy, runtime: Runtime, folder: 
             max_batch=cfg.engine.max_batch,
             max_cache_tokens=cfg.engine.max_cache_tokens,
         )
-        for number in range(cfg.engine.processes)
+        for number in range(cluster.engines if cluster else cfg.engine.processes)
     ]
-    form = RequestForm(policy.info.end_ids, policy.info.tokenizer, policy.info.max_positions, longest(cfg), POSITIONS)
-    return ProcessEngine(arguments, form, timeout=cfg.engine.timeout, restarts=cfg.engine.restarts, folder=folder)
+    form = RequestForm(info.end_ids, info.tokenizer, info.max_positions, longest(cfg), POSITIONS)
+    launcher: Launcher | None = None
+    if cluster is not None:
+        from shoal.cluster.server_actor import PlacedLauncher  # noqa: PLC0415 - imports Ray, an optional package
+
+        launcher = PlacedLauncher(cluster, EngineProcess)
+    return ProcessEngine(
+        arguments,
+        form,
+        timeout=cfg.engine.timeout,
+        restarts=cfg.engine.restarts,
+        folder=folder,
+        launcher=launcher,
+    )
 
 
-def build_learner(cfg: ShoalConfig, policy: Policy, runtime: Runtime, folder: Path | None) -> Learner:
-    """The learner that `learner.kind` names. `folder` is the run's, for log files.
+def log_folder(cfg: ShoalConfig, folder: Path | None) -> Path:
+    """Where processes write their logs; `folder` is the run's."""
+    return (folder or Path(cfg.run.root)) / "logs"
+
+
+def open_cluster(cfg: ShoalConfig, beneath: ExitStack) -> Cluster | None:
+    """The Ray cluster of ranks and engines, which `beneath` closes; None where Ray places nothing.
 
     Raises:
-        ConfigError: learner=deepspeed without Ray or DeepSpeed.
+        ConfigError: Ray is missing, or its nodes cannot hold the run.
     """
-    if cfg.learner.kind == "local":
-        return LocalLearner(policy, cfg, runtime, total_steps(cfg))
+    if cfg.learner.kind == "local" and cfg.cluster.kind == "local":
+        return None
     if find_spec("ray") is None or find_spec("deepspeed") is None:
-        raise ConfigError("learner=deepspeed needs Ray and DeepSpeed: pip install 'shoal-rl[cluster]'")
+        raise ConfigError(
+            "learner=deepspeed and cluster.kind=ray need Ray and DeepSpeed: pip install 'shoal-rl[cluster]'"
+        )
+    from shoal.cluster.cluster import Cluster  # noqa: PLC0415 - imports Ray, an optional package
+
+    return beneath.enter_context(closing(Cluster(cfg)))
+
+
+def build_learner(
+    cfg: ShoalConfig, runtime: Runtime, info: ModelInfo, folder: Path | None, cluster: Cluster | None
+) -> Learner:
+    """The learner that `learner.kind` names, with its policy: in this process, or in the ranks of a cluster, and then
+    this process loads no weights. `folder` is the run's, for log files."""
+    if cfg.learner.kind == "local":
+        logger.info("loading the model %s on %s", cfg.model.name, runtime.device)
+        policy = open_policy(cfg, runtime, info)
+        prepare_allocator(cfg.runtime, sum(one.numel() for one in policy.model.parameters()))
+        return LocalLearner(policy, cfg, runtime, total_steps(cfg))
     from shoal.cluster.deepspeed_learner import DeepSpeedLearner  # noqa: PLC0415 - imports Ray, an optional package
 
-    if cfg.model.name == "story":  # the ranks load what this process has made
-        cfg = replace(cfg, model=replace(cfg.model, name=policy.causal_lm.name_or_path))
-    return DeepSpeedLearner(cfg, total_steps(cfg), (folder or Path(cfg.run.root)) / "logs")
+    assert cluster is not None
+    if cfg.model.name == "story":  # the ranks load what is made here
+        cfg = replace(cfg, model=replace(cfg.model, name=str(story_model(cfg))))
+        info = model_info(cfg)
+    logger.info("loading the model %s in %d ranks", cfg.model.name, cluster.world)
+    return DeepSpeedLearner(cfg, info, cluster, total_steps(cfg), log_folder(cfg, folder))
 
 
 def build_weight_sync(
@@ -211,13 +270,11 @@ def build_weight_sync(
     return build_server_sync(cfg, learner, engine, check, folder)
 
 
-def self_check(
-    cfg: ShoalConfig, runtime: Runtime, policy: Policy, task: Task, engine: Engine, learner: Learner
-) -> SelfCheck:
+def self_check(cfg: ShoalConfig, task: Task, engine: Engine, learner: Learner) -> SelfCheck:
     """The check of `weight_sync`, on probes made from the task's own prompts and the model's own samples."""
-    room = min(policy.max_positions, engine.max_length) - 1  # vLLM samples a token where it scores
-    probe = make_probe(policy, runtime, task.train or task.evaluation, room)
-    tolerance = logprob_tolerance(cfg.weight_sync, runtime, rounding(policy, runtime, probe))
+    room = min(learner.info.max_positions, engine.max_length) - 1  # vLLM samples a token where it scores
+    probe = make_probe(learner, task.train or task.evaluation, room)
+    tolerance = logprob_tolerance(cfg.weight_sync, learner.runtime, learner.rounding(probe))
     return SelfCheck(engine, learner, probe, cfg.weight_sync.self_check_every, tolerance)
 
 
@@ -255,7 +312,9 @@ def build_reference(cfg: ShoalConfig, parts: Parts, folder: Path) -> Reference:
         return launched_reference(cfg, parts.info, parts.runtime, folder / "logs")
     if cfg.reference.kind == "vllm_endpoint":
         return endpoint_reference(cfg, parts.info)
-    return ModelReference(parts.policy, cfg, parts.runtime, parts.learner.trained_weights)
+    local = isinstance(parts.learner, LocalLearner)
+    policy = parts.policy if local else open_policy(cfg, parts.runtime)
+    return ModelReference(policy, cfg, parts.runtime, parts.learner.trained_weights)
 
 
 def build_run(cfg: ShoalConfig, folder: Path, stopping: Callable[[], bool], rewards: Mapping[str, Verifier]) -> Run:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 from time import monotonic
 from typing import Any
 
 import ray
-import torch
 from ray.exceptions import RayError
 
+from shoal.cluster.cluster import Cluster
+from shoal.cluster.outcome import Error
 from shoal.cluster.rank_actor import RankActor
-from shoal.cluster.ray_nodes import RayNodes
 from shoal.config import ShoalConfig
 from shoal.errors import ConfigError, DataError, TrainingError
 from shoal.learners.base import Learner, Watcher
 from shoal.learners.step import NonFiniteError
+from shoal.models.info import ModelInfo
 from shoal.types import Batch, Segment
 from shoal.wire.stream import Meeting, WeightSpec
 
@@ -29,9 +31,12 @@ PEER_SECONDS = 15.0
 
 
 class DeepSpeedLearner(Learner):
-    """Tells `learner.num_devices` ranks what to do, all at once, and waits for them `learner.timeout` seconds."""
+    """Tells the ranks on a cluster what to do, all at once, and waits for them `learner.timeout` seconds.
 
-    def __init__(self, cfg: ShoalConfig, total_steps: int, logs: Path) -> None:
+    Two threads may call it: while rollouts run ahead, weights are published beside the learner's work.
+    """
+
+    def __init__(self, cfg: ShoalConfig, info: ModelInfo, cluster: Cluster, total_steps: int, logs: Path) -> None:
         """`cfg.model.name` is a model that every node can load; each rank writes a log in `logs`.
 
         Raises:
@@ -40,22 +45,20 @@ class DeepSpeedLearner(Learner):
         """
         self.cfg = cfg
         self.version = 0
-        self.world = cfg.learner.num_devices or 1
+        self.world = cluster.world
+        self.asking = Lock()
         self.specs: list[WeightSpec] | None = None
         self.logs = [(logs / f"learner_rank_{rank}.log").absolute() for rank in range(self.world)]
-        self.nodes = RayNodes()
+        self.model_info = info
         self.actors: list[Any] = []
+        environment = {"env_vars": {"OMP_NUM_THREADS": str(cfg.runtime.threads or 1)}}
         try:
-            make = ray.remote(RankActor).options(
-                num_cpus=0,
-                num_gpus=1 if torch.cuda.is_available() else 0,
-                max_restarts=0,
-                scheduling_strategy="SPREAD",
-                runtime_env={"env_vars": {"OMP_NUM_THREADS": str(cfg.runtime.threads or 1)}},
-            )
-            self.actors = [make.remote(str(log)) for log in self.logs]
+            for rank, log in enumerate(self.logs):
+                options = cluster.rank_options(rank)
+                make = ray.remote(RankActor).options(**options, max_restarts=0, runtime_env=environment)
+                self.actors.append(make.remote(str(log)))
             address = self._wait([self.actors[0].address.remote()], "start")[0]
-            self._wait(
+            opened = self._wait(
                 [
                     actor.open.remote(cfg, address, rank, self.world, total_steps)
                     for rank, actor in enumerate(self.actors)
@@ -63,9 +66,14 @@ class DeepSpeedLearner(Learner):
                 "load the model",
                 outcomes=True,
             )
+            self.runtime = opened[0]
         except BaseException:
             self.close()
             raise
+
+    @property
+    def info(self) -> ModelInfo:
+        return self.model_info
 
     def train(self, batch: Batch, watcher: Watcher | None = None) -> dict[str, float]:
         """See `Learner.train`. `watcher` is told once of all writes of the batch."""
@@ -81,6 +89,12 @@ class DeepSpeedLearner(Learner):
 
     def logprobs(self, segments: Sequence[Segment], temperature: float = 1.0) -> list[list[float]]:
         return [row for rows in self._all("logprobs", list(segments), temperature) for row in rows]
+
+    def sample(self, contexts: Sequence[list[int]], count: int) -> list[Segment]:
+        return list(self._all("sample", list(contexts), count)[0])
+
+    def rounding(self, segments: Sequence[Segment]) -> float:
+        return float(self._all("rounding", list(segments))[0])
 
     def save(self, folder: Path) -> None:
         self._all("save", folder.absolute())
@@ -112,7 +126,6 @@ class DeepSpeedLearner(Learner):
         for actor in self.actors:
             ray.kill(actor)
         self.actors = []
-        self.nodes.close()
 
     def _all(self, method: str, *arguments: Any) -> list[Any]:
         """What a method gives on every rank, in their order.
@@ -120,7 +133,8 @@ class DeepSpeedLearner(Learner):
         Raises:
             TrainingError: a rank died, or did not answer in time; or what the ranks raise.
         """
-        calls = [actor.call.remote(method, *arguments) for actor in self.actors]
+        with self.asking:  # every rank gets the calls in the same order: each waits for its peers'
+            calls = [actor.call.remote(method, *arguments) for actor in self.actors]
         return self._wait(calls, method.replace("_", " "), outcomes=True)
 
     def _wait(self, calls: Sequence[Any], what: str, outcomes: bool = False) -> list[Any]:
@@ -158,7 +172,7 @@ class DeepSpeedLearner(Learner):
                 f"the learner's rank {rank} failed to {what}: {why}; its log is {self.logs[rank]}"
             ) from error
 
-    def _value(self, rank: int, value: Any, error: tuple[str, str, list[int]] | None) -> Any:
+    def _value(self, rank: int, value: Any, error: Error | None) -> Any:
         if error is None:
             return value
         kind, message, completions = error

@@ -10,8 +10,8 @@ from typing import Any
 
 import ray
 
+from shoal.cluster.outcome import outcome
 from shoal.config import ShoalConfig
-from shoal.errors import ShoalError
 
 
 class RankActor:
@@ -33,14 +33,14 @@ class RankActor:
             return f"{host}:{door.getsockname()[1]}"
 
     def open(self, cfg: ShoalConfig, address: str, rank: int, world: int, total_steps: int) -> Any:
-        """Makes the rank. Gives what `call` gives."""
+        """Makes the rank; gives what it computes with. What this and `call` give is an `outcome`."""
         host, _, port = address.partition(":")
         os.environ.update(RANK=str(rank), LOCAL_RANK="0", WORLD_SIZE=str(world), MASTER_ADDR=host, MASTER_PORT=port)
         own = ray.util.get_node_ip_address()
         if own.startswith("127."):
             os.environ["GLOO_SOCKET_IFNAME"] = "lo"
 
-        def make() -> None:
+        def make() -> Any:
             import torch  # noqa: PLC0415 - loaded in the rank's process
 
             if not torch.cuda.is_available():
@@ -48,17 +48,10 @@ class RankActor:
             from shoal.learners.deepspeed.rank import open_rank  # noqa: PLC0415 - imports DeepSpeed
 
             self.rank = open_rank(cfg, address, rank, world, total_steps)
+            return self.rank.runtime
 
         return outcome(make)
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """(what the rank's method returns, None), or (None, an error as plain values)."""
+        """What the rank's method gives."""
         return outcome(getattr(self.rank, method), *arguments)
-
-
-def outcome(function: Any, *arguments: Any) -> tuple[Any, tuple[str, str, list[int]] | None]:
-    """What a call gives, with the errors that Shoal raises as plain values: Ray's own form of them hides theirs."""
-    try:
-        return function(*arguments), None
-    except (ShoalError, RuntimeError) as error:
-        return None, (type(error).__name__, str(error), list(getattr(error, "completions", [])))

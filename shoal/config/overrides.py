@@ -13,7 +13,7 @@ from hydra.errors import OverrideParseException
 from shoal.config.keys import all_keys, holder_of, unknown_key
 from shoal.errors import ConfigError
 
-GROUPS = ("algorithm", "source", "engine", "learner", "weight_sync")
+GROUPS = ("algorithm", "source", "engine", "learner", "weight_sync", "cluster")
 
 
 def parse_overrides(overrides: Sequence[str]) -> list[Override]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from shoal.config.nodes.algorithm import AlgorithmConfig
+from shoal.config.nodes.cluster import ClusterConfig
 from shoal.config.nodes.data import DataConfig, EvaluationConfig, RewardConfig, SamplingConfig
 from shoal.config.nodes.environment import EnvironmentConfig
 from shoal.config.nodes.model import ModelConfig, OptimizerConfig
@@ -35,6 +36,7 @@ class ShoalConfig:
     environment: EnvironmentConfig = option(EnvironmentConfig, "Environments as processes of their own: shoal env")
     engine: EngineConfig = option(EngineConfig, "The inference engine")
     learner: LearnerConfig = option(LearnerConfig, "The learner")
+    cluster: ClusterConfig = option(ClusterConfig, "Placement on the nodes of a Ray cluster")
     weight_sync: WeightSyncConfig = option(WeightSyncConfig, "The weight sync")
     checkpoint: CheckpointConfig = option(CheckpointConfig, "Checkpoints")
     monitor: MonitorConfig = option(MonitorConfig, "Metrics and displays")

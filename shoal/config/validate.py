@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from math import copysign, isfinite
 from typing import Any
 
+from shoal.config.cluster_keys import check_cluster_keys
 from shoal.config.device_keys import check_device_keys
 from shoal.config.keys import Key, all_keys, nearest, value_of
 from shoal.config.mix import data_sources
@@ -44,8 +45,8 @@ WORKING_KINDS: tuple[Mapping[str, tuple[str, ...]], ...] = (
         "weight_sync": ("restart", "broadcast", "shared", "lora"),
     },
     {
-        "source": ("sync", "replay"),
-        "engine": ("vllm_server",),
+        "source": ("sync", "async", "replay"),
+        "engine": ("vllm_server", "torch"),
         "learner": ("deepspeed",),
         "weight_sync": ("broadcast",),
     },
@@ -74,6 +75,7 @@ def validate(config: ShoalConfig) -> None:
         if refusal.applies(config):
             raise ConfigError(refusal.line.format(c=config))
     check_device_keys(config)
+    check_cluster_keys(config)
 
 
 def _check_value(key: Key, name: str, value: Any) -> None:

@@ -10,6 +10,8 @@ from typing import Protocol
 from torch import Tensor
 
 from shoal.errors import ConfigError
+from shoal.models.info import ModelInfo
+from shoal.runtime import Runtime
 from shoal.types import Batch, Segment
 from shoal.wire.stream import Meeting, WeightSpec
 
@@ -25,9 +27,15 @@ class Watcher(Protocol):
 
 
 class Learner(ABC):
-    """Owns the policy's weights and optimizer. `version` counts trained batches."""
+    """Owns the policy's weights and optimizer. `version` counts trained batches, `runtime` is what it computes with."""
 
     version: int = 0
+    runtime: Runtime
+
+    @property
+    @abstractmethod
+    def info(self) -> ModelInfo:
+        """What is known of the policy without its weights."""
 
     @abstractmethod
     def train(self, batch: Batch, watcher: Watcher | None = None) -> dict[str, float]:
@@ -42,6 +50,14 @@ class Learner(ABC):
     @abstractmethod
     def logprobs(self, segments: Sequence[Segment], temperature: float = 1.0) -> list[list[float]]:
         """Log-probs of each segment's sampled ids after its context, without gradient, dropout off."""
+
+    @abstractmethod
+    def sample(self, contexts: Sequence[list[int]], count: int) -> list[Segment]:
+        """Each context continued by `count` tokens that the policy samples at temperature 1, always the same ones."""
+
+    @abstractmethod
+    def rounding(self, segments: Sequence[Segment]) -> float:
+        """How far rounding alone moves the log-probs of these, on average; see `own_tokens.rounding`."""
 
     @abstractmethod
     def save(self, folder: Path) -> None:

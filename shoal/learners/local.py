@@ -23,9 +23,11 @@ from shoal.learners.base import Learner, Watcher
 from shoal.learners.lora import merged_weights, plain_weights
 from shoal.learners.model import Policy
 from shoal.learners.optimizer import PolicyOptimizer, on_cpu
+from shoal.learners.own_tokens import own_samples, rounding
 from shoal.learners.passes import Passes
 from shoal.learners.saved import LEARNER, read_learner
 from shoal.learners.step import Minibatch, NonFiniteError, TokenTable, minibatches, skipped_share
+from shoal.models.info import ModelInfo
 from shoal.runtime import Runtime
 from shoal.types import Batch, Segment
 from shoal.wire.buffers import write_buffer
@@ -55,6 +57,10 @@ class LocalLearner(Learner):
         self.forward: Callable[..., TokenLogprobs] = self.passes.forward
         steps = total_steps * cfg.algorithm.num_epochs * cfg.algorithm.num_minibatches
         self.optimizer = PolicyOptimizer(policy.model, cfg.optimizer, runtime, steps)
+
+    @property
+    def info(self) -> ModelInfo:
+        return self.policy.info
 
     def train(self, batch: Batch, watcher: Watcher | None = None) -> dict[str, float]:
         """See `Learner.train`.
@@ -254,6 +260,12 @@ class LocalLearner(Learner):
 
     def logprobs(self, segments: Sequence[Segment], temperature: float = 1.0) -> list[list[float]]:
         return self.passes.score_segments(segments, temperature)
+
+    def sample(self, contexts: Sequence[list[int]], count: int) -> list[Segment]:
+        return own_samples(self.policy, self.runtime, contexts, count)
+
+    def rounding(self, segments: Sequence[Segment]) -> float:
+        return rounding(self.policy, self.runtime, segments)
 
     def save(self, folder: Path) -> None:
         weights = {name: value for name, value in self.policy.model.named_parameters() if value.requires_grad}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from shoal.config import ShoalConfig
 from shoal.learners.model import Policy, load_policy
@@ -32,11 +33,15 @@ def open_policy(cfg: ShoalConfig, runtime: Runtime, info: ModelInfo | None = Non
     it, where it was asked."""
     if cfg.model.name != "story":
         return load_policy(cfg.model, runtime, info)
+    return load_policy(replace(cfg.model, name=str(story_model(cfg))), runtime)
+
+
+def story_model(cfg: ShoalConfig) -> Path:
+    """The folder of the built-in model, which is made first where it is not there."""
     recipe = Recipe()
     display = ProgressDisplay(cfg.monitor.progress, recipe.steps)
     try:
         with display.task("warm start (once; then cached)", recipe.steps) as advance:
-            folder = warm_started_model(recipe, lambda step, steps, loss: advance())
+            return warm_started_model(recipe, lambda step, steps, loss: advance())
     finally:
         display.close()
-    return load_policy(replace(cfg.model, name=str(folder)), runtime)

@@ -276,8 +276,7 @@ def run_checks(cfg: ShoalConfig, parts: Parts, folder: Path) -> list[CheckResult
     plan = estimate(cfg, parts.runtime, parts.info, longest_prompt(cfg, parts.task))
     saved = sum(plan[part] for part in ("optimizer", "master") if part in plan)
     if cfg.model.train == "lora":  # the base stays where it came from
-        trained = sum(parameter.numel() for parameter in parts.policy.model.parameters() if parameter.requires_grad)
-        saved += trained * parts.runtime.param_dtype.itemsize
+        saved += parts.info.adapter_parameters() * parts.runtime.param_dtype.itemsize
     else:
         saved += plan["weights"]
     formatted = None if cfg.source.kind == "rollout_api" else check_format(parts)

@@ -12,8 +12,7 @@ from shoal.config.nodes.parts import WeightSyncConfig
 from shoal.engines.base import Engine, Replica
 from shoal.errors import TrainingError
 from shoal.learners.base import Learner
-from shoal.learners.model import Policy
-from shoal.learners.own_tokens import distance, own_samples
+from shoal.learners.own_tokens import distance
 from shoal.runtime import Runtime
 from shoal.types import Prompt, Segment
 
@@ -56,11 +55,11 @@ def _shortened(ids: list[int]) -> list[int]:
     return ids if len(ids) <= FIRST + LAST else ids[:FIRST] + ids[-LAST:]
 
 
-def make_probe(policy: Policy, runtime: Runtime, prompts: Sequence[Prompt], max_tokens: int) -> list[Segment]:
+def make_probe(learner: Learner, prompts: Sequence[Prompt], max_tokens: int) -> list[Segment]:
     """The contexts of `probe_contexts`, each followed by what the model samples; the long one by what follows the
     prompt that it ends with, since a pass over it costs as much as all others."""
     *contexts, long = probe_contexts(prompts, max_tokens)
-    probe = own_samples(policy, runtime, contexts or [long], PROBE_TOKENS)
+    probe = learner.sample(contexts or [long], PROBE_TOKENS)
     return [*probe, replace(probe[0], context_ids=long)] if contexts else probe
 
 

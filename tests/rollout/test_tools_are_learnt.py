@@ -10,52 +10,23 @@ from statistics import mean
 from typing import Any
 
 import pytest
-import torch
-from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
-from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from rollout.calling_model import PROMPTS, save_calling_model
 
 from shoal.monitor.rows import read_rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-START, END = "<|im_start|>", "<|im_end|>"
-CALL = '<tool_call>{"name": "calculator", "arguments": {"expression": "3+4"}}</tool_call>'
-ROLES = ("user\n", "assistant\n", "tool\n")
-TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 STEPS = 30
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A random Qwen3 of two layers. A whole call is one id of its tokenizer, so that chance makes some."""
-    words = [START, END, *ROLES, CALL, "3", "7"]
-    tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="3"))
-    known = r"<\|im_start\|>|<\|im_end\|>|user\n|assistant\n|tool\n|<tool_call>.*?</tool_call>|[\s\S]"
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(known), behavior="isolated")
-    tokenizer.decoder = decoders.Fuse()
-    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, clean_up_tokenization_spaces=False)
-    made.add_special_tokens({"additional_special_tokens": [START]})
-    made.chat_template = TEMPLATE
-    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        random = Qwen3ForCausalLM(
-            Qwen3Config(vocab_size=len(words), intermediate_size=128, head_dim=32, eos_token_id=1, **sizes)
-        )
-    folder = tmp_path / "model"
-    random.save_pretrained(folder)
-    made.save_pretrained(folder)
-    return folder
+    return save_calling_model(tmp_path / "model")
 
 
 def train(model: Path, folder: Path, *words: str) -> list[dict[str, Any]]:
     """The rows of a run with the calculator, in which an answer is right only if its last calls were good ones."""
-    prompts = ["3", "7", "33", "37", "73", "77", "333", "777"]
-    rows = [{"prompt": prompt, "ground_truth": "7", "verifiers": ["gsm8k"]} for prompt in prompts]
+    rows = [{"prompt": prompt, "ground_truth": "7", "verifiers": ["gsm8k"]} for prompt in PROMPTS]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = [sys.executable, "-m", "shoal.cli", "train", *words]
     command += [f"model.name={model}", "data.task=messages", f"data.path={folder / 'rows.jsonl'}"]

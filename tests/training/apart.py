@@ -16,7 +16,6 @@ from shoal.engines.base import EngineOutput, Request
 from shoal.engines.builtin.engine import TorchEngine
 from shoal.learners.local import LocalLearner
 from shoal.learners.model import Policy
-from shoal.runtime import Runtime
 from shoal.weight_sync.base import PublishHandle, WeightSync
 
 
@@ -81,8 +80,8 @@ def apart(monkeypatch: pytest.MonkeyPatch) -> list[ApartEngine]:
     """Runs of this test have such an engine; those that were made so far."""
     made: list[ApartEngine] = []
 
-    def build_engine(cfg: ShoalConfig, policy: Policy, runtime: Runtime, folder: Path | None) -> ApartEngine:
-        made.append(ApartEngine(policy, cfg))
+    def build_engine(cfg: ShoalConfig, learner: LocalLearner, *_: Any) -> ApartEngine:
+        made.append(ApartEngine(learner.policy, cfg))
         return made[-1]
 
     def build_sync(cfg: ShoalConfig, learner: Any, engine: Any, check: Any, folder: Path | None) -> ApartSync:

@@ -262,14 +262,14 @@ def test_the_probe_is_long_fixed_and_within_the_models_bounds(make_parts: Make):
     assert contexts[-1][-len(contexts[0]) :] == contexts[0]
     for context in probe_contexts(prompts, 40):
         assert 0 < len(context) + PROBE_TOKENS <= 40
-    policy, runtime = make_parts().policy, make_parts().runtime
-    probe = make_probe(policy, runtime, prompts, 512)
-    assert probe == make_probe(policy, runtime, prompts, 512)
+    learner = make_parts().learner
+    probe = make_probe(learner, prompts, 512)
+    assert probe == make_probe(learner, prompts, 512)
     assert [segment.context_ids for segment in probe] == contexts
     assert probe[-1].sampled_ids == probe[0].sampled_ids != probe[1].sampled_ids
     assert all(len(segment.sampled_ids) == PROBE_TOKENS for segment in probe)
-    assert max(one for segment in probe for one in segment.sampled_ids) < policy.vocabulary
-    assert [segment.context_ids for segment in make_probe(policy, runtime, [], 512)] == [[0]]
+    assert max(one for segment in probe for one in segment.sampled_ids) < learner.info.vocabulary
+    assert [segment.context_ids for segment in make_probe(learner, [], 512)] == [[0]]
 
 
 def test_a_probe_costs_the_same_however_long_the_prompts_are():

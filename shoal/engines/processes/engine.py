@@ -11,7 +11,7 @@ from typing import Any
 
 from shoal.engines.processes.app import KEY_VARIABLE
 from shoal.engines.servers.engine import ServersEngine
-from shoal.engines.servers.process import ServerProcess
+from shoal.engines.servers.process import Launcher, ServerProcess
 from shoal.engines.servers.requests import RequestForm
 from shoal.engines.servers.server import Owner, Server, all_started
 
@@ -56,6 +56,7 @@ class EngineProcess(ServerProcess):
 
     module = "shoal.engine_process"
     what = "engine process"
+    start_key = "engine.timeout"
 
 
 class ProcessServer(Server):
@@ -85,6 +86,7 @@ class ProcessEngine(ServersEngine):
         timeout: `engine.timeout`.
         restarts: `engine.restarts`.
         folder: For log files.
+        launcher: Starts the processes on the nodes of a cluster. None: on this machine.
 
     Raises:
         EngineError: a process does not start.
@@ -98,26 +100,35 @@ class ProcessEngine(ServersEngine):
         timeout: float,
         restarts: int,
         folder: Path,
+        launcher: Launcher | None = None,
     ) -> None:
         super().__init__(
             form,
             timeout=timeout,
             restarts=restarts,
-            open_servers=lambda owner: launch(owner, arguments, timeout, folder),
+            open_servers=lambda owner: launch(owner, arguments, timeout, folder, launcher),
         )
 
 
-def launch(owner: Owner, arguments: Sequence[ProcessArguments], timeout: float, folder: Path) -> list[Server]:
+def launch(
+    owner: Owner,
+    arguments: Sequence[ProcessArguments],
+    timeout: float,
+    folder: Path,
+    launcher: Launcher | None = None,
+) -> list[Server]:
     """Starts all processes at once and waits until they answer.
 
     Raises:
         EngineError: one does not start; none is left running.
     """
     key = secrets.token_hex(16)
+    start = launcher or EngineProcess.here
 
     def launched() -> Iterator[Server]:
         for number, one in enumerate(arguments):
-            process = EngineProcess(
+            process = start(
+                number,
                 one.line(),
                 {KEY_VARIABLE: key, "OMP_NUM_THREADS": str(one.threads)},
                 host=LOOPBACK,
@@ -126,7 +137,6 @@ def launch(owner: Owner, arguments: Sequence[ProcessArguments], timeout: float, 
                 start_timeout=timeout,
                 key="engine",
             )
-            process.start_key = "engine.timeout"
             yield ProcessServer(owner, process.url, one.name, arguments=one, process=process, api_key=key)
 
     return all_started(launched())

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from logging import getLogger
 from pathlib import Path
 from time import monotonic
+from typing import Any, Protocol, Self
 
 import httpx
 
@@ -35,8 +36,47 @@ def refuse_taken_port(host: str, port: int, key: str) -> None:
             ) from error
 
 
+class LaunchedServer(Protocol):
+    """A server that Shoal launched, on this machine or on another."""
+
+    log: Path
+
+    @property
+    def url(self) -> str: ...
+
+    def launch(self, arguments: Sequence[str]) -> None:
+        """Starts it on the same address; returns at once."""
+
+    def wait_until_healthy(self) -> None:
+        """Raises EngineError where it ends, or does not answer in time."""
+
+    def ended(self) -> bool:
+        """Whether its process is gone."""
+
+    def stop(self) -> None:
+        """Ends it and everything it started."""
+
+
+class Launcher(Protocol):
+    """Starts the server of a number with these arguments and variables beside the process's own; with an address or
+    on that of the node that it is placed on."""
+
+    def __call__(
+        self,
+        number: int,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        *,
+        host: str,
+        port: int,
+        log: Path,
+        start_timeout: float,
+        key: str,
+    ) -> LaunchedServer: ...
+
+
 class ServerProcess:
-    """One launched server, in a process group and a log file of its own.
+    """One launched server on this machine, in a process group and a log file of its own.
 
     Args:
         arguments: Of the program `module`, without host and port.
@@ -48,6 +88,7 @@ class ServerProcess:
 
     module: str  # the program
     what: str  # in log and error lines
+    start_key: str = ""  # the option of `start_timeout`; else KEY.start_timeout
 
     def __init__(
         self,
@@ -68,9 +109,13 @@ class ServerProcess:
         self.log = log
         self.start_timeout = start_timeout
         self.key = key
-        self.start_key = f"{key}.start_timeout"
         self.process: ChildProcess | None = None
         self.launch(arguments)
+
+    @classmethod
+    def here(cls, number: int, *arguments: Any, **options: Any) -> Self:
+        """The `Launcher` of this machine."""
+        return cls(*arguments, **options)
 
     @property
     def url(self) -> str:
@@ -95,7 +140,7 @@ class ServerProcess:
             self.stop()
             raise EngineError(
                 f"the {self.what} on {self.url} has not answered within {self.start_timeout:.0f} s; read {self.log}, "
-                f"or raise {self.start_key}"
+                f"or raise {self.start_key or f'{self.key}.start_timeout'}"
             ) from error
         if not ready:
             self.stop()

@@ -13,7 +13,7 @@ import httpx
 
 from shoal.engines.servers.client import ServerClient, tls
 from shoal.engines.servers.control import PAUSE_MODES, Control
-from shoal.engines.servers.process import ServerProcess
+from shoal.engines.servers.process import LaunchedServer
 from shoal.engines.servers.requests import RequestForm, scored
 from shoal.errors import EngineError, ServerDied
 from shoal.types import Segment
@@ -103,7 +103,7 @@ class Server(ServerClient, Control):
         model: str,
         *,
         arguments: Arguments | None = None,
-        process: ServerProcess | None = None,
+        process: LaunchedServer | None = None,
         api_key: str | None = None,
     ) -> None:
         super().__init__(url, api_key=api_key, timeout=owner.timeout, key=f"{self.option}.api_key")
@@ -195,7 +195,7 @@ class Server(ServerClient, Control):
         self._launch_again(self.process, self.arguments)
         self.owner.came_back(self)
 
-    def _launch_again(self, process: ServerProcess, arguments: Arguments) -> None:
+    def _launch_again(self, process: LaunchedServer, arguments: Arguments) -> None:
         process.stop()
         self.incarnation += 1
         process.launch(arguments.line())

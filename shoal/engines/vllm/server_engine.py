@@ -7,6 +7,7 @@ from pathlib import Path
 
 from shoal.config.nodes.vllm import VllmConfig
 from shoal.engines.servers.engine import ServersEngine
+from shoal.engines.servers.process import Launcher
 from shoal.engines.servers.requests import RequestForm
 from shoal.engines.servers.server import Owner, Server, all_started
 from shoal.engines.vllm import compat as vllm_compat
@@ -31,21 +32,37 @@ class VllmServerEngine(ServersEngine):
         form: Makes the requests.
         cfg: `engine.vllm`.
         folder: For log files.
+        launcher: Starts the servers on the nodes of a cluster. None: on this machine.
 
     Raises:
         EngineError: a server does not start, or an endpoint does not answer.
     """
 
-    def __init__(self, arguments: VllmArguments, form: RequestForm, cfg: VllmConfig, folder: Path) -> None:
+    def __init__(
+        self,
+        arguments: VllmArguments,
+        form: RequestForm,
+        cfg: VllmConfig,
+        folder: Path,
+        launcher: Launcher | None = None,
+    ) -> None:
         super().__init__(
             form,
             timeout=cfg.request_timeout,
             restarts=cfg.restarts,
-            open_servers=lambda owner: connect(owner, cfg) if cfg.endpoints else launch(owner, arguments, cfg, folder),
+            open_servers=lambda owner: (
+                connect(owner, cfg) if cfg.endpoints else launch(owner, arguments, cfg, folder, launcher)
+            ),
         )
 
 
-def launch(engine: Owner, arguments: VllmArguments, cfg: VllmConfig, folder: Path) -> list[VllmServer]:
+def launch(
+    engine: Owner,
+    arguments: VllmArguments,
+    cfg: VllmConfig,
+    folder: Path,
+    launcher: Launcher | None = None,
+) -> list[VllmServer]:
     """Starts `engine.vllm.servers` servers at once and waits until all answer.
 
     Raises:
@@ -53,11 +70,13 @@ def launch(engine: Owner, arguments: VllmArguments, cfg: VllmConfig, folder: Pat
     """
     vllm_compat.check_vllm()
     key = key_or_environment(cfg.api_key)
+    start = launcher or VllmProcess.here
     environment = arguments.environment() | ({"VLLM_API_KEY": key} if key else {})
 
     def launched() -> Iterator[VllmServer]:
         for number in range(cfg.servers):
-            process = VllmProcess(
+            process = start(
+                number,
                 arguments.line(),
                 environment | gpu_of(arguments, number),
                 host=cfg.host,

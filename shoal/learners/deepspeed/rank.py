@@ -43,10 +43,9 @@ from shoal.learners.local import LEAST_SCALE, LocalLearner
 from shoal.learners.lora import plain_weights
 from shoal.learners.model import Policy, load_policy
 from shoal.learners.optimizer import make_adamw
-from shoal.learners.own_tokens import own_samples, rounding
 from shoal.learners.step import Minibatch, NonFiniteError, TokenTable
 from shoal.models.adapters import adapter_base
-from shoal.runtime import Runtime, prepare_process, resolve_runtime
+from shoal.runtime import Runtime, prepare_allocator, prepare_process, resolve_runtime
 from shoal.types import Batch, Segment
 from shoal.wire.stream import Meeting, WeightSpec
 
@@ -81,6 +80,7 @@ def open_rank(cfg: ShoalConfig, address: str, rank: int, world: int, total_steps
     sharding = HfDeepSpeedConfig(settings) if loads_in_shards(cfg, runtime) else None
     policy = load_policy(cfg.model, runtime)
     del sharding
+    prepare_allocator(cfg.runtime, policy.info.count_parameters()[0])
     return RankLearner(policy, cfg, runtime, settings, total_steps)
 
 
@@ -163,6 +163,8 @@ class RankLearner(LocalLearner):
         watcher: Watcher | None,
     ) -> float:
         before = measures.mark()
+        # Without a pass ZeRO-3 has no gradient to step on; where no completion has an advantage, that is 0.
+        micro_batches = micro_batches or [empty_micro_batch()]
         while True:
             with self._training_mode():
                 losses = [self._backward(one, table, temperature, measures) for one in micro_batches]
@@ -233,14 +235,6 @@ class RankLearner(LocalLearner):
         for module in self.policy.model.modules():
             if isinstance(module, MixedLinear):
                 module._copy = None
-
-    def sample(self, contexts: Sequence[list[int]], count: int) -> list[Segment]:
-        """`own_samples` of the policy; the same on every rank."""
-        return own_samples(self.policy, self.runtime, contexts, count)
-
-    def rounding(self, segments: Sequence[Segment]) -> float:
-        """How far rounding alone moves the log-probs of these; the same on every rank."""
-        return rounding(self.policy, self.runtime, segments)
 
     def logprobs(self, segments: Sequence[Segment], temperature: float = 1.0) -> list[list[float]]:
         """Of this rank's part of the segments, a run of consecutive ones: those of all ranks, one after another, are

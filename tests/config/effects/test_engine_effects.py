@@ -76,7 +76,7 @@ def open_processes(
         monkeypatch.setattr("shoal.engines.processes.engine.EngineProcess", Recorded)
         cfg = settings({"engine.processes": 1, "weight_sync.kind": "broadcast", **changes})
         learner = make_learner(cfg)
-        opened.append(build_processes(cfg, learner.policy, learner.runtime, tmp_path))
+        opened.append(build_processes(cfg, learner.info, learner.runtime, tmp_path))
         return opened[-1], started
 
     yield make

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from effects.made import HIDDEN, VOCABULARY, counted_calls, made_batch
 from effects.registry import effect
 from shoal.errors import ConfigError, TrainingError
 from shoal.learners.deepspeed.settings import deepspeed_settings
+from shoal.models.info import read_info
 from shoal.runtime import resolve_runtime
 from shoal.tasks.story import story_tokenizer
 
@@ -82,12 +84,16 @@ def test_a_file_adds_what_no_key_says(of_deepspeed, settings, tmp_path):
 @pytest.mark.slow
 def test_ranks_that_do_not_start_in_time_end_the_run(settings, tmp_path):
     pytest.importorskip("ray", reason="needs Ray")
+    from shoal.cluster.cluster import Cluster  # noqa: PLC0415 - imports Ray
     from shoal.cluster.deepspeed_learner import DeepSpeedLearner  # noqa: PLC0415 - imports Ray
 
     for seconds in (1.0, 1.5):
         cfg = settings({**SHARDED, "learner.timeout": seconds})
-        with pytest.raises(TrainingError, match=rf"rank 0 did not \w.* within {seconds:g} s \(learner\.timeout\)"):
-            DeepSpeedLearner(cfg, 1, tmp_path)
+        with (
+            closing(Cluster(cfg)) as cluster,
+            pytest.raises(TrainingError, match=rf"rank 0 did not \w.* within {seconds:g} s \(learner\.timeout\)"),
+        ):
+            DeepSpeedLearner(cfg, read_info(cfg.model), cluster, 1, tmp_path)
 
 
 @effect("learner.micro_batch_tokens", "learner.micro_batch_size")

@@ -1,0 +1,44 @@
+"""Keys of `cluster`: which node holds what."""
+
+from __future__ import annotations
+
+import pytest
+
+from effects.registry import effect
+from shoal.cluster.placement import ClusterNode, Share, place
+
+SHARDED = {"learner.kind": "deepspeed", "engine.kind": "vllm_server", "weight_sync.kind": "broadcast"}
+NODES = [ClusterNode(str(number), f"10.0.0.{number}", 8.0, 8.0) for number in (1, 2)]
+
+
+@pytest.fixture
+def shares(settings):
+    """What two nodes of 8 GPUs hold under changed keys."""
+
+    def make(changes: dict[str, object]) -> list[Share]:
+        return place(settings({**SHARDED, **changes}), NODES, gpus=True)
+
+    return make
+
+
+@effect("cluster.kind", "cluster.nodes")
+def test_engines_are_on_nodes_where_ray_places_them_and_on_as_many_as_are_wanted(shares, settings):
+    assert [one.engines for one in shares({"cluster.kind": "local", "learner.num_devices": 2})] == [(), ()]
+    keys = {"cluster.kind": "ray", "engine.vllm.servers": 2}
+    assert [one.engines for one in shares({**keys, "cluster.nodes": 2})] == [(0,), (1,)]
+    assert [one.engines for one in shares({**keys, "cluster.nodes": 1})] == [(0, 1)]
+
+
+@effect("cluster.learners_per_node", "cluster.engines_per_node")
+def test_a_list_says_what_each_node_has(shares, settings):
+    for ranks, engines in (([2, 0], [0, 3]), ([1], [2])):
+        found = shares({"cluster.kind": "ray", "cluster.learners_per_node": ranks, "cluster.engines_per_node": engines})
+        assert [len(one.ranks) for one in found] == (ranks if len(ranks) > 1 else ranks * 2)
+        assert [len(one.engines) for one in found] == (engines if len(engines) > 1 else engines * 2)
+
+
+@effect("cluster.share_gpus")
+def test_a_rank_and_an_engine_take_one_gpu_where_they_share_it(shares, settings):
+    keys = {"cluster.kind": "ray", "cluster.learners_per_node": [4], "cluster.engines_per_node": [4]}
+    assert [one.gpus for one in shares(keys)] == [8, 8]
+    assert [one.gpus for one in shares({**keys, "cluster.share_gpus": True})] == [4, 4]
