@@ -16,7 +16,8 @@ from tempfile import mkdtemp
 from time import monotonic, sleep
 
 ADDRESSES = ("127.0.0.2", "127.0.0.3")
-START_SECONDS = 90.0
+START_SECONDS = 120.0
+ATTEMPTS = 3
 RAY = str(Path(sys.executable).with_name("ray"))
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -52,29 +53,36 @@ class TwoNodes:
                 else [f"--address={self.address}"]
             )
             ports = [f"--min-worker-port={first + 60 * number}", f"--max-worker-port={first + 60 * number + 59}"]
-            command = [RAY, "start", "--block", f"--node-ip-address={own}"]
-            command += [*where, *ports, "--num-cpus=1", f"--num-gpus={self.gpus}", "--object-store-memory=150000000"]
-            environment = {**os.environ, **self.environment(), "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "token"}
-            environment.pop("RAY_ADDRESS")
-            with Path(self.folder, f"node_{number}.log").open("wb") as log:
-                node = subprocess.Popen(
-                    command,
-                    env=environment,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                    preexec_fn=end_with_parent,
-                )
-            self.nodes.append(node)
-            self._wait_for(number, own)
-
-    def _wait_for(self, number: int, own: str) -> None:
-        deadline = monotonic() + START_SECONDS
-        log = Path(self.folder, f"node_{number}.log")
-        while b"Ray runtime started" not in log.read_bytes():
-            if monotonic() > deadline or self.nodes[number].poll() is not None:
+            command = [RAY, "start", "--block", f"--node-ip-address={own}", *where, *ports]
+            command += ["--num-cpus=1", f"--num-gpus={self.gpus}", "--object-store-memory=150000000"]
+            log = Path(self.folder, f"node_{number}.log")
+            # A node gives itself 30 s to start, which is not enough on a machine that is very busy.
+            attempts = (self._started(command, log) for _ in range(ATTEMPTS))
+            node = next(filter(None, attempts), None)
+            if node is None:
                 raise RuntimeError(f"the Ray node {own} has not started: {log.read_text()[-2000:]}")
+            self.nodes.append(node)
+
+    def _started(self, command: list[str], log: Path) -> subprocess.Popen[bytes] | None:
+        """The node, when it is up; None where it has ended instead."""
+        environment = {**os.environ, **self.environment(), "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "token"}
+        environment.pop("RAY_ADDRESS")
+        with log.open("wb") as file:
+            node = subprocess.Popen(
+                command,
+                env=environment,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+                preexec_fn=end_with_parent,
+            )
+        deadline = monotonic() + START_SECONDS
+        while b"Ray runtime started" not in log.read_bytes():
+            if monotonic() > deadline or node.poll() is not None:
+                kill_session(node)
+                return None
             sleep(0.1)
+        return node
 
     def kill(self, number: int) -> None:
         """Ends a node and everything on it at once."""
