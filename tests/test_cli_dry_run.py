@@ -58,3 +58,13 @@ def test_a_dry_run_names_the_servers(tmp_path: Path, monkeypatch: pytest.MonkeyP
     said = capsys.readouterr().out
     assert "2 vLLM server(s) on 127.0.0.1, free ports: weights and 1 GiB of KV cache each" in said
     assert "reference          vLLM on 127.0.0.1, a free port (vllm_launch)" in said
+
+
+def test_a_dry_run_says_what_ray_would_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    keys = ["learner=deepspeed", "engine=vllm_server", "weight_sync=broadcast", "runtime.target=cpu"]
+    assert main(["train", "--dry-run", *keys, "cluster=debug_single_node", "learner.zero_stage=3"]) == 0
+    said = capsys.readouterr().out
+    assert "learner            ranks of DeepSpeed: [1] on each node, ZeRO stage 3" in said
+    assert "cluster            1 node(s) of Ray, [3] engines on each" in said
+    assert "engine             vLLM servers on nodes, free ports: weights and 1 GiB of KV cache each" in said

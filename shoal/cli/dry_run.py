@@ -10,10 +10,11 @@ from omegaconf import OmegaConf
 
 from shoal.cli.forecast import forecast_lines
 from shoal.config import ShoalConfig
+from shoal.config.cluster_keys import node_count, rank_count
 from shoal.config.compose import escaped
 from shoal.config.device_keys import own_processes
 from shoal.learners.device_memory import device_bytes, plan_parts, refuse_too_much
-from shoal.learners.memory_plan import estimate, peak
+from shoal.learners.memory_plan import estimate, of_one_rank, peak
 from shoal.runtime import Runtime, planned_runtime
 from shoal.training.names import check_names, check_places
 from shoal.training.policy import model_info
@@ -39,9 +40,9 @@ def plan_lines(config: ShoalConfig) -> Iterator[str]:
     yield f"  matrix products    {_name(products)}"
     yield f"  attention          {runtime.attention}"
     yield from (f"  note: {note}" for note in runtime.notes)
-    yield from (f"  {line}" for line in vllm_lines(config, runtime.device.type))
+    yield from (f"  {line}" for line in (*cluster_lines(config), *vllm_lines(config, runtime.device.type)))
     info = model_info(config)
-    parts = estimate(config, runtime, info)
+    parts = of_one_rank(config, estimate(config, runtime, info))
     yield from device_table(config, runtime, parts)
     refuse_too_much(config, runtime, info)
     yield "\nMemory estimate (MiB)"
@@ -79,6 +80,20 @@ def _sum(held: dict[str, int]) -> float:
     return sum(held.values()) / MIB
 
 
+def cluster_lines(config: ShoalConfig) -> Iterator[str]:
+    """What Ray would place. Its nodes are looked at only where a run starts, which prints the plan then."""
+    cluster = config.cluster
+    if config.learner.kind == "deepspeed":
+        each = f"{cluster.learners_per_node} on each node" if cluster.learners_per_node else f"{rank_count(config)}"
+        yield f"learner            ranks of DeepSpeed: {each}, ZeRO stage {config.learner.zero_stage}"
+    if cluster.kind == "ray":
+        nodes = cluster.nodes or node_count(config) or "all"
+        engines = (
+            f"{cluster.engines_per_node} engines on each" if cluster.engines_per_node else "engines spread over them"
+        )
+        yield f"cluster            {nodes} node(s) of Ray, {engines}"
+
+
 def vllm_lines(config: ShoalConfig, device: str) -> Iterator[str]:
     """Which vLLMs the run would start or ask, and what memory they would take beside the learner's."""
     vllm = config.engine.vllm
@@ -90,7 +105,12 @@ def vllm_lines(config: ShoalConfig, device: str) -> Iterator[str]:
         yield f"engine             vLLM at {', '.join(vllm.endpoints)}"
     elif config.engine.kind == "vllm_server":
         ports = f"ports from {vllm.port}" if vllm.port else "free ports"
-        yield f"engine             {vllm.servers} vLLM server(s) on {vllm.host}, {ports}: weights and {takes} each"
+        on = (
+            f"{vllm.servers} vLLM server(s) on {vllm.host}"
+            if config.cluster.kind == "local"
+            else "vLLM servers on nodes"
+        )
+        yield f"engine             {on}, {ports}: weights and {takes} each"
     if config.algorithm.kl_coef and config.reference.kind != "model":
         port = config.reference.port or "a free port"
         yield f"reference          vLLM on {config.reference.host}, {port} ({config.reference.kind})"

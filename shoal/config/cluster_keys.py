@@ -15,6 +15,12 @@ def node_count(c: ShoalConfig) -> int:
     return c.cluster.nodes or max((length for length in lengths if length > 1), default=0)
 
 
+def rank_count(c: ShoalConfig) -> int:
+    """Ranks of learner=deepspeed, at least: of a single entry for all nodes that there are, those of one node."""
+    counts = c.cluster.learners_per_node
+    return sum(counts) * (max(c.cluster.nodes, 1) if len(counts) == 1 else 1) or c.learner.num_devices or 1
+
+
 def check_cluster_keys(c: ShoalConfig) -> None:
     """Refuses what no cluster could do.
 

@@ -193,6 +193,8 @@ def _engine(
             )
         _refuse_too_wide("engine.vllm.tensor_parallel", size, there)
         return (tuple(range(size)),)
+    if c.cluster.kind == "ray":  # on nodes, beside which this machine may have none
+        return ()
     if not servers:
         return () if c.engine.vllm.endpoints else (learner,)
     if by_hand:

@@ -6,6 +6,7 @@ from typing import Any
 
 from shoal.algorithms.logprobs import WORKING_COPY
 from shoal.config import ShoalConfig
+from shoal.config.cluster_keys import rank_count
 from shoal.engines.builtin.fused_weights import ARCHITECTURES, SMALL_MODEL
 from shoal.models.info import ModelInfo
 from shoal.runtime import Runtime
@@ -19,6 +20,8 @@ ATTENTION_VECTORS = 3
 FFN_VECTORS = 4
 # What Python, torch and transformers take of a process on a CPU before anything is loaded, and its kernels at work.
 PROCESS = 450 * 2**20
+# The ZeRO stage from which on ranks divide a part.
+DIVIDED_FROM = {"optimizer": 1, "master": 1, "gradients": 2, "weights": 3}
 # Parts that exist only while a batch is trained, when the KV cache is gone.
 TRAINING = ("gradients", "activations", "logits")
 
@@ -60,6 +63,14 @@ def estimate(cfg: ShoalConfig, runtime: Runtime, info: ModelInfo, longest_prompt
         "logits": (chunk * text.vocab_size + WORKING_COPY) * 4,
         "process": PROCESS if runtime.device.type == "cpu" else 0,
     }
+
+
+def of_one_rank(cfg: ShoalConfig, parts: dict[str, int]) -> dict[str, int]:
+    """What of `parts` one rank of learner=deepspeed holds: its share of what `learner.zero_stage` divides."""
+    if cfg.learner.kind != "deepspeed":
+        return parts
+    world, stage = rank_count(cfg), cfg.learner.zero_stage
+    return {part: -(-size // world) if stage >= DIVIDED_FROM.get(part, 4) else size for part, size in parts.items()}
 
 
 def engine_bytes(cfg: ShoalConfig, runtime: Runtime, text: Any, total: int, linear: int) -> int:

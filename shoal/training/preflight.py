@@ -14,7 +14,7 @@ import psutil
 import torch
 
 from shoal.config import ShoalConfig
-from shoal.learners.memory_plan import estimate, peak
+from shoal.learners.memory_plan import estimate, of_one_rank, peak
 from shoal.rewards.round_trips import round_trips
 from shoal.rewards.scorer import MISSING, Scorer
 from shoal.rollout.environment import CHECK_EPOCH, Item
@@ -253,6 +253,16 @@ def check_memory(plan: dict[str, int], runtime: Runtime) -> CheckResult:
     )
 
 
+def rank_memory(cfg: ShoalConfig, plan: dict[str, int]) -> CheckResult:
+    """The plan of one rank of learner=deepspeed. What its node has free is not known here, and the rank has loaded the
+    model already."""
+    held = of_one_rank(cfg, plan)
+    largest = max(held, key=lambda part: held[part])
+    return CheckResult(
+        "memory", True, f"{peak(held) / GIB:.2f} GiB planned for each rank (most: {largest}, {held[largest] / GIB:.2f})"
+    )
+
+
 def longest_prompt(cfg: ShoalConfig, task: Task) -> int | None:
     """Tokens of the longest prompt that completions will follow; None where turns or environments add to prompts."""
     prompts = (*task.train, *task.evaluation)
@@ -282,7 +292,7 @@ def run_checks(cfg: ShoalConfig, parts: Parts, folder: Path) -> list[CheckResult
     formatted = None if cfg.source.kind == "rollout_api" else check_format(parts)
     return [
         check_disk(cfg, folder, saved),
-        check_memory(plan, parts.runtime),
+        check_memory(plan, parts.runtime) if cfg.learner.kind == "local" else rank_memory(cfg, plan),
         *(
             [CheckResult("rewards", None, "the environments give them")]
             if cfg.source.kind == "rollout_api"

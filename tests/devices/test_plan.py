@@ -70,6 +70,8 @@ LAYOUTS = {
     "the learner goes round what was given": (2, {**SERVER, "engine.devices": [0]}, ((1,), ((0,),), ())),
     "shared by hand": (2, {**SERVER, "learner.devices": [1], "engine.devices": [1]}, ((1,), ((1,),), ())),
     "processes": (3, {**PROCESSES, "engine.processes": 3}, ((0,), ((2,), (1,), (2,)), ())),
+    # Each server takes more GPUs than this machine has: nodes have them.
+    "on nodes": (1, {**SERVER, "cluster.kind": "ray", "engine.vllm.tensor_parallel": 4}, ((0,), (), ())),
     "endpoints": (2, {**SERVER, "engine.vllm.endpoints": ["http://h:1"]}, ((0,), (), ())),
 }
 

@@ -17,7 +17,7 @@ from transformers import Qwen3Config
 
 from shoal.engines.builtin.fused_weights import collect
 from shoal.learners.local import LocalLearner
-from shoal.learners.memory_plan import estimate, peak
+from shoal.learners.memory_plan import estimate, of_one_rank, peak
 from shoal.learners.passes import as_sequences
 from shoal.models.info import describe, read_info
 from shoal.runtime import resolve_runtime
@@ -50,6 +50,20 @@ def test_sixteen_bit_weights_have_masters(model_folder: Any):
     single, half = plan(model_folder("llama")), plan(model_folder("llama"), model__dtype="bfloat16")
     assert half["weights"] == single["weights"] // 2
     assert half["master"] == single["weights"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "divided"),
+    [(0, set()), (1, {"optimizer"}), (2, {"optimizer", "gradients"}), (3, {"optimizer", "gradients", "weights"})],
+)
+def test_a_rank_holds_its_share_of_what_its_zero_stage_divides(model_folder: Any, stage: int, divided: set[str]):
+    folder = model_folder("llama")
+    cfg = make_config(folder, learner__kind="deepspeed", learner__num_devices=4, learner__zero_stage=stage)
+    whole = plan(folder)
+    held = of_one_rank(cfg, whole)
+    assert {part for part in whole if held[part] != whole[part]} == divided
+    assert all(held[part] == -(-whole[part] // 4) for part in divided)
+    assert of_one_rank(make_config(folder), whole) == whole
 
 
 def test_a_reference_is_counted_only_where_there_is_one_of_its_own(model_folder: Any):
