@@ -140,8 +140,10 @@ def local_learner(cfg: ShoalConfig) -> LocalLearner:
 def assert_same(mine: dict[str, float], theirs: dict[str, float], step: int) -> None:
     assert mine.keys() == theirs.keys()
     for name in mine:
+        # Sums over all tokens are as in one process; the largest of single tokens moves with the order of sums.
+        near = 1e-4 if name.endswith("_max") else 1e-5
         if not name.endswith(LEFT_OUT):
-            assert mine[name] == pytest.approx(theirs[name], rel=1e-5, abs=1e-5), f"{name} of step {step}"
+            assert mine[name] == pytest.approx(theirs[name], rel=near, abs=near), f"{name} of step {step}"
 
 
 @pytest.mark.parametrize(
