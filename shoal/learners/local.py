@@ -20,6 +20,7 @@ from shoal.algorithms.micro_batch import MicroBatch
 from shoal.config import ShoalConfig
 from shoal.errors import ConfigError
 from shoal.learners.base import Learner, Watcher
+from shoal.learners.heap import bound_heap
 from shoal.learners.lora import merged_weights, plain_weights
 from shoal.learners.model import Policy
 from shoal.learners.optimizer import PolicyOptimizer, on_cpu
@@ -53,6 +54,7 @@ class LocalLearner(Learner):
         self.runtime = runtime
         self.version = 0
         self.group: tuple[Meeting, WeightGroup] | None = None
+        bound_heap(policy.causal_lm.get_decoder(), runtime)
         self.passes = Passes(policy, cfg.learner, runtime)
         self.forward: Callable[..., TokenLogprobs] = self.passes.forward
         steps = total_steps * cfg.algorithm.num_epochs * cfg.algorithm.num_minibatches
