@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import select
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from threading import Thread
 
@@ -16,12 +20,25 @@ OWNER = "SHOAL_OWNER_PID"
 STOP_SECONDS = 15.0  # for an orderly end, before SIGKILL
 SAY_SECONDS = 10.0  # between two lines on one that is not ready
 LOOK_SECONDS = 0.25  # between two looks at whether a child is ready
+PR_SET_PDEATHSIG = 1
+
+# Linux ends children with the thread that started them (`end_with_parent`): one that lasts as long as the process.
+_starting = ThreadPoolExecutor(1, "child processes")
+
+
+def _new_thread_after_fork() -> None:
+    global _starting
+    _starting = ThreadPoolExecutor(1, "child processes")
+
+
+os.register_at_fork(after_in_child=_new_thread_after_fork)
 
 
 class ChildProcess(subprocess.Popen[bytes]):
     """A process in a session of its own, so that Ctrl-C passes it by and what it starts can be ended with it.
 
-    It learns this process's id: where it calls `end_with_owner`, it also ends when this process is killed.
+    It learns this process's id: where it calls `end_with_owner`, it also ends when this process is killed; on Linux
+    even while it is stopped (SIGSTOP).
 
     Args:
         command: Program and arguments.
@@ -48,7 +65,8 @@ class ChildProcess(subprocess.Popen[bytes]):
                 log.parent.mkdir(parents=True, exist_ok=True)
                 output = opened.enter_context(log.open("ab"))
                 self.log_start = output.tell()
-            super().__init__(
+            start = partial(
+                super().__init__,
                 list(command),
                 stdin=subprocess.PIPE if pipes else subprocess.DEVNULL,
                 stdout=subprocess.PIPE if pipes else output,
@@ -57,6 +75,7 @@ class ChildProcess(subprocess.Popen[bytes]):
                 pass_fds=pass_fds,
                 start_new_session=True,
             )
+            _starting.submit(start).result()
 
     def output(self) -> str:
         """What it has added to its log so far."""
@@ -117,9 +136,17 @@ def end_with_owner() -> None:
     """
     owner = os.environ.get(OWNER)
     if owner:
+        end_with_parent()
         Thread(target=_watch, args=(int(owner),), name="owner watch", daemon=True).start()
         # A forked process has none of its parent's threads.
         os.register_at_fork(after_in_child=end_with_owner)
+
+
+def end_with_parent() -> None:
+    """Where this process's parent is the one that SHOAL_OWNER_PID names: has the kernel kill this process when that
+    ends, even while it is stopped and could not see to it itself. On Linux alone."""
+    if sys.platform == "linux" and os.environ.get(OWNER) == str(os.getppid()):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
 
 
 def _watch(owner: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,7 @@ class RecordedEngine:
         self.version = -1
         self.replicas = [control]
         self.restore: Callable[[Control], None] | None = None
+        self.reviving = nullcontext()
 
     def refresh(self, version: int) -> None:
         self.version = version

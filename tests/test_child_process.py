@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from time import monotonic, sleep
 
@@ -13,6 +17,7 @@ import pytest
 
 from shoal.child_process import ChildProcess
 
+ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a stopped process cannot end with another")
 SLEEPER = "import time; print('up', flush=True); time.sleep(600)"
 PARENT = f"""
 import subprocess, sys
@@ -29,8 +34,13 @@ time.sleep(600)
 OWNER = """
 import sys, time
 from shoal.child_process import ChildProcess
-watching = "from shoal.child_process import end_with_owner; end_with_owner(); import time; time.sleep(600)"
-print(ChildProcess([sys.executable, "-c", watching], pipes=True).pid, flush=True)
+watching = (
+    "from shoal.child_process import end_with_owner; end_with_owner(); "
+    "import time; print('up', flush=True); time.sleep(600)"
+)
+child = ChildProcess([sys.executable, "-c", watching], pipes=True)
+child.stdout.readline()
+print(child.pid, flush=True)
 time.sleep(600)
 """
 
@@ -79,12 +89,28 @@ def test_waiting_for_a_child_ends_at_its_end_and_at_the_deadline(tmp_path: Path)
     assert slow.kill_group() == -9
 
 
-def test_a_child_ends_with_an_owner_that_is_killed() -> None:
+@pytest.mark.parametrize("stopped", [False, pytest.param(True, marks=ON_LINUX)])
+def test_a_child_ends_with_an_owner_that_is_killed(stopped: bool) -> None:
     owner = subprocess.Popen([sys.executable, "-c", OWNER], stdout=subprocess.PIPE, text=True)
     assert owner.stdout is not None
     child = int(owner.stdout.readline())
     assert not gone(child)
+    if stopped:
+        os.kill(child, signal.SIGSTOP)
+        assert until(lambda: psutil.Process(child).status() == psutil.STATUS_STOPPED)
     owner.kill()
     owner.wait(60)
     owner.stdout.close()
     assert until(lambda: gone(child))
+
+
+def test_a_child_does_not_end_with_the_thread_that_started_it(tmp_path: Path) -> None:
+    watching = "from shoal.child_process import end_with_owner; end_with_owner(); print('up', flush=True); input()"
+    with ThreadPoolExecutor(1) as thread:
+        child = thread.submit(partial(ChildProcess, [sys.executable, "-c", watching], pipes=True)).result()
+        assert child.stdout is not None and child.stdin is not None
+        assert child.stdout.readline() == b"up\n"
+    child.stdin.write(b"end\n")
+    child.stdin.close()
+    assert child.wait(60) == 0
+    child.stdout.close()

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from concurrent.futures import wait as wait_for
 from contextlib import ExitStack
 from dataclasses import dataclass
 from logging import getLogger
 from math import inf, isfinite
 from pathlib import Path
+from threading import Thread
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 from shoal.algorithms.batch import BatchReport, make_batch
 from shoal.config import ShoalConfig
-from shoal.errors import TrainingError
+from shoal.errors import EngineError, TrainingError
 from shoal.files import replace_folder, write_atomically
 from shoal.learners.saved import STATE, unusable
 from shoal.learners.step import NonFiniteError
@@ -29,7 +31,10 @@ from shoal.training.recording import GroupRecording
 from shoal.training.sources import GroupSource
 from shoal.types import Batch, Group
 
+T = TypeVar("T")
 logger = getLogger(__name__)
+
+PARTS = 10  # of a publication, each with a deadline of its own: those of an update, and servers that are started again
 
 
 @dataclass
@@ -53,7 +58,6 @@ class Run:
     evaluated_step: int = -1
     samples: list[Group] | None = None
     learner_logprobs: list[list[list[float]]] | None = None
-    publisher: ThreadPoolExecutor | None = None
     under_way: Future[dict[str, float]] | None = None
     waited_to_publish: float = 0.0
 
@@ -84,8 +88,7 @@ class Run:
         """
         seconds, version = self.settle(), self.parts.learner.version
         if self.source.ahead and not now and self.parts.sync.may_overlap(version):
-            self.publisher = self.publisher or ThreadPoolExecutor(1, "publisher")
-            self.under_way = self.publisher.submit(self._publish, version)
+            self.under_way = _aside("publisher", lambda: self._publish(version))
             return seconds
         return self._publish(version, now=now)
 
@@ -96,16 +99,23 @@ class Run:
         return seconds
 
     def settle(self) -> dict[str, float]:
-        """Waits for the publication that is under way, if there is one; what it raises is raised here. Its parts have
-        deadlines of their own."""
+        """Waits for the publication that is under way, if there is one; what it raises is raised here.
+
+        Raises:
+            EngineError: it has not ended after PARTS x `weight_sync.timeout` seconds.
+        """
         if self.under_way is None:
             return {}
         started, found = monotonic(), self.under_way
         self.under_way = None
-        try:
-            return found.result()
-        finally:
-            self.waited_to_publish += monotonic() - started
+        deadline = PARTS * self.cfg.weight_sync.timeout
+        if not wait_for([found], deadline).done:
+            raise EngineError(
+                f"the publication of version {self.parts.learner.version} has not ended after {deadline:g} s "
+                f"({PARTS} x weight_sync.timeout); {self.standing()}"
+            )
+        self.waited_to_publish += monotonic() - started
+        return found.result()
 
     def before_write(self) -> None:
         """The learner writes its weights when the engine has those of before."""
@@ -336,8 +346,8 @@ class Run:
             last_first.callback(self.parts.close)
             if self.reference:
                 last_first.callback(self.reference.close)
-            if self.publisher:
-                last_first.callback(self.publisher.shutdown)  # the publication under way ends, or fails, first
+            if self.under_way is not None:  # it ends, or fails, first
+                last_first.callback(wait_for, [self.under_way], self.cfg.weight_sync.timeout)
             last_first.callback(self.source.close)
             last_first.callback(self.monitor.close, status)
 
@@ -356,6 +366,20 @@ def without_nan(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [without_nan(one) for one in value]
     return None if isinstance(value, float) and not isfinite(value) else value
+
+
+def _aside(name: str, work: Callable[[], T]) -> Future[T]:
+    """Works in a thread of this name, which does not keep the process alive."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
+            future.set_exception(error)
+
+    Thread(target=run, name=name, daemon=True).start()
+    return future
 
 
 def _groups_of_equal_rewards(count: int) -> str:

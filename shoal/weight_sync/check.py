@@ -132,6 +132,9 @@ class SelfCheck:
             # The weights have diverged on both sides, no fault of the sync: the next rollouts tell, and are kept.
             self.before = None
             return None
+        # All is asked before anything is noted: where a server dies meanwhile, the check begins anew.
+        context = self.probe[-1].context_ids
+        sampled = [replica.sample_token(context) for replica in self.engine.replicas] if due else []
         before, self.before = self.before, (version, learner, measured)
         if not due:
             return None
@@ -163,8 +166,8 @@ class SelfCheck:
                 )
             largest = max(largest, worst)
             self.means.append(mean)
-        for replica in self.engine.replicas:
-            largest = max(largest, self.check_sampled(replica, version))
+        for replica, (token, logprob) in zip(self.engine.replicas, sampled, strict=True):
+            largest = max(largest, self.check_sampled(replica, version, token, logprob))
         return largest
 
     def mean_allowed(self, moved: float) -> float:
@@ -199,14 +202,13 @@ class SelfCheck:
                 "the weights before it gave: its prefix cache was not reset"
             )
 
-    def check_sampled(self, replica: Replica, version: int) -> float:
-        """The difference of the log-prob of one token that was sampled through the prefix cache.
+    def check_sampled(self, replica: Replica, version: int, token: int, logprob: float) -> float:
+        """The difference of the log-prob of one token that was sampled through the prefix cache from the learner's.
 
         Raises:
             TrainingError: it is above the tolerance.
         """
         context = self.probe[-1].context_ids
-        token, logprob = replica.sample_token(context)
         [[expected]] = self.learner.logprobs([Segment(context, [token], [0.0], [True])])
         difference = distance(logprob, expected)
         if not difference <= self.tolerance:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from logging import getLogger
 from threading import Condition, RLock
@@ -28,6 +28,8 @@ class ReplicaEngine(Protocol):
     version: int
     replicas: Sequence[Control]
     restore: Callable[[Control], None] | None
+    reviving: AbstractContextManager[Any]
+    """Held while a server is started again and given its weights."""
 
     def refresh(self, version: int) -> None:
         """Requests in flight and new ones are sampled by `version` from here on."""
@@ -45,6 +47,7 @@ class ServerSync(WeightSync):
         self.engine = engine
         self.check = check
         self.published: int | None = None
+        self.proven: int | None = None  # a version that was published, confirmed and checked
         # A server that died may ask for weights while the learner writes them.
         self.weights = Condition(RLock())
         self.being_written = False
@@ -99,21 +102,36 @@ class ServerSync(WeightSync):
         if version == self.published or not (now or self.due(version)):
             return PublishHandle(self.engine.version, {})
         seconds: dict[str, float] = {}
-        try:
-            self.update(version, seconds)
-        except EngineError as error:
-            if not self.engine.revive():
-                raise
-            logger.warning("weight sync: %s; a server had died and is started again", error)
-            if self.published == version:  # all were given it, and checked, when that server came back: see `restore`
+        again = False
+        while True:
+            try:
+                if version != self.proven:  # as it is where a server that came back was given it: see `restore`
+                    self.update(version, seconds)
+                    self.prove(version, seconds)
                 return PublishHandle(version, seconds)
-            self.update(version, seconds)
-        with timed(seconds, "confirm"):
-            self.confirm(version)
-        started = perf_counter()
-        if self.check.run(version) is not None:
-            seconds["self_check"] = perf_counter() - started
-        return PublishHandle(version, seconds)
+            except EngineError as error:
+                # Servers that died are started again. Another thread may have done it already, and a trainer that was
+                # stopped for a while (Ctrl-Z) finds deadlines over: so it is tried once more in any case.
+                if not self.engine.revive() and again:
+                    raise
+                again = True
+                logger.warning("weight sync: %s; trying again", error)
+
+    def prove(self, version: int, seconds: dict[str, float]) -> None:
+        """Asks for the version that is held, and compares log-probs where that is due. No server is started again
+        within, which would hold other weights for a moment.
+
+        Raises:
+            EngineError: a server does not answer.
+            TrainingError: one holds another version, or gives other log-probs.
+        """
+        with self.engine.reviving:
+            with timed(seconds, "confirm"):
+                self.confirm(version)
+            started = perf_counter()
+            if self.check.run(version) is not None:
+                seconds["self_check"] = perf_counter() - started
+            self.proven = version
 
     def update(self, version: int, seconds: dict[str, float]) -> None:
         """Pauses, swaps, resets and resumes; fills in the seconds of each.

@@ -1,4 +1,4 @@
-"""Which version the tokens have of requests that meet a pause of their server on the way."""
+"""Requests that meet a pause, of their server or of the whole trainer, on the way."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from shoal.engines.base import EngineOutput, Request, SamplingParams
 from shoal.engines.servers.engine import ServersEngine
 from shoal.engines.servers.requests import RequestForm
 from shoal.engines.servers.server import Server
+from shoal.errors import EngineError
 
 
 class StandIn(Server):
@@ -119,3 +120,21 @@ def test_a_request_that_goes_on_at_an_update_has_both_versions(engine: ServersEn
     server.resume()
     server.answer("a")
     assert output(engine).versions == [(0, 0), (2, 1)]
+
+
+def test_time_for_which_the_trainer_was_stopped_does_not_count_as_silence_of_its_servers(
+    engine: ServersEngine, monkeypatch: pytest.MonkeyPatch
+):
+    clock = [0.0]
+    monkeypatch.setattr("shoal.engines.servers.engine.monotonic", lambda: clock[0])
+    server = ask(engine)
+    monkeypatch.setattr(server, "responds", lambda: True)
+    engine.poll(0.0)
+    clock[0] += 3600.0  # Ctrl-Z, and an hour later fg
+    assert engine.poll(0.0) == []
+    for _ in range(29):
+        clock[0] += 1.0
+        assert engine.poll(0.0) == []
+    clock[0] += 1.0
+    with pytest.raises(EngineError, match="no completion within 30 s"):
+        engine.poll(0.0)

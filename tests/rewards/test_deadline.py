@@ -12,7 +12,7 @@ import pytest
 from shoal.errors import TrainingError
 from shoal.rewards.base import Submission
 from shoal.rewards.verdict import Verdict
-from shoal.rewards.workers.deadline import DeadlinePool
+from shoal.rewards.workers.deadline import MOST_STARTS, DeadlinePool
 
 MISBEHAVING = "fragile_verifiers:misbehaving"
 PROCESS_ID = "fragile_verifiers:process_id"
@@ -132,7 +132,7 @@ def test_no_worker_outlives_a_trainer_that_was_killed(text: str, seconds: float)
         "import os, sys, threading, time\n"
         f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from shoal.rewards.base import Submission\n"
-        "from shoal.rewards.workers.deadline import DeadlinePool\n"
+        "from shoal.rewards.workers.deadline import MOST_STARTS, DeadlinePool\n"
         f"pool = DeadlinePool([{MISBEHAVING!r}], workers=1, timeout=1, memory_gib=0)\n"
         f"pool.take([pool.add(({MISBEHAVING!r}, Submission(text='fine')))])\n"
         "print(pool.workers[0].process.pid, flush=True)\n"
@@ -150,6 +150,33 @@ def test_a_worker_that_does_not_start_is_an_error_that_names_what_it_imports() -
         with pytest.raises(TrainingError, match="no_such_module:f"):
             judged(pool, [job("", "no_such_module:f")])
         assert pool.workers == []
+
+
+KILLED_AT_FIRST = """
+import os, pathlib, signal
+marker = pathlib.Path(__file__).with_suffix(".starts")
+starts = len(marker.read_text()) if marker.exists() else 0
+marker.write_text("x" * (starts + 1))
+if starts < {deaths}:
+    os.kill(os.getpid(), signal.SIGKILL)
+def right(submission):
+    return 1.0
+"""
+
+
+@pytest.mark.parametrize("deaths", [1, MOST_STARTS])
+def test_a_worker_that_is_killed_while_starting_is_started_again_a_few_times(
+    deaths: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "killed_at_first.py").write_text(KILLED_AT_FIRST.format(deaths=deaths))
+    monkeypatch.syspath_prepend(tmp_path)
+    path = "killed_at_first:right"
+    with DeadlinePool([path], workers=1, timeout=30, memory_gib=0) as pool:
+        if deaths < MOST_STARTS:
+            assert judged(pool, [job("", path)])[0].score == 1.0
+        else:
+            with pytest.raises(TrainingError, match=r"did not start .*, exit status -9"):
+                judged(pool, [job("", path)])
 
 
 def test_jobs_sent_ahead_of_a_hang_are_judged_by_another_worker_whatever_their_size() -> None:

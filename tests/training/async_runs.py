@@ -40,7 +40,7 @@ SMALL = [
 
 def prove_versions(overrides: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trains. Each prompt is trained on once, within the bound; the log-probs of all tokens are those of the weights
-    of their versions, which are kept and scored with again."""
+    of their versions, which are kept and scored with again. With `keep`, some completions are of several versions."""
     weights: dict[int, dict[str, torch.Tensor]] = {}
     learner: Any = None
     publish = Run.publish
@@ -65,6 +65,7 @@ def prove_versions(overrides: list[str], folder: Path, monkeypatch: pytest.Monke
         assert max(step - 1 - one.first_version for group in groups for one in group.completions) <= BOUND
     assert len(set(names)) == len(names)
     assert len({version for one in found for _, version in one.versions}) > 1
+    assert any(len(one.versions) > 1 for one in found) == (cfg.weight_sync.in_flight == "keep")
     worst = 0.0
     for version, values in weights.items():
         parts, sampled = stretches(found, version)

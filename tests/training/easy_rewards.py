@@ -35,3 +35,9 @@ def always_zero(submission: Submission) -> float:
 @verifier("always_raises", bounded=True)
 def always_raises(submission: Submission) -> float:
     raise RuntimeError("the judge is out")
+
+
+@verifier("in_a_worker")
+def in_a_worker(submission: Submission) -> float:
+    """The first, but judged in a worker process."""
+    return starts_with_a_digit(submission)

@@ -8,12 +8,14 @@ import pytest
 from async_runs import prove_versions
 
 SERVER = ["engine=vllm_server", "engine.vllm.cache_gib=0.25"]
+# One completion after another, so that some are under way at every update.
+MIXED = ["weight_sync.in_flight=keep", "engine.max_batch=1"]
 LORA = ["model.train=lora", "model.lora.r=4"]
 KINDS = {
-    "broadcast, keep, two servers": ["weight_sync=broadcast", "weight_sync.in_flight=keep", "engine.vllm.servers=2"],
+    "broadcast, keep, two servers": ["weight_sync=broadcast", *MIXED, "engine.vllm.servers=2"],
     "broadcast, drain": ["weight_sync=broadcast", "weight_sync.in_flight=drain"],
     "broadcast, abort": ["weight_sync=broadcast", "weight_sync.in_flight=abort"],
-    "shared, keep": ["weight_sync=shared", "weight_sync.in_flight=keep"],
+    "shared, keep": ["weight_sync=shared", *MIXED],
     "lora, drain": ["weight_sync=lora", *LORA],
     "restart, drain": ["weight_sync=restart", "run.steps=3"],
 }
@@ -32,9 +34,17 @@ def test_the_bound_holds_and_every_tokens_log_prob_is_that_of_its_version(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        ["engine.processes=1", "weight_sync=shared"],
+        ["engine.processes=2", "weight_sync=broadcast"],
+        ["engine.processes=2", "weight_sync=broadcast", *MIXED],
+        ["engine.processes=1", "weight_sync=shared", *MIXED],
+    ],
+    ids=" ".join,
+)
 def test_the_same_with_the_built_in_engine_in_processes_of_its_own(
-    processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kind = [f"engine.processes={processes}", "weight_sync=broadcast"]
     prove_versions(kind, tmp_path / "run", monkeypatch)

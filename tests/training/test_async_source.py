@@ -20,6 +20,7 @@ from shoal.engines.base import Request
 from shoal.errors import ConfigError, EngineError, TrainingError
 from shoal.learners.local import LocalLearner
 from shoal.monitor.progress import ProgressDisplay
+from shoal.rollout.tool_calls import Tool, ToolCall
 from shoal.training.async_source import AsyncSource
 from shoal.training.recording import GroupRecording
 from shoal.training.state import Run
@@ -125,6 +126,27 @@ def test_groups_that_fail_give_their_slots_back_and_ten_batches_of_them_end_the_
     with pytest.raises(TrainingError, match=r"20 groups in a row, 10 batches' worth.*0 of 4 rewards of group \d+"):
         train(cfg, tmp_path / "run", rewards={"broken": broken})
     assert not threads()
+
+
+def test_a_group_lives_on_with_two_known_rewards_and_not_with_one(
+    ahead: Ahead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    known = {"story/train/0": 2, "story/train/1": 1}
+    sort_in = AsyncSource._sort_in
+
+    def lose_rewards(self: AsyncSource, number: int, group: Group) -> None:
+        for completion in group.completions[known.get(group.id, 4) :]:
+            completion.reward = None
+        sort_in(self, number, group)
+
+    monkeypatch.setattr(AsyncSource, "_sort_in", lose_rewards)
+    train(ahead("data.shuffle=false"), tmp_path / "run")
+    steps = recorded(tmp_path / "run")
+    of = {group.id: len(group.known_rewards) for groups in steps for group in groups}
+    assert of == {f"story/train/{n}": known.get(f"story/train/{n}", 4) for n in range(9) if n != 1}
+    # Eight of nine prompts can be trained on in each of two epochs: the other one gives its slot back in both.
+    assert len(set(names(steps))) == 2 * STEPS
+    assert sum(row["async/failed"] for row in trained_rows(tmp_path / "run")) == 2
 
 
 def test_refilling_replaces_groups_of_equal_rewards_without_waiting_for_a_round(ahead: Ahead, tmp_path: Path):
@@ -233,15 +255,31 @@ def test_an_evaluation_shares_the_engine_and_is_by_one_version(
 
 
 TURNS = ("environment.kind=test_own_environment:Digits", "environment.max_turns=2")
+TOOLS = ("environment.kind=tools", "environment.tools=[calculator]", "environment.max_turns=2")
 
 
-@pytest.mark.parametrize("turns", [(), TURNS], ids=["single turn", "two turns"])
-def test_without_staleness_it_is_sync_to_the_bit(configure: Configure, tmp_path: Path, turns: tuple[str, ...]):
+@pytest.mark.parametrize("turns", [(), TURNS, TOOLS], ids=["single turn", "two turns", "tools"])
+def test_without_staleness_it_is_sync_to_the_bit(
+    configure: Configure, tmp_path: Path, turns: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+):
+    called: list[str] = []
+
+    def calls(text: str) -> list[ToolCall]:  # a random model makes none
+        called.append(text)
+        return [ToolCall("calculator", {"expression": f"{len(text)} + 1"})]
+
+    async def at_once(tool: Tool, arguments: dict[str, Any], timeout: float) -> Any:
+        # In a thread of its own, chance would say which completions are decoded together: that rounds differently.
+        return tool.function(**arguments)
+
+    monkeypatch.setattr("shoal.rollout.tools.find_calls", calls)
+    monkeypatch.setattr("shoal.rollout.tool_calls._call", at_once)
     for kind in ("sync", "async"):
         quick = ("evaluation.every=0", "evaluation.at_start=false", "checkpoint.every=0", "checkpoint.keep_best=false")
         cfg = configure("run.steps=20", f"source.kind={kind}", "source.max_staleness=0", *quick, *turns)
-        cfg.reward.verifiers = {} if turns else cfg.reward.verifiers
+        cfg.reward.verifiers = {} if turns == TURNS else cfg.reward.verifiers
         train(cfg, tmp_path / kind)
+    assert bool(called) == (turns == TOOLS)
     assert rows(tmp_path / "async") == rows(tmp_path / "sync")
     assert weights(tmp_path / "async") == weights(tmp_path / "sync")
 
@@ -328,6 +366,25 @@ def test_the_learner_goes_on_while_weights_are_on_their_way_and_writes_them_only
     assert max(ages(recorded(tmp_path / "run"))) <= 2
     assert {"wait/learner_publish"} <= trained_rows(tmp_path / "run")[0].keys()
     assert "publisher" not in {thread.name.split("_")[0] for thread in threading.enumerate()}
+
+
+def test_a_publication_that_never_ends_ends_the_run_at_its_deadline(
+    ahead: Ahead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    take, over = ApartEngine.take, threading.Event()
+
+    def hanging(self: ApartEngine, learner: Any, version: int) -> None:
+        if version == 3:
+            over.wait(60)
+        take(self, learner, version)
+
+    monkeypatch.setattr(ApartEngine, "take", hanging)
+    monkeypatch.setattr("shoal.training.state.PARTS", 0.2)
+    quick = ("evaluation.every=0", "checkpoint.every=0", "weight_sync.timeout=1")
+    with pytest.raises(EngineError, match=r"publication of version 3 has not ended after 0\.2 s .*; step 4: .* at the"):
+        train(ahead(*quick), tmp_path / "run")
+    over.set()
+    assert not threads()
 
 
 def test_a_publication_that_fails_on_its_way_ends_the_run(

@@ -15,7 +15,7 @@ from sync_models import a_batch
 from transformers import AutoModelForCausalLM
 
 from shoal.config import ShoalConfig
-from shoal.errors import ConfigError, EngineError, TrainingError
+from shoal.errors import ConfigError, EngineError, ServerDied, TrainingError
 from shoal.learners.local import LocalLearner
 from shoal.learners.model import load_policy
 from shoal.runtime import resolve_runtime
@@ -224,6 +224,50 @@ def test_a_server_that_died_is_started_again_and_the_update_is_done_again(
         sync.publish(1)
     monkeypatch.setattr(sync.engine, "revive", dead.pop)
     assert sync.publish(1).version == control.held == 1
+
+
+@pytest.mark.parametrize("moment", ["confirm", "check"])
+def test_a_server_that_dies_just_after_its_update_is_started_again_and_the_update_is_done_again(
+    make_learner: Callable[..., LocalLearner], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+):
+    sync = sync_of(make_learner(), "restart", tmp_path)
+    sync.publish(0).wait()
+    control = sync.engine.replicas[0]
+    method = {"confirm": "call_workers", "check": "logprobs"}[moment]
+    whole, revived = getattr(control, method), []
+
+    def dying(*arguments: object) -> object:
+        monkeypatch.setattr(control, method, whole)
+        raise ServerDied("the server does not answer")
+
+    monkeypatch.setattr(control, method, dying)
+    monkeypatch.setattr(sync.engine, "revive", lambda: revived.append(1) or 1)
+    assert sync.publish(1).wait().keys() >= {"confirm", "self_check"}
+    assert revived and sync.check.checked == {0, 1}
+    assert len(control.all("restart")) == 2  # type: ignore[attr-defined]
+
+
+def test_an_update_that_fails_is_tried_once_more_where_all_servers_are_well_by_then(
+    make_learner: Callable[..., LocalLearner], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Another thread has started the one again that died, or the trainer itself was stopped past a deadline."""
+    sync = sync_of(make_learner(), "restart", tmp_path)
+    sync.publish(0).wait()
+    control = sync.engine.replicas[0]
+    pause, failures = control.pause, [1]
+
+    def failing(mode: str) -> None:
+        if failures:
+            failures.pop()
+            raise EngineError("no answer within 1 s")
+        pause(mode)
+
+    monkeypatch.setattr(control, "pause", failing)
+    assert sync.publish(1).version == 1
+    failures += [1, 1]
+    with pytest.raises(EngineError, match="no answer within 1 s"):
+        sync.publish(2)
+    assert not failures
 
 
 def test_a_version_that_came_with_the_server_that_was_started_again_is_checked_once(

@@ -17,6 +17,7 @@ from shoal.engines.servers.server import Owner, Server, all_started
 
 LOOPBACK = "127.0.0.1"
 POSITIONS = "the model's positions; shorten it"
+START_SECONDS = 120.0  # at least, for a start on a busy machine, however soon a call counts as hanging
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def launch(
                 host=LOOPBACK,
                 port=0,
                 log=folder / f"engine_{number}.log",
-                start_timeout=timeout,
+                start_timeout=max(timeout, START_SECONDS),
                 key="engine",
             )
             yield ProcessServer(owner, process.url, one.name, arguments=one, process=process, api_key=key)

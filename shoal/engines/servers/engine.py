@@ -19,14 +19,34 @@ from shoal.engines.servers.control import Control
 from shoal.engines.servers.load import LoadMetrics
 from shoal.engines.servers.requests import TEMPERATURE_1, RequestForm, output_of, scored, stamp
 from shoal.engines.servers.server import Owner, Server
-from shoal.errors import EngineError
+from shoal.errors import EngineError, ServerDied
 from shoal.types import Segment
 
 logger = getLogger(__name__)
 
 LOOK_SECONDS = 1.0  # between looks at the servers' load
+BETWEEN_SECONDS = 1.0  # at most, between two polls of a caller that also does other things
 ABORT_SECONDS = 0.2  # between attempts: a request that is still on its way to the server is not known there
 NOT_ASKED = -1
+
+
+class Silence:
+    """Seconds for which servers were listened to without a result. Time in which nobody listened does not count: a
+    trainer that was stopped for an hour (Ctrl-Z) finds an hour's results, and no server that hangs."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.last_listened = monotonic()
+
+    def goes_on(self, timeout: float) -> None:
+        """Takes note of the time since the last call, of which the caller spent `timeout` seconds at most listening."""
+        now = monotonic()
+        self.seconds += min(now - self.last_listened, timeout + BETWEEN_SECONDS)
+        self.last_listened = now
+
+    def ends(self) -> None:
+        """Begins to count anew."""
+        self.seconds, self.last_listened = 0.0, monotonic()
 
 
 class SentRequest:
@@ -83,7 +103,7 @@ class ServersEngine(Engine):
         self.down: set[Server] = set()
         self.load = LoadMetrics()
         self.busy_since: float | None = None
-        self.last_news = monotonic()
+        self.silence = Silence()
         self.looking = False
         self.loop = asyncio.new_event_loop()
         self.thread = Thread(target=self.loop.run_forever, name="requests to servers", daemon=True)
@@ -124,7 +144,8 @@ class ServersEngine(Engine):
                 flight.server.in_flight += 1
                 self.flights[flight.form["id"]] = flight
             if self.busy_since is None and new:
-                self.busy_since = self.last_news = monotonic()
+                self.busy_since = monotonic()
+                self.silence.ends()
                 if not self.looking:
                     self.looking = True
                     asyncio.run_coroutine_threadsafe(self._look_at_load(), self.loop)
@@ -210,22 +231,23 @@ class ServersEngine(Engine):
         with self.changed:
             if self.flights and not self.ready and not self.broken and self.refused is None:
                 self.changed.wait(timeout)
+            self.silence.goes_on(timeout)
             found = list(self.ready)
             self.ready.clear()
             if found:
-                self.last_news = monotonic()
+                self.silence.ends()
                 return found
             if self.refused is not None:
                 raise self.refused
             # A stream that breaks after its last result owes nothing: whoever asks next will see to the server.
             broken = bool(self.flights and self.broken)
-            silent = bool(self.flights) and monotonic() - self.last_news > self.timeout
+            silent = bool(self.flights) and self.silence.seconds > self.timeout
         if broken:
             self._mend()
-            self.last_news = monotonic()
+            self.silence.ends()
         elif silent:
             self._mend_hanging()
-            self.last_news = monotonic()
+            self.silence.ends()
         return []
 
     def _too_quiet(self) -> str:
@@ -324,6 +346,27 @@ class ServersEngine(Engine):
         self._ask(server)
 
     def _start_again(self, server: Server, why: str) -> None:
+        self.went_down(server)  # nothing is asked of it before it has the weights of now
+        while True:
+            self._count_restart(server, why)
+            try:
+                server.come_back()
+            except ServerDied as error:
+                why = str(error)
+                continue
+            try:
+                if self.restore is not None:
+                    self.restore(server)
+                break
+            except EngineError as error:
+                if server.alive() and server.responds():
+                    raise
+                why = str(error)
+        with self.changed:
+            self.paused.discard(server.url)  # its new life was never paused
+        self.came_back(server)
+
+    def _count_restart(self, server: Server, why: str) -> None:
         if self.restarts_left == 0:
             raise EngineError(
                 f"{server.name} died or hangs ({why}), and {server.option}.restarts are used up; "
@@ -332,13 +375,6 @@ class ServersEngine(Engine):
         self.restarts_left -= 1
         self.load.restarts += 1
         logger.warning("%s died or hangs (%s); %d restarts are left", server.name, why, self.restarts_left)
-        self.went_down(server)  # nothing is asked of it before it has the weights of now
-        server.come_back()
-        if self.restore is not None:
-            self.restore(server)
-        with self.changed:
-            self.paused.discard(server.url)  # its new life was never paused
-        self.came_back(server)
 
     # Versions.
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from logging import getLogger
 from pathlib import Path
+from signal import Signals
 from time import monotonic
 from typing import Any, Protocol, Self
 
@@ -15,7 +16,7 @@ import httpx
 
 from shoal.child_process import ChildProcess
 from shoal.engines.servers.client import tls
-from shoal.errors import EngineError
+from shoal.errors import EngineError, ServerDied
 from shoal.network import free_port
 
 logger = getLogger(__name__)
@@ -130,7 +131,12 @@ class ServerProcess:
         logger.info("%s on %s: starting (log: %s)", self.what, self.url, self.log)
 
     def wait_until_healthy(self) -> None:
-        """Raises EngineError where the server ends, or does not answer in time; its line has what the log says."""
+        """Waits for the server's first answer.
+
+        Raises:
+            ServerDied: it was killed while starting.
+            EngineError: it ended, or did not answer in time; the line has what the log says.
+        """
         process = self.process
         assert process is not None
         started = monotonic()
@@ -144,6 +150,10 @@ class ServerProcess:
             ) from error
         if not ready:
             self.stop()
+            if process.returncode < 0:
+                raise ServerDied(
+                    f"the {self.what} on {self.url} was killed by {Signals(-process.returncode).name} while starting"
+                )
             raise EngineError(f"the {self.what} on {self.url} ended while starting: {self._why(process.output())}")
         logger.info("%s on %s: ready after %.1f s", self.what, self.url, monotonic() - started)
 

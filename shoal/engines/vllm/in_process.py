@@ -6,7 +6,7 @@ import os
 import random
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from logging import getLogger
 from pathlib import Path
 from threading import Condition
@@ -73,6 +73,7 @@ class InProcessVllmEngine(Engine):
         self.asleep = False
         self.changed = Condition()
         self.replicas: list[Control] = [InProcessControl(self)]
+        self.reviving = nullcontext()  # nothing is ever started again
         self.load = LoadMetrics()
         self.next_look = 0.0
 

@@ -25,6 +25,8 @@ from shoal.rewards.workers.worker import READY
 logger = getLogger(__name__)
 
 START_SECONDS = 120.0  # importing a verifier's packages, on a busy machine
+DIED = "the process died"
+MOST_STARTS = 5  # in a row that end by a signal, such as that of the kernel where memory runs out
 CLOSE_SECONDS = 2.0
 LONGEST_READ = 65536
 # A worker is sent jobs ahead, so that it does not wait for us between them: never more than fit into its pipe, since
@@ -94,6 +96,7 @@ class DeadlinePool:
         self.timeout = timeout
         self.memory_gib = memory_gib
         self.workers: list[_Worker] = []
+        self.failed_starts = 0
         self.jobs: dict[int, Job] = {}  # by ticket
         self.tickets = count()
         self.waiting: deque[int] = deque()
@@ -203,10 +206,11 @@ class DeadlinePool:
     def _take(self, worker: _Worker) -> None:
         replies = worker.receive()
         if not replies:
-            self._give_up(worker, "the process died")
+            self._give_up(worker, DIED)
         for reply in replies:
             if reply == READY:
                 worker.ready = True
+                self.failed_starts = 0
             else:
                 index, _ = worker.jobs.popleft()
                 self.verdicts[index] = Verdict(**reply)  # type: ignore[arg-type]
@@ -218,6 +222,10 @@ class DeadlinePool:
         seconds = time.monotonic() - worker.started
         status = worker.kill()
         if not worker.ready:
+            self.failed_starts += 1
+            if status < 0 and reason == DIED and self.failed_starts < MOST_STARTS:
+                logger.warning("a reward worker was killed by signal %d while starting; it is started again", -status)
+                return
             raise TrainingError(
                 f"a reward worker did not start ({reason}, exit status {status} after {seconds:.0f} s); it imports "
                 f"{', '.join(self.paths)} within {START_SECONDS:.0f} s, and its own output stands above"

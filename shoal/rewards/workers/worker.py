@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import import_module
 
+from shoal.child_process import end_with_parent
 from shoal.rewards.base import Submission
 from shoal.rewards.verdict import judge
 from shoal.types import StopReason
@@ -25,6 +26,7 @@ READY = {"ready": True}
 
 def main(timeout: float, memory_gib: float, paths: list[str]) -> None:
     """Serves verdicts until stdin ends."""
+    end_with_parent()
     # Verifiers may print and read: their stdout becomes stderr, their stdin is empty, and the parent's two are kept.
     requests = os.fdopen(os.dup(0), "r", encoding="utf-8")
     replies = os.dup(1)
