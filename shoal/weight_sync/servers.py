@@ -35,7 +35,7 @@ class ReplicaEngine(Protocol):
         """Requests in flight and new ones are sampled by `version` from here on."""
 
     def revive(self) -> int:
-        """Starts servers again that have died, with the weights of now; how many there were."""
+        """Starts servers again that have died, with the weights of now; how many were since the last call."""
 
 
 class ServerSync(WeightSync):
@@ -110,8 +110,8 @@ class ServerSync(WeightSync):
                     self.prove(version, seconds)
                 return PublishHandle(version, seconds)
             except EngineError as error:
-                # Servers that died are started again. Another thread may have done it already, and a trainer that was
-                # stopped for a while (Ctrl-Z) finds deadlines over: so it is tried once more in any case.
+                # A trainer that was stopped for a while (Ctrl-Z) finds deadlines over: so it is tried once more even
+                # where no server has died.
                 if not self.engine.revive() and again:
                     raise
                 again = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 from typing import Any
 
@@ -138,3 +139,37 @@ def test_time_for_which_the_trainer_was_stopped_does_not_count_as_silence_of_its
     clock[0] += 1.0
     with pytest.raises(EngineError, match="no completion within 30 s"):
         engine.poll(0.0)
+
+
+@pytest.mark.parametrize("mended_before", [True, False])
+def test_a_server_that_another_thread_starts_again_is_not_started_a_second_time_for_its_silence(
+    engine: ServersEngine, monkeypatch: pytest.MonkeyPatch, mended_before: bool
+):
+    """Neither where it is back when its silence is looked into, nor where it comes back while that waits."""
+    clock = [0.0]
+    monkeypatch.setattr("shoal.engines.servers.engine.monotonic", lambda: clock[0])
+    server = ask(engine)
+    engine.went_down(server)
+    monkeypatch.setattr(server, "responds", lambda: server not in engine.down)
+    for _ in range(30):
+        clock[0] += 1.0
+        engine.poll(0.0)
+    look = engine._mend_hanging
+
+    def comes_back() -> None:
+        if mended_before:
+            engine.came_back(server)
+            look()
+            return
+        with ThreadPoolExecutor(1) as thread:
+            with engine.reviving:
+                looking = thread.submit(look)
+                engine.came_back(server)
+            looking.result(30)
+
+    monkeypatch.setattr(engine, "_mend_hanging", comes_back)
+    clock[0] += 2.0
+    assert engine.poll(0.0) == []
+    assert engine.restarts_left == 0 and not engine.down
+    server.answer("a")
+    assert output(engine).token_ids == [1, 2, 3]

@@ -93,6 +93,7 @@ class ServersEngine(Engine):
         self.form = form
         self.timeout = timeout
         self.restarts_left = restarts
+        self.started_again = 0
         self.flights: dict[str, SentRequest] = {}
         self.ready: deque[EngineOutput] = deque()
         self.refused: EngineError | None = None
@@ -296,16 +297,18 @@ class ServersEngine(Engine):
     # Servers that die or hang.
 
     def revive(self) -> int:
-        """Starts every launched server again that has died or hangs, and gives it the present weights; how many had.
+        """Starts every launched server again that has died or hangs, and gives it the present weights; how many were
+        started again since the last call, be it by another thread.
 
         Raises:
             EngineError: the restarts are used up, or an endpoint does not come back.
         """
         with self.reviving:
-            dead = [server for server in self.servers if not (server.alive() and server.responds())]
-            for server in dead:
-                self._start_again(server, "it does not answer")
-            return len(dead)
+            for server in self.servers:
+                if not (server.alive() and server.responds()):
+                    self._start_again(server, "it does not answer")
+            count, self.started_again = self.started_again, 0
+            return count
 
     def _mend(self) -> None:
         """Sees to servers whose streams broke: they are started again, unless they are well, and asked again."""
@@ -324,15 +327,15 @@ class ServersEngine(Engine):
         Raises:
             EngineError: all answer, so completions just take longer than that.
         """
-        hanging = [
-            (server, server.incarnation) for server in self.servers if server.in_flight and not server.responds()
-        ]
-        if not hanging:
-            raise EngineError(self._too_quiet())
-        for server, incarnation in hanging:
-            with self.reviving:
-                if server.incarnation == incarnation:
-                    self._start_again(server, f"it hangs: nothing came for {self.timeout:.0f} s")
+        with self.changed:
+            being_mended = bool(self.down)
+        with self.reviving:
+            hanging = [server for server in self.servers if server.in_flight and not server.responds()]
+            for server in hanging:
+                self._start_again(server, f"it hangs: nothing came for {self.timeout:.0f} s")
+            # Silence ends where another thread has started one again meanwhile: see `came_back`.
+            if not hanging and not being_mended and self.silence.seconds > self.timeout:
+                raise EngineError(self._too_quiet())
 
     def went_down(self, server: Server) -> None:
         """Takes note that a server is being started again: nothing is asked of it meanwhile."""
@@ -343,6 +346,7 @@ class ServersEngine(Engine):
         """Takes note that it is ready, and asks it for all that it owed."""
         with self.changed:
             self.down.discard(server)
+            self.silence.ends()
         self._ask(server)
 
     def _start_again(self, server: Server, why: str) -> None:
@@ -373,6 +377,7 @@ class ServersEngine(Engine):
                 f"{server.where_to_look()}"
             )
         self.restarts_left -= 1
+        self.started_again += 1
         self.load.restarts += 1
         logger.warning("%s died or hangs (%s); %d restarts are left", server.name, why, self.restarts_left)
 
