@@ -167,7 +167,11 @@ def build_engine(
         return VllmServerEngine(arguments, form, servers, logs, PlacedLauncher(cluster, VllmProcess))
     if cfg.engine.processes:
         return build_processes(cfg, info, runtime, log_folder(cfg, folder), cluster)
-    assert isinstance(learner, LocalLearner)  # no other goes with it: see config/validate.py
+    if not isinstance(learner, LocalLearner):
+        raise ConfigError(
+            f"engine=torch samples in the learner's process, and learner={cfg.learner.kind} trains in others: set "
+            "engine.processes=1 or more"
+        )
     # Environments ask the engine of a run that they send groups to.
     kind = ServedEngine if cfg.source.kind == "rollout_api" else TorchEngine
     return kind(

@@ -63,6 +63,8 @@ def place(c: ShoalConfig, nodes: Sequence[ClusterNode], gpus: bool) -> list[Shar
         if ranks or servers:
             found.append(Share(node, tuple(range(first, first + ranks)), tuple(range(last, last + servers)), takes))
         first, last = first + ranks, last + servers
+    if not found:
+        raise ConfigError("cluster.kind=ray has nothing to place: set learner=deepspeed, or an engine that it starts")
     return found
 
 

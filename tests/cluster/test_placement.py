@@ -172,3 +172,11 @@ def test_engines_are_placed_beside_a_local_learner_too():
         "story", ["engine=vllm_server", "engine.vllm.servers=3", "weight_sync=broadcast", "cluster.kind=ray"]
     )
     assert [one.engines for one in place(cfg, nodes(4, 4), gpus=True)] == [(0,), (1, 2)]
+
+
+def test_a_run_that_ray_has_nothing_to_place_for_is_refused_without_its_table():
+    cfg = config("cluster.kind=ray")
+    cfg.learner.kind = "local"
+    cfg.engine.vllm.endpoints = ["http://a:1"]
+    with pytest.raises(ConfigError, match="nothing to place: set learner=deepspeed, or an engine that it starts"):
+        place(cfg, nodes(4), gpus=True)
