@@ -17,7 +17,7 @@ LEVELS = (
     "errors",
     "child_process files http hub imports loop_thread network",
     "config types",
-    "devices run_folder runtime",
+    "devices run_folder runtime slurm",
     "algorithms models rewards tasks",
     "engines wire",
     "learners references rollout",
