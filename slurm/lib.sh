@@ -8,8 +8,10 @@ die() {
     exit "${2:-1}"
 }
 
-export SHOAL_SITE=${SHOAL_SITE:-$SHOAL_HOME/slurm/site/generic.sh}
+SHOAL_SITE=${SHOAL_SITE:-$SHOAL_HOME/slurm/site/generic.sh}
 [ -f "$SHOAL_SITE" ] || die "SHOAL_SITE=$SHOAL_SITE: no such file" 2
+SHOAL_SITE=$(realpath "$SHOAL_SITE")
+export SHOAL_SITE
 # shellcheck source=slurm/site/generic.sh
 source "$SHOAL_SITE"
 

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast, Qwen2Config
 
 from shoal.cli.command import main
 from shoal.config.root import ShoalConfig
@@ -68,3 +71,24 @@ def test_a_dry_run_says_what_ray_would_place(tmp_path: Path, monkeypatch: pytest
     assert "learner            ranks of DeepSpeed: [1] on each node, ZeRO stage 3" in said
     assert "cluster            1 node(s) of Ray, [3] engines on each" in said
     assert "engine             vLLM servers on nodes, free ports: weights and 1 GiB of KV cache each" in said
+
+
+@pytest.mark.parametrize("name", ["debug_0.5b", "rlzero_7b_math"])
+def test_the_presets_for_a_cluster_run_dry_on_a_local_model(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+    PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel({"a": 0, "b": 1}, "a")), eos_token="b"
+    ).save_pretrained(model)
+    shape = {"vocab_size": 128, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 32768}
+    Qwen2Config(**shape, **heads, architectures=["Qwen2ForCausalLM"]).save_pretrained(model)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"question": "1?", "answer": "#### 1", "problem": "1?", "solution": "\\\\boxed{1}"}\n')
+    monkeypatch.setenv("SHOAL_CACHE", str(tmp_path / "cache"))
+    words = [f"model={model}", f"data.path={rows}", "runtime.target=cpu"]
+    assert main(["train", "--config-name", name, "--dry-run", *words]) == 0
+    printed = capsys.readouterr().out
+    servers = 3 if name == "debug_0.5b" else 6
+    assert f"{servers} vLLM server(s)" in printed and "peak" in printed

@@ -139,7 +139,10 @@ def copy_log(file: Path, write: Callable[[str], object], goes_on: Callable[[], b
 
 
 def show_log(found: Found, attempt: int | None, part: str | None, follow: bool) -> None:
-    """To stdout."""
+    """To stdout. With `follow` a job that waits is waited for: it has no log before its start."""
+    while follow and found.queued is not None and not any(event.event == "started" for event in found.events):
+        time.sleep(QUEUE_SECONDS)
+        found = Found(found.job, found.run, queued(found.job))
 
     def write(text: str) -> None:
         sys.stdout.write(text)

@@ -19,11 +19,13 @@ ALGORITHMS = preset_names(PRESETS, "algorithm")
 def test_the_presets_and_groups_are_the_ones_the_readme_names():
     assert NAMES == [
         "code",
+        "debug_0.5b",
         "gsm8k",
         "gsm8k_api",
         "ifeval",
         "math",
         "open_instruct2",
+        "rlzero_7b_math",
         "rubric",
         "story",
         "story_api",

@@ -62,6 +62,14 @@ class Work:
         except TimeoutError as error:
             raise TimeoutError(f"{error}: {self.slurm.job(job)}\n{self.everything()}") from None
 
+    def ends(self, job: int, state: str = "COMPLETED", seconds: float = 200.0) -> None:
+        """Until the job has ended so."""
+        try:
+            found = self.slurm.wait(job, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", seconds=seconds)["JobState"]
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}\n{self.everything()}") from None
+        assert found == state, self.everything()
+
     def everything(self) -> str:
         """All logs, for the message of a test that failed."""
         files = [*self.folder.glob("*.out"), *sorted(self.folder.glob("outputs/slurm/*/*/*.log"))]

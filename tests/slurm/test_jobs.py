@@ -31,7 +31,7 @@ def test_a_broken_environment_on_one_node_is_named_within_a_minute(
     work = Work(slurm, slurm.folder / "broken", 'if [ "$SLURMD_NODENAME" = n2 ]; then SHOAL_VENV=/nowhere; fi')
     started = time.monotonic()
     job = work.sbatch("--nodes=2 --time=5", "run.steps=1")
-    slurm.wait(job, "FAILED", seconds=60)
+    work.ends(job, "FAILED", seconds=60)
     assert time.monotonic() - started < 60
     (line,) = [line for line in work.log(job).splitlines() if "error" in line]
     assert "bad node: n2: there is no /nowhere/bin/python here" in line
@@ -51,7 +51,7 @@ def test_a_run_on_two_nodes_has_a_ray_of_two_nodes_and_reports_a_drained_one(slu
     try:
         wait_for(lambda: "n2 is draining: smells of smoke" in work.log(job), "the line on the drained node", 30)
         work.go()
-        slurm.wait(job, "COMPLETED")
+        work.ends(job)
     finally:
         slurm.run("scontrol", "update", "nodename=n2", "state=resume")
     assert work.steps("run") == [1, 2, 3] and work.status("run") == "finished"
@@ -77,7 +77,7 @@ def test_two_jobs_on_one_node_do_not_meet(slurm: SlurmCluster) -> None:
     for work in works:
         work.go()
     for job, work in zip(jobs, works, strict=True):
-        slurm.wait(job, "COMPLETED")
+        work.ends(job)
         assert "1 node has joined (127.0.0.3)" in work.log(job)
         assert work.status("run") == "finished"
     ports = [
@@ -92,7 +92,7 @@ def test_scancel_leaves_no_process(slurm: SlurmCluster) -> None:
     work.trains(job)
     assert len(with_mark(f"{job}.0.n1")) > 2 and with_mark(f"{job}.0.n2")
     slurm.run("scancel", str(job))
-    slurm.wait(job, "CANCELLED")
+    work.ends(job, "CANCELLED")
     wait_for(lambda: not with_mark(f"{job}."), "the end of every process", 30)
     assert "SIGTERM: saving" in work.log(job)
     assert not list(slurm.folder.glob(f"shoal-{job}-*"))
@@ -103,7 +103,7 @@ def test_a_run_that_fails_without_progress_is_given_up(slurm: SlurmCluster) -> N
     dying = "reward.verifiers={gated_reward\\:ends_the_process: 1.0}"
     job = work.sbatch("--nodelist=n1 --time=5", "run.steps=4", "run.name=run", dying)
     run_again(slurm, job, restarts=1)
-    slurm.wait(job, "FAILED")
+    work.ends(job, "FAILED")
     assert "2 attempts in a row made no progress (SHOAL_MAX_FAILURES): giving up" in work.log(job)
     assert slurm.job(job)["Restarts"] == "1"
 
@@ -117,7 +117,7 @@ def test_a_run_at_its_time_limit_saves_is_queued_again_resumes_and_ends(
     assert 0 < saved < LIMITED_STEPS and work.status("run") == "stopped"
     assert f"the time limit was near: saved after step {saved}; the job is queued again" in work.log(job)
     work.go()
-    slurm.wait(job, "COMPLETED")
+    work.ends(job)
     assert work.steps("run") == list(range(1, LIMITED_STEPS + 1)) and work.status("run") == "finished"
     assert f"going on after step {saved} of {LIMITED_STEPS}" in work.part(job, 1, "driver")
     assert f"step {saved}/" not in work.part(job, 1, "driver")
