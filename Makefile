@@ -6,7 +6,7 @@ ALL_EXTRAS := dev,lora,wandb,optim8bit,math,ifeval,json,cluster,vllm,bench,brows
 # The GPU's torch is that of .venv where there is one; elsewhere name its Python: make test-gpu GPU_PYTHON=python3
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: train test test-all test-gpu bench-gpu bubblewrap chromium style quality docs clean
+.PHONY: train test test-all test-slurm test-gpu bench-gpu slurm bubblewrap chromium style quality docs clean
 
 train: .venv/base
 	$(BIN)/shoal train
@@ -16,6 +16,10 @@ test: .venv/dev bubblewrap
 
 test-all: .venv/all .venv-atropos/ready bubblewrap chromium
 	$(BIN)/pytest
+
+# Jobs on a SLURM of two nodes that the tests start on this machine.
+test-slurm: .venv/all slurm
+	$(BIN)/pytest tests/slurm
 
 # On CUDA; where there is none, the same at tiny shapes on the CPU. Nothing is installed.
 test-gpu:
@@ -42,6 +46,13 @@ bubblewrap:
 	|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq \
 	  && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends bubblewrap util-linux >/dev/null; } \
 	|| echo "bubblewrap is not installed, so the tests of the code sandbox are skipped: sudo apt-get install bubblewrap util-linux"
+
+# A controller, two daemons and their authentication; the tests start their own and leave the system's alone.
+slurm:
+	@PATH="$$PATH:/usr/sbin"; { command -v slurmctld && command -v slurmd && command -v munged; } >/dev/null \
+	|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq \
+	  && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge shellcheck >/dev/null; } \
+	|| echo "SLURM is not installed, so its tests are skipped: sudo apt-get install slurm-wlm munge shellcheck"
 
 clean:
 	rm -rf .venv .venv-atropos outputs multirun .pytest_cache .mypy_cache .ruff_cache

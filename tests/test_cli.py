@@ -291,7 +291,7 @@ def test_help_lists_presets_groups_and_options_without_importing_torch():
         "try:\n    main(['train', '--help'])\nfinally:\n    assert 'torch' not in sys.modules\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    for word in ("--multirun", "--dry-run", "--smoke-test", "presets: code, gsm8k", "algorithm=cispo|dapo"):
+    for word in ("--multirun", "--dry-run", "--smoke-test", "presets: code, debug_0.5b, gsm8k", "algorithm=cispo|dapo"):
         assert word in done.stdout
 
 
