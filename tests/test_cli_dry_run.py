@@ -90,5 +90,6 @@ def test_the_presets_for_a_cluster_run_dry_on_a_local_model(
     words = [f"model={model}", f"data.path={rows}", "runtime.target=cpu"]
     assert main(["train", "--config-name", name, "--dry-run", *words]) == 0
     printed = capsys.readouterr().out
-    servers = 3 if name == "debug_0.5b" else 6
-    assert f"{servers} vLLM server(s)" in printed and "peak" in printed
+    nodes = "1 node(s) of Ray" if name == "debug_0.5b" else "all node(s) of Ray"
+    assert "ranks of DeepSpeed: [1] on each node" in printed and "[3] engines on each" in printed
+    assert nodes in printed and "peak" in printed
