@@ -199,9 +199,11 @@ def _attention(name: str, param_dtype: torch.dtype, compute_dtype: torch.dtype |
             "model.attention=flash_attention_2 needs CUDA, 16-bit products and the package flash-attn "
             "(pip install flash-attn); sdpa works everywhere"
         )
+    if name == "varlen" and not (device.type == "cuda" and half):
+        raise ConfigError("model.attention=varlen needs CUDA and 16-bit products; sdpa works everywhere")
     if name != "auto":
         return name
-    return "flash_attention_2" if flash and half else "sdpa"
+    return "varlen" if device.type == "cuda" and half else "sdpa"
 
 
 def prepare_process(runtime: RuntimeConfig) -> None:

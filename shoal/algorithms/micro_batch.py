@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor, device
 
+from shoal.algorithms.runs import Spans
+
 
 @dataclass
 class MicroBatch:
@@ -23,7 +25,7 @@ class MicroBatch:
     (index into the list that was packed, index among that sequence's sampled tokens), to put results back.
     `distinct` [D] are indices into the N, one for each distinct pair of source and target, and `entry` [N] says which
     of the D each token's pair is; both are None where too few are equal to be worth it. `temperature` is that of all
-    its sequences, where they have one of their own.
+    its sequences, where they have one of their own. `spans` says what attends to what, for attention that takes it.
     """
 
     input_ids: Tensor
@@ -37,12 +39,17 @@ class MicroBatch:
     distinct: Tensor | None = None
     entry: Tensor | None = None
     temperature: float | None = None
+    spans: Spans | None = None
 
     def to(self, where: device) -> MicroBatch:
-        tensors: dict[str, Any] = {
-            name: move(value, where) for name, value in vars(self).items() if isinstance(value, Tensor)
-        }
-        return replace(self, **tensors)
+        """On a device, without waiting for it."""
+        spans = self.spans and replace(self.spans, **_moved(self.spans, where))
+        return replace(self, spans=spans, **_moved(self, where))
+
+
+def _moved(parts: Any, where: device) -> dict[str, Any]:
+    """A dataclass's tensors on a device."""
+    return {name: move(value, where) for name, value in vars(parts).items() if isinstance(value, Tensor)}
 
 
 def move(tensor: Tensor, where: device) -> Tensor:

@@ -126,6 +126,9 @@ class PolicyForward:
         if self.attention == NAME and int(batch.position_ids.max()) < LONGEST:
             unused = torch.zeros(1, 1, 1, 1, dtype=torch.bool)  # with None the model would make a mask of its own
             return {"position_ids": batch.position_ids, "attention_mask": unused, "trees": TreeLayout(batch)}
+        if batch.spans is not None:
+            unused = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=batch.until.device)
+            return {"position_ids": batch.position_ids, "attention_mask": unused, "spans": batch.spans}
         masks = {
             kind: self._mask(batch, self.config.sliding_window if kind == "sliding_attention" else None)
             for kind in layer_kinds(self.config)

@@ -7,7 +7,7 @@ from typing import Any
 from shoal.algorithms.logprobs import WORKING_COPY
 from shoal.config import ShoalConfig
 from shoal.config.cluster_keys import rank_count
-from shoal.engines.builtin.fused_weights import ARCHITECTURES, SMALL_MODEL
+from shoal.engines.builtin.fused_weights import ARCHITECTURES, fuses
 from shoal.models.info import ModelInfo
 from shoal.runtime import Runtime
 
@@ -84,7 +84,7 @@ def engine_bytes(cfg: ShoalConfig, runtime: Runtime, text: Any, total: int, line
         return linear * item
     heads = text.num_attention_heads + 2 * (getattr(text, "num_key_value_heads", None) or text.num_attention_heads)
     joined = text.num_hidden_layers * text.hidden_size * (heads * head_width(text) + 2 * text.intermediate_size)
-    return joined * item if total < SMALL_MODEL else 0
+    return joined * item if fuses(runtime.device.type, total, copied=False) else 0
 
 
 def cache_tokens(cfg: ShoalConfig, positions: int | None = None, longest_prompt: int | None = None) -> int:

@@ -18,6 +18,8 @@ from shoal.learners.cpu.norm import use_lean_norms
 from shoal.learners.cpu.rotary import use_rotary_tables
 from shoal.learners.cpu.tree_attention import use_tree_attention
 from shoal.learners.lora import add_lora, load_adapter
+from shoal.learners.varlen_attention import NAME as VARLEN
+from shoal.learners.varlen_attention import use_varlen_attention
 from shoal.models.adapters import adapter_base, whole_model
 from shoal.models.info import ModelInfo, read_info
 from shoal.models.loading import cannot_load, read_architecture
@@ -105,6 +107,7 @@ def compute_as_learners_do(wrapped: Any, causal_lm: Any, runtime: Runtime) -> No
     use_rotary_tables(wrapped, runtime)
     use_lean_norms(wrapped, runtime)
     use_tree_attention(causal_lm, runtime)
+    use_varlen_attention(causal_lm, runtime)
 
 
 def load_causal_lm(
@@ -139,7 +142,7 @@ def load_causal_lm(
             trust_remote_code=trust_remote_code,
             dtype=runtime.param_dtype,
         )
-        attention = runtime.attention
+        attention = "sdpa" if runtime.attention == VARLEN else runtime.attention
         if any_attention and attention == "sdpa" and getattr(config.get_text_config(), "attn_logit_softcapping", None):
             # torch's kernel has no soft cap on attention scores and would leave it out in silence.
             attention = "eager"
@@ -148,7 +151,7 @@ def load_causal_lm(
         except ValueError as error:
             if not any_attention or "attention implementation" not in str(error):
                 raise
-            logger.warning("%s has no %s attention: eager is used", name, runtime.attention)
+            logger.warning("%s has no %s attention: eager is used", name, attention)
             model = load(attn_implementation="eager")
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise ConfigError(cannot_load("model", name, error, key, revision)) from error

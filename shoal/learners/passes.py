@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 
 from shoal.algorithms.micro_batch import MicroBatch
 from shoal.algorithms.packing import pack
+from shoal.algorithms.runs import spans
 from shoal.config.nodes.parts import LearnerConfig
 from shoal.learners.cpu.tree_attention import LONGEST, NAME
 from shoal.learners.forward import LogprobHead, PolicyForward, packing_obstacle, refuse_packing
 from shoal.learners.model import Policy
 from shoal.learners.own_tokens import own_samples, rounding
 from shoal.learners.step import scatter
+from shoal.learners.varlen_attention import NAME as VARLEN
 from shoal.runtime import Runtime
 from shoal.types import Segment, TrainSequence
 
@@ -56,12 +58,13 @@ class Passes:
     def _pack(self, sequences: Sequence[TrainSequence]) -> list[MicroBatch]:
         flash = self.forward.attention == "flash_attention_2"
         length = self.cfg.pack_length
-        if flash or (not length and self._by_trees(sequences)):
+        varlen = self.forward.attention == VARLEN
+        if flash or (not length and (varlen or self._by_trees(sequences))):
             # One flat row without padding: attention is told where sequences begin and end.
             length = self.cfg.micro_batch_tokens
         elif not length and self.runtime.device.type != "cpu":
             length = DEVICE_ROW
-        return pack(
+        packed = pack(
             sequences,
             micro_batch_tokens=self.cfg.micro_batch_tokens,
             micro_batch_size=self.cfg.micro_batch_size,
@@ -69,6 +72,13 @@ class Passes:
             pack_length=length,
             share_prefix=self.cfg.share_prefix and not flash,
         )
+        return [self._with_spans(one) for one in packed]
+
+    def _with_spans(self, batch: MicroBatch) -> MicroBatch:
+        """Found while the layout is on the CPU: on the device everybody would wait for it."""
+        if batch.plain or self.forward.attention != VARLEN:
+            return batch
+        return replace(batch, spans=spans(batch.until))
 
     def _by_trees(self, sequences: Sequence[TrainSequence]) -> bool:
         """Whether attention goes by trees, whatever row they are in."""
@@ -119,7 +129,7 @@ class Passes:
             for packing in (True, False)
         ]
         try:
-            difference = self.forward.check_packing(packed[0][0], packed[1][0])
+            difference = self.forward.check_packing(self._with_spans(packed[0][0]), packed[1][0])
         except (TypeError, ValueError, RuntimeError, KeyError) as error:
             return f"its attention refuses packed rows: {' '.join(str(error).split())[:120]}"
         size = (self.runtime.compute_dtype or self.runtime.param_dtype).itemsize

@@ -38,7 +38,9 @@ class ModelConfig:
     )
     train: str = option("full", "Train all weights or an adapter", choices=("full", "lora"))
     dtype: str = option("auto", "Parameters' dtype", choices=("auto", "float32", "bfloat16", "float16"))
-    attention: str = option("auto", "Attention implementation", choices=("auto", "eager", "sdpa", "flash_attention_2"))
+    attention: str = option(
+        "auto", "Attention implementation", choices=("auto", "eager", "sdpa", "varlen", "flash_attention_2")
+    )
     gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass: less memory, more time")
     lora: LoraConfig = option(LoraConfig, "Adapter, with train=lora")
 

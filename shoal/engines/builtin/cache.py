@@ -20,8 +20,18 @@ class KVCache(Cache):
     """
 
     def __init__(
-        self, layers: int, capacity: int, columns: int, device: torch.device, *, fast: bool = False, share: bool = False
+        self,
+        layers: int,
+        capacity: int,
+        columns: int,
+        device: torch.device,
+        *,
+        fast: bool = False,
+        share: bool = False,
+        by_columns: bool = False,
     ) -> None:
+        """`fast` keeps a head's keys side by side for each number of them, `by_columns` a column's heads side by side;
+        `share` lets rows have their prompts in common."""
         self.buffers = [ColumnLayer(self) for _ in range(layers)]
         super().__init__(layers=list(self.buffers))
         self.capacity = capacity
@@ -29,6 +39,7 @@ class KVCache(Cache):
         self.device = device
         self.fast = fast
         self.share = share
+        self.by_columns = by_columns
         self.shared: SharedPrompts | None = None
         self.rows = 0
         self.low = 0
@@ -81,7 +92,7 @@ class KVCache(Cache):
 
     def row(self, index: int) -> KVCache:
         """A cache of one row, a copy of row `index`."""
-        copy = KVCache(len(self.buffers), 1, self.end, self.device, fast=self.fast)
+        copy = KVCache(len(self.buffers), 1, self.end, self.device, fast=self.fast, by_columns=self.by_columns)
         copy.end = self.end
         copy.append(self, torch.tensor([index], device=self.device))
         copy.use(self.starts[index : index + 1], self.low)
@@ -160,6 +171,8 @@ class ColumnLayer(CacheLayerMixin):
         size = self.cache.capacity, like.shape[1], self.cache.columns, like.shape[3]
         if transposed:
             return make((*size[:2], size[3], size[2])).transpose(2, 3)
+        if self.cache.by_columns:
+            return make((size[0], size[2], size[1], size[3])).transpose(1, 2)
         return make(size)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from inspect import signature
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shoal.engines.base import SamplingParams
 from shoal.engines.builtin.cache import KVCache
 
 
@@ -19,6 +20,8 @@ class Decoder(ABC):
 
     layers: int
     device: torch.device
+    at_once: int = 1
+    """Steps that `steps` takes at a time; 1 where there is no such method."""
 
     @abstractmethod
     def forward(self, ids: Tensor, cache: KVCache, keep: int = 1) -> Tensor:
@@ -31,6 +34,15 @@ class Decoder(ABC):
     @abstractmethod
     def running(self) -> AbstractContextManager[None]:
         """Evaluation mode without gradients. Everything that touches a cache happens inside."""
+
+    def steps(
+        self, newest: Tensor, uniforms: Tensor, sampling: Sequence[SamplingParams], cache: KVCache
+    ) -> tuple[Tensor, Tensor]:
+        """Several steps at a time, where `at_once` is above 1; see `GraphDecoder.steps`."""
+        raise NotImplementedError
+
+    def release(self) -> None:
+        """Lets go of what was made for a cache that is not used any more."""
 
     def new_cache(self, capacity: int, columns: int) -> KVCache:
         return KVCache(self.layers, capacity, columns, self.device)

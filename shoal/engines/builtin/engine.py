@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shoal.algorithms.precision import widest_float
-from shoal.engines.base import Engine, EngineOutput, Request, check_request
+from shoal.engines.base import Engine, EngineOutput, Request, SamplingParams, check_request
 from shoal.engines.builtin.cache import KVCache
 from shoal.engines.builtin.decode import Decoder
 from shoal.engines.builtin.lanes import Lanes, compact, fork
@@ -239,6 +239,7 @@ class TorchEngine(Engine):
         self.rows = Rows()
         self.cache = None
         self.prefix = None
+        self.decoder.release()
 
     # One step: fill free places, decode one token for each lane, end what is complete.
 
@@ -377,11 +378,34 @@ class TorchEngine(Engine):
         assert cache is not None
         newest = np.zeros(cache.rows, dtype=np.int64)
         newest[rows.lanes[rows.alive]] = rows.newest[rows.alive]
+        if self.decoder.at_once > 1 and len(np.unique(rows.lanes[rows.alive])) == int(rows.alive.sum()):
+            self._decode_ahead(cache, torch.from_numpy(newest))
+            return
         logits = self.decoder.forward(torch.from_numpy(newest).to(self.device)[:, None], cache)[:, -1]
         self.steps += 1
         self.living_rows += int(rows.alive.sum())
         self.decoded_lanes += cache.rows
         self._take(logits.index_select(0, torch.from_numpy(rows.lanes).to(self.device)), 0)
+
+    def _decode_ahead(self, cache: KVCache, newest: Tensor) -> None:
+        """Several steps before anything is looked at, each completion in a lane of its own; `newest` [lanes]."""
+        rows = self.rows
+        count = min(self.decoder.at_once, int(rows.remaining.max()))
+        lanes = rows.lanes[rows.alive]
+        seeds, counts = np.zeros((2, cache.rows), dtype=np.uint64)
+        seeds[lanes], counts[lanes] = rows.seeds[rows.alive], rows.counts[rows.alive]
+        drawn = torch.from_numpy(uniforms(seeds[None], counts + np.arange(count, dtype=np.uint64)[:, None]))
+        sampling = [SamplingParams(1)] * cache.rows
+        for row, lane in zip(np.flatnonzero(rows.alive).tolist(), lanes.tolist(), strict=True):
+            sampling[lane] = rows.running[row].request.sampling
+        tokens, logprobs = (found.cpu().numpy() for found in self.decoder.steps(newest, drawn, sampling, cache))
+        self.steps += count
+        self.decoded_lanes += count * cache.rows
+        for step in range(count):
+            if not rows.alive.any():
+                break
+            self.living_rows += int(rows.alive.sum())
+            self._note(tokens[step, rows.lanes], logprobs[step, rows.lanes], 0)
 
     def _take(self, logits: Tensor, first: int) -> None:
         """Samples a token for each row from `first` on, by logits [R, V], ends the completions that it ends, and parts
@@ -392,9 +416,20 @@ class TorchEngine(Engine):
         if first:
             sampling = RowSampling.of([row.request.sampling for row in rows.running[first:]], self.device)
         chosen, logprobs = sample(logits, uniform_to(uniform, self.device), sampling)
-        tokens = chosen.cpu().numpy()
+        self._note(chosen.cpu().numpy(), logprobs.cpu().numpy(), first)
+        assert self.cache is not None
+        most = min(len(rows), self.cache.capacity)
+        # A decoder that runs ahead cannot part completions on its way: each has a lane of its own from the start.
+        differing = rows.newest if self.decoder.at_once == 1 else np.arange(len(rows))
+        forked = fork(rows.lanes, differing, rows.alive, self.cache.rows, multiple=LANE_MULTIPLE, capacity=most)
+        if forked is not None:
+            self._arrange(forked)
+
+    def _note(self, tokens: NDArray[np.int64], logprobs: NDArray[np.float32], first: int) -> None:
+        """Records a token of each living row from `first` on, and ends the completions that it ends."""
+        rows = self.rows
         self.sampled_tokens += int(rows.alive[first:].sum())
-        rows.record(first, tokens, logprobs.cpu().numpy())
+        rows.record(first, tokens, logprobs)
         ended = rows.alive.copy()
         ended[:first] = False
         ended[first:] &= self._ends(tokens)
@@ -404,11 +439,6 @@ class TorchEngine(Engine):
         full = rows.alive & (rows.counts >= rows.limits)
         for row in np.flatnonzero(ended | full):
             self.ready.append(rows.finish(row, StopReason.STOP if ended[row] else StopReason.LENGTH))
-        assert self.cache is not None
-        most = min(len(rows), self.cache.capacity)
-        forked = fork(rows.lanes, rows.newest, rows.alive, self.cache.rows, multiple=LANE_MULTIPLE, capacity=most)
-        if forked is not None:
-            self._arrange(forked)
 
     def _ends(self, tokens: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which tokens are end-of-sequence ids."""

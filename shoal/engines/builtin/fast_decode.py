@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -57,25 +57,43 @@ class FastDecoder(Decoder):
         return KVCache(self.layers, capacity, columns, self.device, fast=True, share=not any(self.windows))
 
     def forward(self, ids: Tensor, cache: KVCache, keep: int = 1) -> Tensor:
+        length = ids.shape[1]
+        attend_to = self._attend_one if length == 1 else self._attend
+
+        def attend(query: Tensor, key: Tensor, value: Tensor, layer: int) -> Tensor:
+            keys, values = cache.buffers[layer].update(key, value)
+            return attend_to(query, keys, values, cache, layer)
+
+        logits = self._logits(ids, self._rotation(cache, length), attend, keep, self._current_weights())
+        cache.end += length
+        return logits
+
+    def _current_weights(self) -> Weights:
         if self.weights is None:
             self.weights = collect(self.causal_lm, self.compute_dtype)
-        weights = self.weights
+        return self.weights
+
+    def _logits(
+        self,
+        ids: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        attend: Callable[[Tensor, Tensor, Tensor, int], Tensor],
+        keep: int,
+        weights: Weights,
+    ) -> Tensor:
+        """Logits [R, keep, V] after ids [R, L]; `attend` takes queries [R, L, heads, D], keys and values
+        [R, KV heads, L, D] and the layer's number."""
         rows, length = ids.shape
         hidden = F.embedding(ids, weights.embedding).view(rows * length, -1)
         if weights.embedding_scale is not None:
             hidden = hidden * weights.embedding_scale
-        cos, sin = self._rotation(cache, length)
-        attend = self._attend_one if length == 1 else self._attend
         for index, layer in enumerate(weights.layers):
             x = rms_norm(hidden, layer.attention_norm, self.eps)
-            query, key, value = self._project(layer, x, rows, cos, sin)
-            keys, values = cache.buffers[index].update(key, value)
-            mixed = attend(query, keys, values, cache, index)
+            mixed = attend(*self._project(layer, x, rows, *rotation), index)
             hidden += layer.out(mixed.reshape(rows * length, -1).to(self.dtype))
             x = rms_norm(hidden, layer.mlp_norm, self.eps)
             gate, up = layer.gate_up(x).chunk(2, dim=-1)
             hidden += layer.down(self.activation(gate).mul_(up))
-        cache.end += length
         last = hidden.view(rows, length, -1)[:, -keep:]
         return weights.logits(rms_norm(last, weights.norm, self.eps))
 
@@ -179,12 +197,19 @@ class FastDecoder(Decoder):
 
     def _rotation(self, cache: KVCache, length: int) -> tuple[Tensor, Tensor]:
         """Cosines and signed sines [R, L, 1, D] for the next tokens' positions, by the module's own embedding."""
-        if self.rotary is None or len(self.rotary[0]) < cache.columns:
-            positions = torch.arange(2 * cache.columns, device=self.device)
+        self._make_tables(cache.columns)
+        return self._rotated(cache.positions(length))
+
+    def _make_tables(self, columns: int) -> None:
+        """Sees to it that the tables have so many positions."""
+        if self.rotary is None or len(self.rotary[0]) < columns:
+            positions = torch.arange(2 * columns, device=self.device)
             cos, sin = self.inner.rotary_emb(torch.zeros((), dtype=self.dtype, device=self.device), positions[None])
             half = self.head_dim // 2
             self.rotary = cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)
-        positions = cache.positions(length)
+
+    def _rotated(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.rotary is not None
         cos, sin = (F.embedding(positions, table)[:, :, None] for table in self.rotary)
         return cos, sin
 
@@ -192,6 +217,8 @@ class FastDecoder(Decoder):
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """w x / sqrt(mean(x^2) + eps) over the last dimension; on a CPU torch's own takes twice as many operations."""
     if x.device.type != "cpu" or x.dtype != torch.float32:
+        if weight.dim() == 1 and weight.dtype == x.dtype:
+            return F.rms_norm(x, x.shape[-1:], weight, eps)
         return F.rms_norm(x, x.shape[-1:], eps=eps) * weight
     scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     scale = scale.square_().mul_(1 / x.shape[-1]).add_(eps).rsqrt_()

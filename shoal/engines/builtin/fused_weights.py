@@ -18,7 +18,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 # Rotary embeddings whose angles depend on the position alone, not on the length of the sequence.
 STATIC_ROPE = {"default", "linear", "llama3", "yarn"}
-SMALL_MODEL = 2e8  # parameters; fused copies of a larger model's weights would cost too much memory
+SMALL_MODEL = {"cpu": 2e8, "cuda": 2e9}  # parameters, by device; fused copies of a larger model would take too much
 
 
 @dataclass
@@ -115,7 +115,8 @@ def collect(causal_lm: Any, dtype: torch.dtype) -> Weights:
     """Reads a module's weights; products run in `dtype`. What needs no cast and no fusing is not copied."""
     inner = causal_lm.model
     parameters = sum(parameter.numel() for parameter in causal_lm.parameters())
-    small = parameters < SMALL_MODEL
+    weight = inner.embed_tokens.weight
+    small = fuses(weight.device.type, parameters, copied=dtype != weight.dtype or _adapted(causal_lm))
     shift = 1.0 if type(causal_lm).__name__.startswith("Gemma") else 0.0
     config = causal_lm.config
 
@@ -142,16 +143,26 @@ def collect(causal_lm: Any, dtype: torch.dtype) -> Weights:
                 down=Linear([down]),
             )
         )
-    on_cpu = inner.embed_tokens.weight.device.type == "cpu"
+    on_cpu = weight.device.type == "cpu"
     head, head_bias = _effective(causal_lm.lm_head, causal_lm.lm_head.weight.dtype if on_cpu else dtype)
     return Weights(
-        embedding=inner.embed_tokens.weight.detach(),
+        embedding=weight.detach(),
         embedding_scale=_embedding_scale(inner.embed_tokens),
         layers=layers,
         norm=norm(inner.norm),
         head=head,
         head_bias=head_bias,
     )
+
+
+def fuses(device: str, parameters: int, copied: bool) -> bool:
+    """Whether products with one input become one product, by the model's size; on a GPU also where its weights are
+    `copied` in any case, because they are cast or merged."""
+    return parameters < SMALL_MODEL.get(device, SMALL_MODEL["cpu"]) or (copied and device == "cuda")
+
+
+def _adapted(causal_lm: Any) -> bool:
+    return any(hasattr(module, "get_delta_weight") for module in _projections(causal_lm.model.layers[0]))
 
 
 def windows(causal_lm: Any) -> list[int | None]:

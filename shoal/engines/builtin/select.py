@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shoal.engines.base import SamplingParams
 from shoal.engines.builtin.decode import Decoder, ModuleDecoder
 from shoal.engines.builtin.fast_decode import FastDecoder
 from shoal.engines.builtin.fused_weights import unsupported
+from shoal.engines.builtin.graph_decode import GraphDecoder, can_record
 from shoal.errors import ConfigError
 
 logger = getLogger(__name__)
@@ -35,7 +37,7 @@ def choose_decoder(model: Any, compute_dtype: torch.dtype | None) -> Decoder:
         fast = FastDecoder(model, compute_dtype)
         difference, allowed = probe(fast, decoder)
         if difference <= allowed:
-            return fast
+            return _recorded(fast, decoder, allowed)
         reason = f"its logits differ from the module's by {difference:.2g} ({allowed:.2g} allowed)"
     logger.info("engine: the module's own forward pass decodes (no fast path: %s)", reason)
     difference, allowed = probe(decoder, decoder)
@@ -45,6 +47,47 @@ def choose_decoder(model: Any, compute_dtype: torch.dtype | None) -> Decoder:
             f"{difference:.2g} from a plain forward pass ({allowed:.2g} allowed); use another model or engine"
         )
     return decoder
+
+
+def _recorded(fast: FastDecoder, module: ModuleDecoder, allowed: float) -> FastDecoder:
+    """The fast decoder with graphs, where this device has them and they compute the same."""
+    if not can_record(fast):
+        return fast
+    graphs = GraphDecoder(module.model, module.compute_dtype)
+    try:
+        difference = probe_steps(graphs, module)
+    except RuntimeError as error:
+        logger.warning(
+            "engine: decoding is not recorded as CUDA graphs, which is slower: %s", str(error).split("\n")[0]
+        )
+        return fast
+    if not difference <= allowed:
+        logger.warning("engine: decoding is not recorded as CUDA graphs, whose log-probs differ by %.2g", difference)
+        return fast
+    return graphs
+
+
+def probe_steps(decoder: GraphDecoder, module: ModuleDecoder) -> float:
+    """Largest difference between the log-probs of tokens that a decoder's steps sample and those by plain forward
+    passes. Two rows of different lengths are prefilled together."""
+    vocabulary = module.model.config.get_text_config().vocab_size
+    rows = [[(7 * row + 3 * i + 1) % vocabulary for i in range(n)] for row, n in enumerate(PROBE_LENGTHS)]
+    with decoder.running():
+        cache, _ = decoder.prefill([row[:-1] for row in rows])
+        cache.resize(len(rows), cache.end + PROBE_STEPS, cache.end)
+        newest = torch.tensor([row[-1] for row in rows])
+        drawn = torch.full((PROBE_STEPS, len(rows)), 0.5)
+        tokens, logprobs = decoder.steps(newest, drawn, [SamplingParams(PROBE_STEPS)] * len(rows), cache)
+        tokens, logprobs = tokens.clone(), logprobs.clone()
+        decoder.release()
+    differences = []
+    with module.running():
+        for row, ids in enumerate(rows):
+            sampled = tokens[:, row]
+            logits = module.plain_logits([*ids, *sampled.tolist()])[-PROBE_STEPS - 1 : -1]
+            plain = logits.gather(1, sampled[:, None])[:, 0] - logits.logsumexp(-1)
+            differences.append((plain - logprobs[:, row]).abs().max())
+    return float(torch.stack(differences).max())
 
 
 def check_cache(causal_lm: Any) -> None:

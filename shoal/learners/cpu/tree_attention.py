@@ -16,6 +16,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from shoal.algorithms.micro_batch import MicroBatch
+from shoal.algorithms.runs import runs
 from shoal.engines.builtin.fused_weights import ARCHITECTURES, windows
 from shoal.runtime import Runtime
 
@@ -60,23 +61,13 @@ class _Part:
 
 
 class TreeLayout:
-    """The blocks of a micro-batch: runs of columns of which each continues the one before it. A run goes from where it
-    leaves another to the end of its sequence; its prefix is the path to its first token."""
+    """The blocks of a micro-batch: its runs, and the prefix of each."""
 
     def __init__(self, batch: MicroBatch) -> None:
-        rows, width = batch.until.shape
-        until = (batch.until + width * torch.arange(rows)[:, None]).numpy().ravel()
-        real = batch.until.numpy().ravel() >= 0
-        self.tokens = until.size
-        follows = np.zeros(until.size + 1, dtype=bool)  # whether a token continues the one before it
-        follows[1:] = until > np.arange(1, until.size + 1)
-        starts = np.flatnonzero(real & ~follows[:-1])
-        ends = np.flatnonzero(real & ~follows[1:]) + 1
-        prefixes, path = [], starts[:0]
-        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-            path = path[until[path] > start]
-            prefixes.append(path)
-            path = np.concatenate([path, np.arange(start, end)])
+        found = runs(batch.until)
+        self.tokens = batch.until.numel()
+        starts, ends = (np.array(places) for places in ([run.start for run in found], [run.end for run in found]))
+        prefixes = [run.prefix for run in found]
         lengths = ends - starts
         before = np.array([len(prefix) for prefix in prefixes])
         order = np.lexsort((before, lengths))
