@@ -107,7 +107,7 @@ def model_config(shape: str, runtime: Runtime) -> Qwen3Config:
         max_position_embeddings=8192,
         eos_token_id=1,
     )
-    config._attn_implementation = runtime.attention
+    config._attn_implementation = "sdpa" if runtime.attention == "varlen" else runtime.attention
     return config
 
 

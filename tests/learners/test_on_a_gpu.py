@@ -49,13 +49,24 @@ def test_sixteen_bits_train_and_keep_float32_masters(make_learner: Make, precisi
 @pytest.mark.parametrize("attention", ["auto", "eager", "sdpa"])
 @pytest.mark.parametrize("name", ["qwen3", "llama", "mistral", "gemma3"])
 def test_float32_on_a_gpu_packed_and_padded_have_equal_gradients(make_learner: Make, name: str, attention: str):
-    if attention == "auto" and find_spec("flash_attn") is not None:
-        attention = "sdpa"
     keys = {**EXACT, "model__attention": attention}
     batch = make_batch()
     packed, padded = (gradient(make_learner(name, **keys, learner__packing=one), batch) for one in ("on", "off"))
     assert relative(packed, padded) < 1e-4
     assert relative(packed.cpu(), gradient(make_learner(name), batch)) < 1e-3
+
+
+@only_on_cuda
+@pytest.mark.parametrize("share", [True, False], ids=["prompts shared", "prompts apart"])
+@pytest.mark.parametrize("precision", ["bf16 weights", "fp16 products"])
+@pytest.mark.parametrize("name", ["qwen3", "llama", "mistral", "gemma3"])
+def test_the_varlen_kernel_gives_the_gradient_of_sdpa(make_learner: Make, name: str, precision: str, share: bool):
+    batch = make_batch()
+    keys = {**ON_DEVICE, **PRECISIONS[precision], "learner__packing": "on", "learner__share_prefix": share}
+    varlen, sdpa = (make_learner(name, **keys, model__attention=one) for one in ("auto", "sdpa"))
+    assert (varlen.runtime.attention, varlen.passes.forward.attention) == ("varlen", "varlen")
+    assert all(one.spans is not None and len(one.until) == 1 for one in varlen.passes.pack(batch.sequences))
+    assert relative(gradient(varlen, batch), gradient(sdpa, batch)) < 0.1
 
 
 @only_on_cuda
