@@ -251,7 +251,8 @@ def decode(shape: str, size: Size, runtime: Runtime, cfg: ShoalConfig, speed: fl
         policy.model.generate(ids, attention_mask=mask, do_sample=True, top_k=0, pad_token_id=0, **many)
 
     tokens = size.rows * size.new_tokens
-    mine, other = (tokens / seconds_of(work, runtime, size.rounds) for work in (ours, theirs))
+    mine = tokens / seconds_of(ours, runtime, size.rounds)
+    other = tokens / seconds_of(theirs, runtime, 1, 0)  # a tenth of a minute and more
     item = (runtime.compute_dtype or runtime.param_dtype).itemsize
     bound = size.rows * speed / bytes_per_step(shape, size, item)
     what = f"decode {size.rows} x {size.new_tokens}, {shape}"

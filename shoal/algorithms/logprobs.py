@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from shoal.algorithms.fused import compiles, fused
+
 # Numbers in the working copies beside a chunk's logits: 16 MiB in float32.
 WORKING_COPY = 2**22
 
@@ -105,6 +107,7 @@ class _Head:
         # On a GPU 16-bit products are summed and kept in float32; a CPU rounds them to 16 bits.
         self.wide = hidden.is_cuda and hidden.dtype.itemsize == 2
         self.dtype = torch.float32 if hidden.dtype.itemsize == 2 else hidden.dtype
+        self.compiled = compiles(hidden)
         self.buffer = hidden.new_empty((min(chunk, len(hidden)), len(weight)), dtype=self.dtype)
 
     def logits(self, part: slice) -> Tensor:
@@ -120,6 +123,41 @@ class _Head:
         if self.bias is not None:
             out += self.bias
         return self.form.apply_(out)
+
+
+@fused
+def statistics(logits: Tensor, targets: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probs of `targets` and entropies, [n] each, at a temperature []; the logits [n, V] stay as they are."""
+    scaled = logits / temperature
+    shifted = scaled - scaled.amax(-1, keepdim=True)
+    powers = shifted.exp()
+    total = powers.sum(-1)
+    chosen = shifted.gather(1, targets[:, None])[:, 0]
+    return chosen - total.log(), total.log() - (powers * shifted).sum(-1) / total
+
+
+@fused
+def gradient(
+    logits: Tensor,
+    targets: Tensor,
+    logprobs: Tensor,
+    entropies: Tensor,
+    grad: Tensor | None,
+    grad_entropy: Tensor | None,
+    temperature: Tensor,
+    slope: Tensor | float,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The gradient of W h + b in `dtype`, [n, V], by its logits, where the log-prob at temperature 1 has none; see
+    `_to_gradient`. `temperature` is []; `slope` the head's own derivative."""
+    chosen = logits.gather(1, targets)
+    own = torch.zeros_like(chosen) if grad is None else grad / temperature
+    logp = logits / temperature - (chosen / temperature - logprobs)
+    weight = -own
+    if grad_entropy is not None:
+        weight = -grad_entropy / temperature * (logp + entropies) - own
+    here = torch.arange(logits.shape[1], device=logits.device) == targets
+    return ((logp.exp() * weight + torch.where(here, own, 0.0)) * slope).to(dtype)
 
 
 def _log_softmax(logits: Tensor, targets: Tensor, *, entropy: bool) -> tuple[Tensor, Tensor | None]:
@@ -160,6 +198,11 @@ class _Chunked(torch.autograd.Function):
         logprobs, unit, entropies = hidden.new_zeros((3, len(hidden)), dtype=head.dtype)
         for part in head.parts:
             logits = head.logits(part)
+            if head.compiled:
+                logprobs[part], entropies[part] = statistics(logits, targets[part], logits.new_tensor(temperature))
+                if temperature != 1.0:
+                    unit[part], _ = statistics(logits, targets[part], logits.new_ones(()))
+                continue
             if temperature != 1.0:
                 unit[part], _ = _log_softmax(logits, targets[part], entropy=False)
                 logits.div_(temperature)
@@ -188,16 +231,20 @@ class _Chunked(torch.autograd.Function):
             slope = ctx.form.derivative(logits)
             grads = [None if one is None else one[part, None] for one in (grad, grad_unit, grad_entropy)]
             values = [one[part, None] for one in (targets, logprobs, unit, entropies)]
-            for rows in _blocks(logits):
-                _to_gradient(
-                    logits[rows],
-                    *(one[rows] for one in values),
-                    *(None if one is None else one[rows] for one in grads),
-                    temperature=ctx.temperature,
-                )
-            d_raw = logits if isinstance(slope, float) and slope == 1.0 else logits.mul_(slope)
+            if head.compiled and grads[1] is None:
+                known = values[0], values[1], values[3], grads[0], grads[2]
+                d_raw = gradient(logits, *known, logits.new_tensor(ctx.temperature), slope, hidden.dtype)
+            else:
+                for rows in _blocks(logits):
+                    _to_gradient(
+                        logits[rows],
+                        *(one[rows] for one in values),
+                        *(None if one is None else one[rows] for one in grads),
+                        temperature=ctx.temperature,
+                    )
+                d_raw = logits if isinstance(slope, float) and slope == 1.0 else logits.mul_(slope)
             if d_bias is not None:
-                d_bias += d_raw.sum(0)
+                d_bias += d_raw.sum(0, dtype=head.dtype)
             d_raw = d_raw.to(hidden.dtype)
             if d_hidden is not None:
                 torch.mm(d_raw, head.weight, out=d_hidden[part])

@@ -65,14 +65,16 @@ def pack(
     packing: bool = True,
     pack_length: int = 0,
     share_prefix: bool = True,
+    flat: bool = False,
 ) -> list[MicroBatch]:
     """Lays sequences out in rows, and rows in micro-batches of at most `micro_batch_tokens` tokens, padding included.
 
     All segments of a completion are in one micro-batch. With `packing`, rows of up to `pack_length` tokens hold
     several sequences; `share_prefix` lets sequences of one group with equal contexts share every beginning that they
-    have in common. Without `packing` every sequence has a row. The bound gives way to a sequence, or the segments of a
-    completion, that are longer. `micro_batch_size` bounds the completions of a micro-batch; 0 does not. Tokens from a
-    sequence's last trained one on are left out: nothing depends on their hidden states.
+    have in common; `flat` makes one row of each micro-batch, without padding, whatever `pack_length` says. Without
+    `packing` every sequence has a row. The bound gives way to a sequence, or the segments of a completion, that are
+    longer. `micro_batch_size` bounds the completions of a micro-batch; 0 does not. Tokens from a sequence's last
+    trained one on are left out: nothing depends on their hidden states.
 
     Raises:
         ValueError: a sequence has no trained token or no context.
@@ -81,14 +83,17 @@ def pack(
         return []
     lengths = [_needed(sequence) for sequence in sequences]
     if packing:
-        room = max([min(pack_length or DEFAULT_ROW, micro_batch_tokens), *lengths])
+        wanted = micro_batch_tokens if flat else min(pack_length or DEFAULT_ROW, micro_batch_tokens)
+        room = max([wanted, *lengths])
         blocks = _packed_blocks(sequences, lengths, room=room, share=share_prefix, most=micro_batch_size)
+        if flat:
+            blocks = [_Block([_in_one(block.rows)], block.completions) for block in blocks]
     else:
         blocks = _padded_blocks(sequences, lengths)
     blocks.sort(key=lambda block: -block.length)
     return [
-        _micro_batch(rows, sequences, lengths, plain=not packing)
-        for rows in _grouped(blocks, micro_batch_tokens, micro_batch_size)
+        _micro_batch([_in_one(rows)] if flat and packing else rows, sequences, lengths, plain=not packing)
+        for rows in _grouped(blocks, micro_batch_tokens, micro_batch_size, flat and packing)
     ]
 
 
@@ -205,13 +210,26 @@ def _first_fit(trees: list[_Tree], room: int, most: int) -> list[_Row]:
     return rows
 
 
-def _grouped(blocks: Sequence[_Block], tokens: int, size: int) -> list[list[_Row]]:
-    """Rows of each micro-batch. Blocks come longest first, so the first one sets the row length."""
+def _in_one(rows: Sequence[_Row]) -> _Row:
+    """One row of all their trees."""
+    whole = _Row()
+    for row in rows:
+        for tree in row.trees:
+            whole.add(tree)
+    return whole
+
+
+def _grouped(blocks: Sequence[_Block], tokens: int, size: int, flat: bool) -> list[list[_Row]]:
+    """Rows of each micro-batch. Blocks come longest first, so the first one sets the row length; where rows become one,
+    what counts is their sum."""
     batches: list[list[_Row]] = []
     completions = 0
     for block in blocks:
         rows = batches[-1] if batches else []
-        fits = (len(rows) + len(block.rows)) * max((row.length for row in rows), default=0) <= tokens
+        if flat:
+            fits = sum(row.length for row in [*rows, *block.rows]) <= tokens
+        else:
+            fits = (len(rows) + len(block.rows)) * max((row.length for row in rows), default=0) <= tokens
         if rows and fits and not (size and completions + block.completions > size):
             rows += block.rows
             completions += block.completions

@@ -15,11 +15,11 @@ from shoal.algorithms.packing import pack
 from shoal.algorithms.runs import spans
 from shoal.config.nodes.parts import LearnerConfig
 from shoal.learners.cpu.tree_attention import LONGEST, NAME
+from shoal.learners.cuda.varlen_attention import NAME as VARLEN
 from shoal.learners.forward import LogprobHead, PolicyForward, packing_obstacle, refuse_packing
 from shoal.learners.model import Policy
 from shoal.learners.own_tokens import own_samples, rounding
 from shoal.learners.step import scatter
-from shoal.learners.varlen_attention import NAME as VARLEN
 from shoal.runtime import Runtime
 from shoal.types import Segment, TrainSequence
 
@@ -58,9 +58,7 @@ class Passes:
     def _pack(self, sequences: Sequence[TrainSequence]) -> list[MicroBatch]:
         flash = self.forward.attention == "flash_attention_2"
         length = self.cfg.pack_length
-        varlen = self.forward.attention == VARLEN
-        if flash or (not length and (varlen or self._by_trees(sequences))):
-            # One flat row without padding: attention is told where sequences begin and end.
+        if not length and self._by_trees(sequences):
             length = self.cfg.micro_batch_tokens
         elif not length and self.runtime.device.type != "cpu":
             length = DEVICE_ROW
@@ -71,6 +69,8 @@ class Passes:
             packing=self.packing,
             pack_length=length,
             share_prefix=self.cfg.share_prefix and not flash,
+            # Without padding: attention is told where sequences begin and end.
+            flat=flash or (self.forward.attention == VARLEN and not self.cfg.pack_length),
         )
         return [self._with_spans(one) for one in packed]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -24,14 +26,15 @@ def problem(
     return leaf(tokens, 5), leaf(11, 5), leaf(11), torch.randint(11, (tokens,), generator=generator)
 
 
-def gradients(found: TokenLogprobs, leaves: list[torch.Tensor], seed: int) -> list[torch.Tensor]:
-    """Of a random weighting of all outputs."""
+def gradients(found: TokenLogprobs, leaves: list[torch.Tensor], seed: int, unit: bool = True) -> list[torch.Tensor]:
+    """Of a random weighting of all outputs, with or without the log-probs at temperature 1."""
     generator = torch.Generator().manual_seed(seed)
-    outputs = [one for one in found if one is not None]
+    outputs = [one for one in (found if unit else (found.logprobs, found.entropy)) if one is not None]
     total = sum((one * torch.randn(len(one), generator=generator, dtype=torch.float64)).sum() for one in outputs)
     return list(torch.autograd.grad(total, leaves))
 
 
+@pytest.mark.parametrize("compiled", [False, True], ids=["by blocks", "as compiled on CUDA"])
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 1000),
@@ -41,29 +44,40 @@ def gradients(found: TokenLogprobs, leaves: list[torch.Tensor], seed: int) -> li
     form=st.sampled_from(FORMS),
     entropy=st.booleans(),
     with_bias=st.booleans(),
+    unit=st.booleans(),
 )
 def test_values_and_gradients_equal_those_of_whole_logits(
-    seed: int, tokens: int, chunk: int, temperature: float, form: HeadForm, entropy: bool, with_bias: bool
+    compiled: bool,
+    seed: int,
+    tokens: int,
+    chunk: int,
+    temperature: float,
+    form: HeadForm,
+    entropy: bool,
+    with_bias: bool,
+    unit: bool,
 ):
     hidden, weight, bias, targets = problem(seed, tokens)
     leaves = [hidden, weight, bias] if with_bias else [hidden, weight]
-    found = chunked_logprobs(
-        hidden,
-        weight,
-        bias if with_bias else None,
-        targets,
-        temperature=temperature,
-        chunk=chunk,
-        form=form,
-        entropy=entropy,
-    )
+    with patch("shoal.algorithms.logprobs.compiles", return_value=compiled):
+        found = chunked_logprobs(
+            hidden,
+            weight,
+            bias if with_bias else None,
+            targets,
+            temperature=temperature,
+            chunk=chunk,
+            form=form,
+            entropy=entropy,
+        )
+        mine_all = gradients(found, leaves, seed, unit)
     logits = form.apply(hidden @ weight.t() + (bias if with_bias else 0.0))
     expected = logprobs_of_logits(logits, targets, temperature, entropy)
     for mine, theirs in zip(found, expected, strict=True):
         assert (mine is None) == (theirs is None)
         if mine is not None:
             torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
-    for mine, theirs in zip(gradients(found, leaves, seed), gradients(expected, leaves, seed), strict=True):
+    for mine, theirs in zip(mine_all, gradients(expected, leaves, seed, unit), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-10)
 
 

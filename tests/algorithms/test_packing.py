@@ -82,9 +82,10 @@ def trees(batch: MicroBatch) -> list[list[tuple[int, ...]]]:
     tokens=st.sampled_from([1, 20, 60, 10_000]),
     size=st.sampled_from([0, 1, 2]),
     length=st.sampled_from([0, 5, 25]),
+    flat=st.booleans(),
 )
 def test_every_trained_token_is_predicted_once_from_exactly_what_came_before_it(
-    sequences: list[TrainSequence], packing: bool, share: bool, tokens: int, size: int, length: int
+    sequences: list[TrainSequence], packing: bool, share: bool, tokens: int, size: int, length: int, flat: bool
 ):
     found = pack(
         sequences,
@@ -93,7 +94,10 @@ def test_every_trained_token_is_predicted_once_from_exactly_what_came_before_it(
         packing=packing,
         pack_length=length,
         share_prefix=share,
+        flat=flat,
     )
+    if flat and packing:
+        assert all(len(batch.until) == 1 and bool((batch.until >= 0).all()) for batch in found)
     seen = []
     longest = max(len(one.ids) for one in sequences)
     place_of: dict[int, int] = {}

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.algorithms.logprobs import logprobs_of_logits
 from shoal.engines.base import SamplingParams
-from shoal.engines.builtin.sampling import RowSampling, draw, sample, truncate
+from shoal.engines.builtin.sampling import RowSampling, draw, draw_by_blocks, sample, softmax, truncate
 from shoal.engines.builtin.scoring import score
 from shoal.engines.seeds import sampling_seed, uniforms
 from shoal.types import Segment
@@ -131,3 +131,18 @@ def test_log_probs_of_a_large_vocabulary_are_not_biased(vocabulary: int) -> None
     segments = [Segment([1], [token], [0.0], [True]) for token in tokens.tolist()]
     [first, *_] = score(Fixed(), segments[:1], 1.0, vocabulary)  # type: ignore[arg-type]
     assert first[0] == pytest.approx(float(exact[0, 0]), abs=1.5e-6)
+
+
+@given(seed=st.integers(0, 10_000), ids=st.sampled_from([5, 511, 512, 1500, 2048]), share=st.floats(0.0, 0.95))
+@settings(max_examples=60, deadline=None)
+def test_drawing_by_blocks_draws_the_same_tokens(seed: int, ids: int, share: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    probabilities = softmax(4 * torch.randn(8, ids, generator=generator))
+    probabilities[:, : int(share * (ids - 2))] = 0
+    probabilities[:, -1] = 0
+    uniform = torch.rand(8, generator=generator, dtype=torch.float64)
+    uniform[0], uniform[1] = 0.0, 1 - 2.0**-53
+    found = draw_by_blocks(probabilities, uniform)
+    # At the very end of the distribution the last bit of a sum decides.
+    assert torch.equal(found[uniform < 1 - 1e-12], draw(probabilities, uniform)[uniform < 1 - 1e-12])
+    assert bool((probabilities.gather(1, found[:, None]) > 0).all())

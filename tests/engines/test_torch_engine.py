@@ -51,7 +51,7 @@ def test_logprobs_are_those_of_a_plain_forward_pass(
 def test_a_large_models_weights_are_read_without_copies(
     name: str, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shoal.engines.builtin.fused_weights.SMALL_MODEL", 0)
+    monkeypatch.setattr("shoal.engines.builtin.fused_weights.SMALL_MODEL", {"cpu": 0})
     model = build(name)
     engine = engine_for(model, tokenizer)
     requests = make_requests(3, 2)

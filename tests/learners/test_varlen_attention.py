@@ -14,8 +14,8 @@ from tiny_models import gradient, make_batch, relative
 from shoal.algorithms.masks import allowed
 from shoal.algorithms.packing import pack
 from shoal.algorithms.runs import spans
+from shoal.learners.cuda.varlen_attention import NAME
 from shoal.learners.local import LocalLearner
-from shoal.learners.varlen_attention import NAME
 
 Make = Callable[..., LocalLearner]
 

@@ -87,27 +87,39 @@ class FastDecoder(Decoder):
         hidden = F.embedding(ids, weights.embedding).view(rows * length, -1)
         if weights.embedding_scale is not None:
             hidden = hidden * weights.embedding_scale
-        for index, layer in enumerate(weights.layers):
-            x = rms_norm(hidden, layer.attention_norm, self.eps)
+        following = [*(layer.attention_norm for layer in weights.layers[1:]), weights.norm]
+        x = rms_norm(hidden, weights.layers[0].attention_norm, self.eps)
+        for index, (layer, norm) in enumerate(zip(weights.layers, following, strict=True)):
             mixed = attend(*self._project(layer, x, rows, *rotation), index)
-            hidden += layer.out(mixed.reshape(rows * length, -1).to(self.dtype))
-            x = rms_norm(hidden, layer.mlp_norm, self.eps)
-            gate, up = layer.gate_up(x).chunk(2, dim=-1)
-            hidden += layer.down(self.activation(gate).mul_(up))
-        last = hidden.view(rows, length, -1)[:, -keep:]
-        return weights.logits(rms_norm(last, weights.norm, self.eps))
+            out = layer.out(mixed.reshape(rows * length, -1).to(self.dtype))
+            hidden, x = self._add_norm(hidden, out, layer.mlp_norm)
+            hidden, x = self._add_norm(hidden, layer.down(self._gated(layer.gate_up(x))), norm)
+        return weights.logits(x.view(rows, length, -1)[:, -keep:])
+
+    def _add_norm(self, hidden: Tensor, more: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum, and its norm; `hidden` may be overwritten."""
+        hidden += more
+        return hidden, rms_norm(hidden, norm, self.eps)
+
+    def _gated(self, gate_up: Tensor) -> Tensor:
+        """[N, 2 F] -> [N, F]."""
+        gate, up = gate_up.chunk(2, dim=-1)
+        return self.activation(gate).mul_(up)
 
     def _project(self, layer: Layer, x: Tensor, rows: int, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [R, L, heads, D], keys and values [R, KV heads, L, D], rotated."""
         turned = self.heads + self.kv_heads
         heads = layer.qkv(x).view(rows, -1, turned + self.kv_heads, self.head_dim)
-        turn = heads[:, :, :turned]
-        if layer.head_norm is not None:
-            turn = rms_norm(turn, layer.head_norm, self.eps)
-        # rotate_half(x) * sin is roll(x) * sin with the sign in the table.
-        turn = torch.addcmul(turn * cos, turn.roll(self.head_dim // 2, -1), sin).to(self.attention_dtype)
+        turn = self._turned(heads[:, :, :turned], layer.head_norm, cos, sin)
         value = heads[:, :, turned:].to(self.attention_dtype)
         return turn[:, :, : self.heads], turn[:, :, self.heads :].transpose(1, 2), value.transpose(1, 2)
+
+    def _turned(self, heads: Tensor, norm: Tensor | None, cos: Tensor, sin: Tensor) -> Tensor:
+        """Normalised, where the model does so, and rotated."""
+        if norm is not None:
+            heads = rms_norm(heads, norm, self.eps)
+        # rotate_half(x) * sin is roll(x) * sin with the sign in the table.
+        return torch.addcmul(heads * cos, heads.roll(self.head_dim // 2, -1), sin).to(self.attention_dtype)
 
     def _attend_one(self, query: Tensor, keys: Tensor, values: Tensor, cache: KVCache, layer: int) -> Tensor:
         """Attention of one new token a row, [R, 1, heads, D] over [R, KV heads, T, D], as two batched products."""

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from shoal.algorithms.fused import fused
 from shoal.algorithms.precision import widest_float
 from shoal.engines.base import SamplingParams
 from shoal.engines.builtin.cache import KVCache
@@ -49,6 +50,15 @@ class GraphDecoder(FastDecoder):
 
     def release(self) -> None:
         self._forget()
+
+    def _add_norm(self, hidden: Tensor, more: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
+        return add_norm(hidden, more, norm, self.eps)
+
+    def _gated(self, gate_up: Tensor) -> Tensor:
+        return gated(gate_up, self.activation)
+
+    def _turned(self, heads: Tensor, norm: Tensor | None, cos: Tensor, sin: Tensor) -> Tensor:
+        return turned(heads, norm, self.eps, cos, sin).to(self.attention_dtype)
 
     def steps(
         self, newest: Tensor, uniforms: Tensor, sampling: Sequence[SamplingParams], cache: KVCache
@@ -107,6 +117,28 @@ class GraphDecoder(FastDecoder):
         steps.ids.copy_(tokens[:, None])
         steps.lengths += 1
         steps.at += 1
+
+
+@fused
+def add_norm(hidden: Tensor, more: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The sum, and its RMSNorm."""
+    hidden = hidden + more
+    return hidden, F.rms_norm(hidden, hidden.shape[-1:], eps=eps) * weight
+
+
+@fused
+def gated(gate_up: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
+    """[N, 2 F] -> [N, F]."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return activation(gate) * up
+
+
+@fused
+def turned(heads: Tensor, norm: Tensor | None, eps: float, cos: Tensor, sin: Tensor) -> Tensor:
+    """Heads [R, L, heads, D] normalised and rotated."""
+    if norm is not None:
+        heads = F.rms_norm(heads, heads.shape[-1:], eps=eps) * norm
+    return heads * cos + heads.roll(heads.shape[-1] // 2, -1) * sin
 
 
 class Steps:

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from shoal.algorithms.fused import fused
 from shoal.algorithms.precision import widest_float
 from shoal.engines.base import SamplingParams
+
+BLOCK = 512  # ids that are summed together on CUDA
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ def sample(logits: Tensor, uniform: Tensor, rows: RowSampling) -> tuple[Tensor, 
     return tokens, probabilities.gather(-1, tokens[:, None]).squeeze(-1).log()
 
 
+@fused
 def softmax(logits: Tensor) -> Tensor:
     """exp(logits) / sum over the last dimension, [R, V] -> [R, V].
 
@@ -79,6 +83,8 @@ def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
     Sums run in float64 where the device has it: in float32 the tail of a large vocabulary is lost.
     """
     wide = widest_float(probabilities.device)
+    if probabilities.is_cuda:
+        return draw_by_blocks(probabilities, uniform.to(wide))
     cumulative = probabilities.cumsum(-1, dtype=wide)
     if wide is torch.float32:
         # 24 bits, so that rounding to float32 cannot give 1.
@@ -86,6 +92,28 @@ def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
     target = uniform.to(wide)[:, None] * cumulative[:, -1:]
     # Not a number anywhere: past the end, so the last id, whose log-prob then tells.
     return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp_(max=probabilities.shape[-1] - 1)
+
+
+def draw_by_blocks(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """The same by sums of blocks, then within one block: a GPU takes a thread block for a whole running sum.
+
+    `uniform` has the width to sum in. The last bit of a sum may be another than `draw`'s.
+    """
+    ids = probabilities.shape[1]
+    whole = ids // BLOCK * BLOCK
+    sums = probabilities[:, :whole].unflatten(1, (-1, BLOCK)).sum(-1, dtype=uniform.dtype)
+    rest = probabilities[:, whole:].sum(-1, keepdim=True, dtype=uniform.dtype)
+    sums = torch.cat([sums, rest], dim=1)
+    ends = sums.cumsum(1)
+    target = uniform[:, None] * ends[:, -1:]
+    block = torch.searchsorted(ends, target, right=True).clamp_(max=sums.shape[1] - 1)
+    columns = block * BLOCK + torch.arange(BLOCK, device=probabilities.device)
+    inside = probabilities.gather(1, columns.clamp(max=ids - 1)).to(uniform.dtype)
+    inside = inside.masked_fill_(columns >= ids, 0).cumsum(1)
+    # Within the block's own sum, or rounding could lead past its last id of a probability above 0.
+    within = torch.minimum(target - (ends - sums).gather(1, block), inside[:, -1:].nextafter(torch.zeros_like(target)))
+    found = torch.searchsorted(inside, within, right=True)
+    return (block * BLOCK + found).squeeze(-1).clamp_(max=ids - 1)
 
 
 def truncate(probabilities: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
