@@ -89,7 +89,7 @@ class Size:
     rounds: int
 
 
-GPU = Size("0.6B", "4B", 16_384, 2_048, 128, 64, 512, 4, 3)
+GPU = Size("0.6B", "4B", 16_384, 2_048, 128, 64, 512, 3, 3)
 CPU = Size("tiny", "tiny", 512, 128, 16, 8, 16, 2, 1)
 
 
@@ -318,13 +318,17 @@ def main() -> None:
     peak, source = peak_flops(runtime)
     adapter = [*words, "model.train=lora", "model.gradient_checkpointing=true"]
     count = f"{size.tokens:,} packed tokens"
-    rows = [
-        learn(f"learner, {size.full} full, {count}", size.full, size, words, peak),
-        learn(f"learner, {size.adapted} LoRA, checkpointing, {count}", size.adapted, size, adapter, peak),
-        *decode(size.full, size, runtime, cfg, bandwidth(runtime)),
-        *whole_steps(size.full, size, runtime, words),
-        ("MFU's peak", f"{peak / 1e12:,.1f} TFLOP/s ({source})"),
-    ]
+    rows = [("MFU's peak", f"{peak / 1e12:,.1f} TFLOP/s ({source})")]
+
+    def report(*found: tuple[str, str]) -> None:
+        for what, measured in found:
+            print(f"{what}: {measured}", flush=True)
+        rows.extend(found)
+
+    report(learn(f"learner, {size.full} full, {count}", size.full, size, words, peak))
+    report(*decode(size.full, size, runtime, cfg, bandwidth(runtime)))
+    report(*whole_steps(size.full, size, runtime, words))
+    report(learn(f"learner, {size.adapted} LoRA, checkpointing, {count}", size.adapted, size, adapter, peak))
     text = table(rows, runtime)
     print(text)
     out = arguments.out or (RESULT if runtime.device.type == "cuda" else None)

@@ -199,7 +199,7 @@ class _Chunked(torch.autograd.Function):
         for part in head.parts:
             logits = head.logits(part)
             if head.compiled:
-                logprobs[part], entropies[part] = statistics(logits, targets[part], logits.new_tensor(temperature))
+                logprobs[part], entropies[part] = statistics(logits, targets[part], logits.new_full((), temperature))
                 if temperature != 1.0:
                     unit[part], _ = statistics(logits, targets[part], logits.new_ones(()))
                 continue
@@ -233,7 +233,7 @@ class _Chunked(torch.autograd.Function):
             values = [one[part, None] for one in (targets, logprobs, unit, entropies)]
             if head.compiled and grads[1] is None:
                 known = values[0], values[1], values[3], grads[0], grads[2]
-                d_raw = gradient(logits, *known, logits.new_tensor(ctx.temperature), slope, hidden.dtype)
+                d_raw = gradient(logits, *known, logits.new_full((), ctx.temperature), slope, hidden.dtype)
             else:
                 for rows in _blocks(logits):
                     _to_gradient(
