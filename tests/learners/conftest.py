@@ -69,10 +69,10 @@ def true_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     to, wide = torch.Tensor.to, (torch.float32,)
 
     def wide_to(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if self.dtype == torch.float64 and args == wide and not kwargs:
+        if self.dtype == torch.float64 and (args == wide or kwargs.get("dtype") is torch.float32):
             return self
         return to(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.Tensor, "to", wide_to)
-    single = torch.Tensor.float
-    monkeypatch.setattr(torch.Tensor, "float", lambda self: self if self.dtype == torch.float64 else single(self))
+    # Of everything: some versions multiply matrices of positions and frequencies, which must have one dtype.
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
