@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+Message = dict[str, Any]
+"""One message of a conversation: `role`, `content`, and whatever else the chat template reads."""
+
 FORMAT_PART = "format"
 """The part of a reward that judges a completion's form; it does not say whether the answer is right."""
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from yaml import YAMLError, safe_load
 
 from shoal.errors import DataError
-from shoal.tasks.layouts.base import Message
+from shoal.types import Message
 
 TEXT_FILES, YAML_FILES = (".txt",), (".yaml", ".yml")
 SYSTEM, INSTRUCTIONS = "system_prompt", ("instructions", "additional_instructions")

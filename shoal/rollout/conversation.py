@@ -13,8 +13,7 @@ from collections.abc import Callable, Sequence
 from logging import getLogger
 
 from shoal.engines.base import EngineOutput
-from shoal.tasks.layouts.base import Message
-from shoal.types import Completion, Prompt, Segment, StopReason
+from shoal.types import Completion, Message, Prompt, Segment, StopReason
 
 logger = getLogger(__name__)
 

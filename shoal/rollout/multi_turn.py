@@ -11,8 +11,7 @@ from shoal.engines.base import SamplingParams
 from shoal.models.chat import render_texts
 from shoal.rollout.conversation import Conversation
 from shoal.rollout.environment import Environment, Item, Model
-from shoal.tasks.layouts.base import Message
-from shoal.types import Completion, StopReason
+from shoal.types import Completion, Message, StopReason
 
 
 class MultiTurnEnvironment(Environment):

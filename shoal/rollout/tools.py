@@ -9,7 +9,7 @@ from shoal.config import ShoalConfig
 from shoal.rollout.environment import Item
 from shoal.rollout.multi_turn import MultiTurnEnvironment
 from shoal.rollout.tool_calls import find_calls, find_tool, run_call
-from shoal.tasks.layouts.base import Message
+from shoal.types import Message
 
 
 class ToolEnvironment(MultiTurnEnvironment):

@@ -14,7 +14,7 @@ import transformers
 from transformers import PreTrainedTokenizerBase
 
 from shoal.files import cache_folder, file_trouble, write_atomically
-from shoal.tasks.layouts.base import Message
+from shoal.types import Message
 
 logger = getLogger(__name__)
 

@@ -8,10 +8,9 @@ from json import JSONDecodeError, loads
 from typing import Any
 
 from shoal.errors import DataError
-from shoal.types import Prompt
+from shoal.types import Message, Prompt
 
 Row = dict[str, Any]
-Message = dict[str, Any]
 ROLES = ("system", "user", "assistant", "tool")
 
 
