@@ -27,7 +27,6 @@ logger = getLogger(__name__)
 START_SECONDS = 120.0  # importing a verifier's packages, on a busy machine
 DIED = "the process died"
 MOST_STARTS = 5  # in a row that end by a signal, such as that of the kernel where memory runs out
-CLOSE_SECONDS = 2.0
 LONGEST_READ = 65536
 # A worker is sent jobs ahead, so that it does not wait for us between them: never more than fit into its pipe, since
 # a worker that hangs reads nothing and our write may not wait for it.
