@@ -229,7 +229,7 @@ class FastDecoder(Decoder):
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """w x / sqrt(mean(x^2) + eps) over the last dimension; on a CPU torch's own takes twice as many operations."""
     if x.device.type != "cpu" or x.dtype != torch.float32:
-        if weight.dim() == 1 and weight.dtype == x.dtype:
+        if x.is_cuda and weight.dim() == 1 and weight.dtype == x.dtype:
             return F.rms_norm(x, x.shape[-1:], weight, eps)
         return F.rms_norm(x, x.shape[-1:], eps=eps) * weight
     scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
