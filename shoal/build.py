@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
@@ -349,4 +350,7 @@ def build_run(cfg: ShoalConfig, folder: Path, stopping: Callable[[], bool], rewa
             stopping=stopping,
         )
         undo.pop_all()
+    # What is there now lives as long as the run: without this, Python's collector looks through all of it (the modules
+    # of torch and transformers) every twenty small steps, which takes as long as a step or two.
+    gc.freeze()
     return run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -343,6 +344,7 @@ class Run:
     def close(self, status: str) -> None:
         """Ends every part, whatever closing another raises. `status` is `finished`, `stopped` or `failed`."""
         with ExitStack() as last_first:
+            last_first.callback(gc.unfreeze)  # see `build_run`
             last_first.callback(self.parts.close)
             if self.reference:
                 last_first.callback(self.reference.close)
