@@ -76,7 +76,7 @@ def test_the_default_task_is_learnt_by_two_ranks_and_two_vllms_on_two_nodes_whil
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     # Both engines were asked for the learner's log-probs of the probe, or the run would have ended.
     assert len([row for row in rows if row.get("seconds/sync_self_check")]) >= 5
-    assert max(row.get("staleness/max", 0) for row in rows) == 1
+    assert 1 <= max(row.get("staleness/max", 0) for row in rows) <= cfg.source.max_staleness
     for address, rank in zip(ADDRESSES, (0, 1), strict=True):
         assert re.search(rf"{address} .* rank {rank}, engine {rank}", caplog.text)
         assert f"vLLM server on http://{address}:" in caplog.text
