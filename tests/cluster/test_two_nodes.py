@@ -120,7 +120,7 @@ def test_built_in_engines_on_the_nodes_come_back_there_when_they_or_their_actors
     for address in ADDRESSES:
         assert len(re.findall(rf"engine process on http://{address}:\d+: ready", caplog.text)) == 2
         assert re.search(rf"http://{address}:\d+ died or hangs", caplog.text)
-    assert not [log for log in logs.glob("engine_*.log") if processes_with_log(log)]
+    wait_until_ended(logs)
 
 
 def test_gpus_are_reserved_on_the_nodes_of_the_plan_and_no_cpu_is(nodes: TwoNodes) -> None:
