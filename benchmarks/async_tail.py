@@ -3,7 +3,7 @@
     python benchmarks/async_tail.py
 
 Completions take log-normal times, one in fifty ten times longer; G = 8, eight groups a step, as in docs/async.md, at
-1/100 of its times. Threads, slots and take rule are those of a run. One core is enough; five minutes.
+1/100 of its times. Threads, slots and take rule are those of a run. One core is enough.
 """
 
 from __future__ import annotations

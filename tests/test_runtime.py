@@ -118,6 +118,7 @@ def test_everything_can_be_set_by_hand():
         ({"device": "gpu"}, {}, "is no torch device"),
         ({"mixed_precision": "bf16"}, {"dtype": "bfloat16"}, "set model.dtype=float32"),
         ({"target": "cpu"}, {"attention": "flash_attention_2"}, "needs CUDA"),
+        ({"target": "cpu"}, {"attention": "varlen"}, "needs CUDA"),
     ],
 )
 def test_what_cannot_be_is_refused(keys: dict[str, str], model: dict[str, str], message: str):

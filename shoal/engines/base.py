@@ -24,6 +24,11 @@ class SamplingParams:
     top_k: int = 0
     stop: tuple[str, ...] = ()
 
+    @property
+    def truncated(self) -> bool:
+        """Whether the distribution that is sampled from lacks some tokens. Greedy sampling asks for the likeliest."""
+        return bool(self.temperature and (self.top_k or self.top_p < 1))
+
 
 @dataclass(frozen=True)
 class Request:

@@ -49,6 +49,18 @@ def test_steps_ahead_sample_what_single_steps_sample(name: str, sampling: str, t
         assert ahead[id_].logprobs == pytest.approx(output.logprobs, abs=1e-4)
 
 
+def test_a_greedy_completion_beside_truncated_ones_has_its_log_probs_at_temperature_1(tokenizer: Any) -> None:
+    greedy, truncated = SamplingParams(20, temperature=0, top_k=3), SAMPLINGS["truncated"]
+    requests = [
+        Request(one.id, one.prompt_ids, one.seed, truncated if number % 2 else greedy)
+        for number, one in enumerate(make_requests(4, 2, greedy))
+    ]
+    single, ahead = both("qwen3", tokenizer, requests)
+    for id_, output in single.items():
+        assert ahead[id_].token_ids == output.token_ids
+        assert ahead[id_].logprobs == pytest.approx(output.logprobs, abs=1e-4)
+
+
 @pytest.mark.parametrize("max_batch", [3, 20])
 def test_completions_that_end_make_room_for_those_in_the_queue(max_batch: int, tokenizer: Any) -> None:
     requests = [

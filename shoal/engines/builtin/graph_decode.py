@@ -81,7 +81,7 @@ class GraphDecoder(FastDecoder):
         ):
             self._forget()
             self.place = [layer.keys for layer in cache.buffers]
-        filtered = any((one.top_k or one.top_p < 1) and one.temperature for one in sampling)
+        filtered = any(one.truncated for one in sampling)
         key = (cache.rows, filtered)
         if key not in self.recorded:
             steps = Steps(cache.rows, self.device, filtered)
@@ -188,13 +188,13 @@ class Steps:
         self.lengths.copy_(cache.end - cache.starts)
         self.uniforms[: len(uniforms)] = uniforms.to(self.uniforms)
         self.at.zero_()
-        to, rows = self.sampling, range(len(sampling))
+        to = self.sampling
         assert to.temperature is not None and to.greedy is not None
         to.temperature.copy_(torch.tensor([[one.temperature or 1.0] for one in sampling]))
         to.greedy.copy_(torch.tensor([one.temperature == 0 for one in sampling]))
         if to.top_k is not None and to.top_p is not None:
-            to.top_k.copy_(torch.tensor([[sampling[row].top_k] for row in rows]))
-            to.top_p.copy_(torch.tensor([[sampling[row].top_p] for row in rows]))
+            to.top_k.copy_(torch.tensor([[one.top_k if one.truncated else 0] for one in sampling]))
+            to.top_p.copy_(torch.tensor([[one.top_p if one.truncated else 1.0] for one in sampling]))
 
 
 def flash(

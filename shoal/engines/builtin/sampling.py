@@ -35,7 +35,7 @@ class RowSampling:
             return cls(None, None, None, None, None)
         temperatures = [p.temperature or 1.0 for p in params]
         greedy = [p.temperature == 0 for p in params]
-        filtered = [row for row, p in enumerate(params) if (p.top_k or p.top_p < 1) and p.temperature]
+        filtered = [row for row, p in enumerate(params) if p.truncated]
         return cls(
             temperature=torch.tensor(temperatures, device=device)[:, None] if set(temperatures) != {1.0} else None,
             greedy=torch.tensor(greedy, device=device) if any(greedy) else None,

@@ -53,6 +53,7 @@ def _recorded(fast: FastDecoder, module: ModuleDecoder, allowed: float) -> FastD
     """The fast decoder with graphs, where this device has them and they compute the same."""
     if not can_record(fast):
         return fast
+    fast.refresh()  # lets go of its copies of the weights
     graphs = GraphDecoder(module.model, module.compute_dtype)
     try:
         difference = probe_steps(graphs, module)
