@@ -136,8 +136,9 @@ def number(text: str) -> float:
 
 
 def legend(page: Any, title: str) -> dict[str, float]:
-    """The values below a chart, by their labels."""
+    """The values below a chart, by their labels; waits until the chart is there."""
     found = page.locator("figure.chart", has=page.locator("figcaption b", has_text=re.compile(f"^{re.escape(title)}$")))
+    found.first.locator(".key b").first.wait_for()
     read = "keys => keys.map(key => [key.childNodes[1].textContent.trim(), key.querySelector('b').textContent])"
     return {label: number(text) for label, text in found.first.locator(".key").evaluate_all(read)}
 
