@@ -36,9 +36,10 @@ def fused(function: Callable[P, R]) -> Callable[P, R]:
 
 def compiles(first: Any) -> bool:
     """Whether a `fused` function with this first argument is compiled."""
-    return isinstance(first, Tensor) and first.is_cuda and _can_compile()
+    return isinstance(first, Tensor) and first.is_cuda and can_compile()
 
 
 @cache
-def _can_compile() -> bool:
+def can_compile() -> bool:
+    """Whether there are Triton and a C compiler."""
     return find_spec("triton") is not None and any(shutil.which(name) for name in ("cc", "gcc", "clang"))

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 from engine_models import build, make_requests, plain_logprobs
-from gpu_device import DEVICE
+from gpu_device import DEVICE, only_on_cuda
 
 from shoal.engines.base import SamplingParams
 from shoal.engines.builtin.engine import TorchEngine
-from shoal.engines.builtin.graph_decode import GraphDecoder
+from shoal.engines.builtin.graph_decode import GraphDecoder, decode_kernel, lane_by_lane
 
 pytestmark = pytest.mark.gpu
 NAMES = ["qwen3", "llama", "gemma3", "gpt2"]
@@ -63,3 +63,25 @@ def test_sampling_on_a_gpu_follows_the_seed_alone(tokenizer: Any) -> None:
     assert [output.token_ids for output in whole] == [backwards[request.id].token_ids for request in requests]
     others = [replace(request, seed=request.seed + 1) for request in requests]
     assert [one.token_ids for one in few.generate(others)] != [one.token_ids for one in whole]
+
+
+@only_on_cuda
+@pytest.mark.parametrize("window", [None, 7, 40])
+@pytest.mark.parametrize(("heads", "kv_heads", "width"), [(4, 2, 32), (16, 8, 128), (4, 1, 64), (4, 4, 16)])
+def test_the_decode_kernel_is_attention(heads: int, kv_heads: int, width: int, window: int | None) -> None:
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    lanes, columns = 5, 400
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, device=DEVICE).to(torch.bfloat16)
+
+    query = random(lanes, 2 * heads, width)[:, :heads]
+    keys, values = random(2, lanes * columns, kv_heads, width).unbind()
+    first = torch.tensor([0, 3, 250, 20, 7], device=DEVICE)
+    begins = torch.cat(
+        [torch.arange(lanes, device=DEVICE) * columns + first, first.new_tensor([lanes * columns])]
+    ).int()
+    used = torch.tensor([400, 1, 33, 364, 32], device=DEVICE).int()
+    mixed = decode_kernel().attend(query, keys, values, begins, used, width**-0.5, window)
+    exact = lane_by_lane(query.float(), keys.float(), values.float(), begins, used, width**-0.5, window)
+    assert float((mixed - exact).abs().max()) < 0.02

@@ -46,6 +46,21 @@ class KVCache(Cache):
         self.end = 0
         self.starts = torch.zeros(0, dtype=torch.long, device=device)
 
+    @property
+    def nbytes(self) -> int:
+        """Of keys and values."""
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.buffers if layer.is_initialized)
+
+    def clear(self) -> None:
+        """Drops all rows. Numbers are zeroed, since not-a-number times zero would show."""
+        self.shared = None
+        self.rows = self.low = self.end = 0
+        self.starts = self.starts[:0]
+        for layer in self.buffers:
+            if layer.is_initialized:
+                layer.keys.zero_()
+                layer.values.zero_()
+
     def use(self, starts: Tensor, low: int, living: Tensor | None = None) -> None:
         """Sets the rows in use and their first columns, [R]; `low` is the least of them. Rows that share prompts also
         need `living`, the indices of those whose results matter."""

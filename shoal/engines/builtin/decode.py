@@ -41,8 +41,12 @@ class Decoder(ABC):
         """Several steps at a time, where `at_once` is above 1; see `GraphDecoder.steps`."""
         raise NotImplementedError
 
-    def release(self) -> None:
-        """Lets go of what was made for a cache that is not used any more."""
+    def lane_cache(self, capacity: int, columns: int) -> KVCache:
+        """A cache to decode in."""
+        return self.new_cache(capacity, columns)
+
+    def release(self, cache: KVCache | None) -> None:
+        """Lets go of what was made for a lane cache, which is not used any more."""
 
     def new_cache(self, capacity: int, columns: int) -> KVCache:
         return KVCache(self.layers, capacity, columns, self.device)

@@ -129,7 +129,7 @@ class TorchEngine(Engine):
         longest, ahead = int(rows.lengths.max()), int(rows.remaining.max())
         at_once = max(PREFILL_TOKENS // longest, 1)
         with self.decoder.running():
-            cache = self.decoder.new_cache(*self._size(len(rows), longest + ahead, ahead))
+            cache = self.decoder.lane_cache(*self._size(len(rows), longest + ahead, ahead))
             cache.end = longest
             for first in range(0, len(sequences), at_once):
                 part = sequences[first : first + at_once]
@@ -237,9 +237,9 @@ class TorchEngine(Engine):
 
     def _reset_cache(self) -> None:
         self.rows = Rows()
-        self.cache = None
         self.prefix = None
-        self.decoder.release()
+        self.decoder.release(self.cache)
+        self.cache = None
 
     # One step: fill free places, decode one token for each lane, end what is complete.
 
@@ -345,7 +345,7 @@ class TorchEngine(Engine):
         ahead = max([*self.rows.remaining.tolist(), *(self._limit(request) for request in chosen)])
         rows, columns = len(self.rows) + len(chosen), longest + ahead
         if self.cache is None:
-            self.cache = self.decoder.new_cache(*self._size(rows, columns, ahead))
+            self.cache = self.decoder.lane_cache(*self._size(rows, columns, ahead))
             self.cache.end = longest
         cache = self.cache
         if rows > cache.capacity or longest > cache.end or cache.end + ahead > cache.columns:

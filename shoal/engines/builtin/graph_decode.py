@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from logging import getLogger
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shoal.algorithms.fused import fused
+from shoal.algorithms.fused import can_compile, fused
 from shoal.algorithms.precision import widest_float
 from shoal.engines.base import SamplingParams
 from shoal.engines.builtin.cache import KVCache
@@ -19,6 +20,7 @@ from shoal.engines.builtin.sampling import RowSampling, sample
 
 logger = getLogger(__name__)
 
+KEPT = 2**28  # bytes of a cache that is kept, with its graphs, for the next rollouts
 AT_ONCE = 16  # steps between two looks at what was sampled; a completion that ends between them wastes the rest
 
 
@@ -35,6 +37,9 @@ class GraphDecoder(FastDecoder):
 
     def __init__(self, model: Any, compute_dtype: torch.dtype | None) -> None:
         super().__init__(model, compute_dtype)
+        self.warm: set[tuple[int, bool]] = set()  # whose kernels are made
+        self.pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
+        self.spare: KVCache | None = None
         self._forget()
 
     def _forget(self) -> None:
@@ -48,8 +53,18 @@ class GraphDecoder(FastDecoder):
     def new_cache(self, capacity: int, columns: int) -> KVCache:
         return KVCache(self.layers, capacity, columns, self.device, by_columns=True)
 
-    def release(self) -> None:
+    def lane_cache(self, capacity: int, columns: int) -> KVCache:
+        spare, self.spare = self.spare, None
+        if spare is not None and capacity <= spare.capacity and columns <= spare.columns:
+            spare.clear()
+            return spare
         self._forget()
+        return self.new_cache(capacity, columns)
+
+    def release(self, cache: KVCache | None) -> None:
+        self.spare = cache if cache is not None and cache.nbytes <= KEPT else None
+        if self.spare is None:
+            self._forget()
 
     def _add_norm(self, hidden: Tensor, more: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
         return add_norm(hidden, more, norm, self.eps)
@@ -85,7 +100,8 @@ class GraphDecoder(FastDecoder):
         key = (cache.rows, filtered)
         if key not in self.recorded:
             steps = Steps(cache.rows, self.device, filtered)
-            steps.record(lambda: self._step(steps, cache, weights))
+            steps.record(lambda: self._step(steps, cache, weights), key not in self.warm, self.pool)
+            self.warm.add(key)
             self.recorded[key] = steps
         steps = self.recorded[key]
         steps.set(newest, uniforms, sampling, cache)
@@ -165,19 +181,21 @@ class Steps:
         )
         self.replay: Callable[[], None]
 
-    def record(self, step: Callable[[], None]) -> None:
-        """Makes `replay` from a step: a graph on CUDA, elsewhere the step itself."""
+    def record(self, step: Callable[[], None], warm_up: bool, pool: Any) -> None:
+        """Makes `replay` from a step: a graph on CUDA, whose memory between its kernels is of `pool`; elsewhere the
+        step itself."""
         if self.ids.device.type != "cuda":
             self.replay = step
             return
-        # Once before, so that libraries set themselves up; what it writes is written again by the first replay.
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            step()
-        torch.cuda.current_stream().wait_stream(aside)
+        if warm_up:
+            # So that libraries set themselves up; what it writes is written again by the first replay.
+            aside = torch.cuda.Stream()
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):
+                step()
+            torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, pool=pool):
             step()
         self.replay = graph.replay
 
@@ -212,14 +230,29 @@ def flash(
     """
     queries, begins, used = bounds
     if query.device.type != "cuda":
-        return _lane_by_lane(query, keys, values, begins, used, scale, window)
+        return lane_by_lane(query, keys, values, begins, used, scale, window)
+    kernel = decode_kernel()
+    if kernel is not None and query.shape[2] in kernel.WIDTHS:
+        found: Tensor = kernel.attend(query, keys, values, begins, used, scale, window)
+        return found
     sides = {"window_size_left": -1 if window is None else window - 1, "window_size_right": -1 if window is None else 0}
     given = query, keys, values, queries, begins, 1, columns, 0.0, False, False
-    mixed: Tensor = torch.ops.aten._flash_attention_forward(*given, scale=scale, seqused_k=used, **sides)[0]
-    return mixed
+    found = torch.ops.aten._flash_attention_forward(*given, scale=scale, seqused_k=used, **sides)
+    return found[0]
 
 
-def _lane_by_lane(
+@cache
+def decode_kernel() -> Any:
+    """The module of the kernel in Triton; None where Triton cannot be used."""
+    if not can_compile():
+        return None
+    # Not at the top: Triton comes with torch's builds for CUDA alone.
+    from shoal.engines.builtin import decode_kernel as kernel  # noqa: PLC0415
+
+    return kernel
+
+
+def lane_by_lane(
     query: Tensor, keys: Tensor, values: Tensor, begins: Tensor, used: Tensor, scale: float, window: int | None
 ) -> Tensor:
     """The same without the kernel: what it is held to."""

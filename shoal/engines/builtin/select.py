@@ -80,7 +80,7 @@ def probe_steps(decoder: GraphDecoder, module: ModuleDecoder) -> float:
         drawn = torch.full((PROBE_STEPS, len(rows)), 0.5)
         tokens, logprobs = decoder.steps(newest, drawn, [SamplingParams(PROBE_STEPS)] * len(rows), cache)
         tokens, logprobs = tokens.clone(), logprobs.clone()
-        decoder.release()
+        decoder.release(None)
     differences = []
     with module.running():
         for row, ids in enumerate(rows):

@@ -30,7 +30,9 @@ def fuse(causal_lm: Any) -> None:
     if rotate is not None and not hasattr(rotate, "__wrapped__"):
         setattr(family, ROTATE, fused(rotate))
     activation = ACTIVATIONS.get(getattr(causal_lm.config, "hidden_act", ""))
-    for module in causal_lm.modules() if activation is not None else ():
+    if activation is None:
+        return
+    for module in causal_lm.modules():
         kind = type(module)
         if kind.__name__.endswith("MLP") and _is_gated(module):
             # Not the module's own activation, a module: torch.compile would look at each one anew.
