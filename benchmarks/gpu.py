@@ -4,9 +4,10 @@
 
 Prints one table and writes it to benchmarks/results/gpu.md, with the date, the card, the versions and the command.
 
-Learner: optimizer steps over one micro-batch of 16,384 packed tokens in completions of 2,048 (prompt of 128), no two of
-one prompt, so that nothing is gained by sharing. Tokens/s counts forwarded tokens without padding; peak memory is
-torch's, of everything on the device. Model FLOPs utilisation:
+Learner: optimizer steps over one micro-batch of 16,384 packed tokens (LoRA: also over two of half as many, without
+checkpointing) in completions of 2,048 (prompt of 128), no two of one prompt, so that nothing is gained by sharing.
+Tokens/s counts forwarded tokens without padding; peak memory is torch's, of everything on the device. Model FLOPs
+utilisation:
 
     MFU = (F N + 12 L H D C) x tokens/s / peak
 
@@ -32,6 +33,7 @@ without the first step).
 from __future__ import annotations
 
 import argparse
+import gc
 import shlex
 import sys
 from collections.abc import Callable
@@ -211,17 +213,21 @@ def peak_gib(runtime: Runtime) -> str:
     return f"peak {torch.cuda.max_memory_allocated(runtime.device) / 2**30:.1f} GiB"
 
 
-def learn(what: str, shape: str, size: Size, words: list[str], peak: float) -> tuple[str, str]:
-    """One row of the table: a learner's optimizer steps."""
-    cfg = load_config("story", [*words, f"learner.micro_batch_tokens={size.tokens}"])
+def learn(what: str, shape: str, size: Size, words: list[str], peak: float, parts: int = 1) -> tuple[str, str]:
+    """One row of the table: a learner's optimizer steps, each over so many micro-batches."""
+    cfg = load_config("story", [*words, f"learner.micro_batch_tokens={size.tokens // parts}"])
     runtime = resolve_runtime(cfg.runtime, cfg.model)
     if runtime.device.type == "cuda":
+        gc.collect()  # graphs and engines of the rows before hang together in circles
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(runtime.device)
     policy = build_policy(shape, runtime, cfg)
     learner = LocalLearner(policy, cfg, runtime, total_steps=size.rounds + 2)
     batch = build_batch(size.tokens, size.sequence, size.prompt, SHAPES[shape][-1])
-    seconds = seconds_of(lambda: learner.train(batch), runtime, size.rounds, 2)
+    try:
+        seconds = seconds_of(lambda: learner.train(batch), runtime, size.rounds, 2)
+    except torch.OutOfMemoryError:
+        return what, "does not fit"
     speed = len(batch.sequences) * size.sequence / seconds
     used = flops_per_token(shape, size.sequence, policy.lora) * speed / peak
     detail = f"attention {runtime.attention}, {str(runtime.param_dtype).removeprefix('torch.')}"
@@ -316,7 +322,7 @@ def main() -> None:
     runtime = resolve_runtime(cfg.runtime, cfg.model)
     prepare_process(cfg.runtime)
     peak, source = peak_flops(runtime)
-    adapter = [*words, "model.train=lora", "model.gradient_checkpointing=true"]
+    adapter = [*words, "model.train=lora"]
     count = f"{size.tokens:,} packed tokens"
     rows = [("MFU's peak", f"{peak / 1e12:,.1f} TFLOP/s ({source})")]
 
@@ -328,7 +334,11 @@ def main() -> None:
     report(learn(f"learner, {size.full} full, {count}", size.full, size, words, peak))
     report(*decode(size.full, size, runtime, cfg, bandwidth(runtime)))
     report(*whole_steps(size.full, size, runtime, words))
-    report(learn(f"learner, {size.adapted} LoRA, checkpointing, {count}", size.adapted, size, adapter, peak))
+    for what, more in (("checkpointing, ", ["model.gradient_checkpointing=true"]), ("two micro-batches, ", [])):
+        parts = 1 if more else 2
+        report(
+            learn(f"learner, {size.adapted} LoRA, {what}{count}", size.adapted, size, [*adapter, *more], peak, parts)
+        )
     text = table(rows, runtime)
     print(text)
     out = arguments.out or (RESULT if runtime.device.type == "cuda" else None)

@@ -38,13 +38,14 @@ class GraphDecoder(FastDecoder):
     def __init__(self, model: Any, compute_dtype: torch.dtype | None) -> None:
         super().__init__(model, compute_dtype)
         self.warm: set[tuple[int, bool]] = set()  # whose kernels are made
-        self.pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
         self.spare: KVCache | None = None
         self._forget()
 
     def _forget(self) -> None:
         self.place: list[Tensor] = []  # the keys that the graphs were recorded for
         self.recorded: dict[tuple[int, bool], Steps] = {}
+        # A pool whose graphs are all gone cannot be used again.
+        self.pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
 
     def refresh(self) -> None:
         super().refresh()

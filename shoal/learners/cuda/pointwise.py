@@ -41,11 +41,12 @@ def fuse(causal_lm: Any) -> None:
 
 @torch.no_grad()
 def _is_gated(module: Any) -> bool:
-    """Whether it computes down(act(gate(x)) * up(x)): its parts have these names, and a trial says so."""
+    """Whether it computes down(act(gate(x)) * up(x)): its parts have these names, and a trial says so. Not where the
+    weights are elsewhere or packed: they could not be tried."""
     if not all(hasattr(module, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")):
         return False
     weight = getattr(module.gate_proj, "weight", None)
-    if not isinstance(weight, Tensor):
+    if not isinstance(weight, Tensor) or weight.dim() != 2 or not weight.is_floating_point():
         return False
     x = torch.linspace(-1.0, 1.0, weight.shape[1], device=weight.device).to(weight.dtype)[None]
     by_parts = module.down_proj(module.act_fn(module.gate_proj(x)) * module.up_proj(x))
