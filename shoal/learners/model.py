@@ -17,6 +17,7 @@ from shoal.learners.cpu.mixed import use_mixed_linears
 from shoal.learners.cpu.norm import use_lean_norms
 from shoal.learners.cpu.rotary import use_rotary_tables
 from shoal.learners.cpu.tree_attention import use_tree_attention
+from shoal.learners.cuda.lora import use_lean_adapters
 from shoal.learners.cuda.norm import use_fused_norms
 from shoal.learners.cuda.pointwise import use_fused_pointwise
 from shoal.learners.cuda.varlen_attention import NAME as VARLEN
@@ -110,6 +111,7 @@ def compute_as_learners_do(wrapped: Any, causal_lm: Any, runtime: Runtime) -> No
     use_lean_norms(wrapped, runtime)
     use_fused_norms(wrapped, runtime)
     use_fused_pointwise(causal_lm, runtime)
+    use_lean_adapters(wrapped, runtime)
     use_tree_attention(causal_lm, runtime)
     use_varlen_attention(causal_lm, runtime)
 

@@ -8,6 +8,7 @@ import pytest
 from engine_models import build, make_requests, plain_logprobs
 
 from shoal.engines.base import EngineOutput, Request, SamplingParams
+from shoal.engines.builtin import select
 from shoal.engines.builtin.decode import ModuleDecoder
 from shoal.engines.builtin.engine import TorchEngine
 from shoal.engines.builtin.graph_decode import AT_ONCE, GraphDecoder
@@ -101,3 +102,31 @@ def test_the_probe_of_steps_tells_right_from_wrong(name: str) -> None:
     assert probe_steps(graphs, module) < 1e-4
     graphs.scaling *= 1.5
     assert probe_steps(graphs, module) > 1e-4
+
+
+@pytest.mark.parametrize("fault", ["cannot be made", "computes something else"])
+def test_a_kernel_that_does_not_work_here_gives_way_to_torchs_and_that_to_single_steps(
+    fault: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = build("qwen3")
+    kernel = object()
+    broken: set[object] = {kernel}
+
+    def probe_of(graphs: GraphDecoder, module: ModuleDecoder) -> float:
+        if graphs.kernel not in broken:
+            return probe_steps(graphs, module)
+        if fault == "cannot be made":
+            raise RuntimeError("out of shared memory")
+        return 0.5
+
+    monkeypatch.setattr(select, "can_record", lambda decoder: True)
+    monkeypatch.setattr(select, "decode_kernel", lambda: kernel)
+    monkeypatch.setattr(select, "probe_steps", probe_of)
+    decoder = select.choose_decoder(model, None)
+    assert isinstance(decoder, GraphDecoder)
+    assert decoder.kernel is None
+    assert not caplog.records
+    broken.add(None)
+    assert not isinstance(select.choose_decoder(model, None), GraphDecoder)
+    told = {"cannot be made": "out of shared memory", "computes something else": "log-probs differ by 0.5"}
+    assert [told[fault] in record.getMessage() for record in caplog.records] == [True]

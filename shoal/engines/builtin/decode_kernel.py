@@ -6,8 +6,6 @@ one reads keys and values once for all heads that share them, and little else.
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -15,22 +13,22 @@ from torch import Tensor
 LEAST_QUERIES = 16  # rows of the smallest product that tensor cores take
 WIDTHS = (16, 32, 64, 128, 256)
 EVERY = 2**30  # a window that hides nothing
-COLUMNS, WARPS, STAGES = 32, 4, 3  # columns at a time, and how Triton runs a program; measured on an H100
+COLUMNS, WARPS, STAGES = 64, 4, 2  # columns at a time, and how Triton runs a program; measured on an H100
 
 
 @triton.jit
-def _attend(
-    query: Any,
-    keys: Any,
-    values: Any,
-    out: Any,
-    begins: Any,
-    used: Any,
-    scale: Any,
-    heads: Any,
-    kv_heads: Any,
-    step: Any,
-    window: Any,
+def _attend(  # type: ignore[no-untyped-def]  # Triton takes no names of types
+    query,
+    keys,
+    values,
+    out,
+    begins,
+    used,
+    scale,
+    heads,
+    kv_heads,
+    step,
+    window,
     GROUP: tl.constexpr,
     WIDTH: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -69,6 +67,9 @@ def attend(
     """[R, heads, D] over [T, KV heads, D] twice -> [R, heads, D]; lane r sees `used[r]` places from `begins[r]` on.
 
     D is one of WIDTHS. The last block of a window begins before it, so that every block has a column that is seen.
+
+    Raises:
+        RuntimeError: Triton cannot make the kernel for this device.
     """
     rows, heads, width = query.shape
     if query.stride()[1:] != (width, 1):
@@ -76,22 +77,25 @@ def attend(
     kv_heads = keys.shape[1]
     out = query.new_empty(query.shape)
     group = max(triton.next_power_of_2(heads // kv_heads), LEAST_QUERIES)
-    _attend[(rows, kv_heads)](
-        query,
-        keys,
-        values,
-        out,
-        begins,
-        used,
-        scale,
-        heads,
-        kv_heads,
-        query.stride(0),
-        EVERY if window is None else window,
-        GROUP=group,
-        WIDTH=width,
-        COLUMNS=COLUMNS,
-        num_warps=WARPS,
-        num_stages=STAGES,
-    )
+    try:
+        _attend[(rows, kv_heads)](
+            query,
+            keys,
+            values,
+            out,
+            begins,
+            used,
+            scale,
+            heads,
+            kv_heads,
+            query.stride(0),
+            EVERY if window is None else window,
+            GROUP=group,
+            WIDTH=width,
+            COLUMNS=COLUMNS,
+            num_warps=WARPS,
+            num_stages=STAGES,
+        )
+    except triton.TritonError as error:
+        raise RuntimeError(f"the kernel of decode_kernel.py: {error}") from error
     return out

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
 from logging import getLogger
 from typing import Any
 
@@ -28,15 +27,17 @@ class GraphDecoder(FastDecoder):
     """The fast decoder, whose steps of one token a lane also run ahead, several at a time (`steps`).
 
     A step's kernels take microseconds and its calls from Python ten times as long, so it is recorded once for each
-    number of lanes and replayed. Attention is torch's flash kernel for sequences of several lengths, which reads no
-    column that a lane does not use. Graphs read the cache's and the weights' own memory: they are gone with either.
-    On a CPU steps are computed as they come, to test them by.
+    number of lanes and replayed. Attention is our kernel or torch's flash kernel for sequences of several lengths; both
+    read no column that a lane does not use. Graphs read the cache's and the weights' own memory: they are gone with
+    either. On a CPU steps are computed as they come, to test them by.
     """
 
     at_once = AT_ONCE
 
-    def __init__(self, model: Any, compute_dtype: torch.dtype | None) -> None:
+    def __init__(self, model: Any, compute_dtype: torch.dtype | None, kernel: Any = None) -> None:
+        """`kernel` is the module of `decode_kernel`, in the place of torch's flash kernel."""
         super().__init__(model, compute_dtype)
+        self.kernel = kernel
         self.warm: set[tuple[int, bool]] = set()  # whose kernels are made
         self.spare: KVCache | None = None
         self._forget()
@@ -125,7 +126,8 @@ class GraphDecoder(FastDecoder):
             keys.index_copy_(0, slots, key[:, :, 0])
             values.index_copy_(0, slots, value[:, :, 0])
             bounds = steps.bounds, ends, used
-            return flash(query[:, 0], keys, values, bounds, cache.columns, self.scaling, self.windows[layer])
+            where = bounds, cache.columns, self.scaling, self.windows[layer]
+            return attention(query[:, 0], keys, values, *where, self.kernel)
 
         logits = self._logits(steps.ids, self._rotated(steps.lengths[:, None]), attend, 1, weights)[:, -1]
         tokens, logprobs = sample(logits, steps.uniforms.index_select(0, steps.at)[0], steps.sampling)
@@ -216,7 +218,7 @@ class Steps:
             to.top_p.copy_(torch.tensor([[one.top_p if one.truncated else 1.0] for one in sampling]))
 
 
-def flash(
+def attention(
     query: Tensor,
     keys: Tensor,
     values: Tensor,
@@ -224,6 +226,7 @@ def flash(
     columns: int,
     scale: float,
     window: int | None,
+    kernel: Any = None,
 ) -> Tensor:
     """Attention of one query a lane, [R, heads, D] over [T, KV heads, D] twice -> [R, heads, D].
 
@@ -232,7 +235,6 @@ def flash(
     queries, begins, used = bounds
     if query.device.type != "cuda":
         return lane_by_lane(query, keys, values, begins, used, scale, window)
-    kernel = decode_kernel()
     if kernel is not None and query.shape[2] in kernel.WIDTHS:
         found: Tensor = kernel.attend(query, keys, values, begins, used, scale, window)
         return found
@@ -242,7 +244,6 @@ def flash(
     return found[0]
 
 
-@cache
 def decode_kernel() -> Any:
     """The module of the kernel in Triton; None where Triton cannot be used."""
     if not can_compile():

@@ -13,7 +13,7 @@ from shoal.engines.base import SamplingParams
 from shoal.engines.builtin.decode import Decoder, ModuleDecoder
 from shoal.engines.builtin.fast_decode import FastDecoder
 from shoal.engines.builtin.fused_weights import unsupported
-from shoal.engines.builtin.graph_decode import GraphDecoder, can_record
+from shoal.engines.builtin.graph_decode import GraphDecoder, can_record, decode_kernel
 from shoal.errors import ConfigError
 
 logger = getLogger(__name__)
@@ -50,22 +50,23 @@ def choose_decoder(model: Any, compute_dtype: torch.dtype | None) -> Decoder:
 
 
 def _recorded(fast: FastDecoder, module: ModuleDecoder, allowed: float) -> FastDecoder:
-    """The fast decoder with graphs, where this device has them and they compute the same."""
+    """The fast decoder with graphs, where this device has them and they compute the same: by our kernel or torch's."""
     if not can_record(fast):
         return fast
     fast.refresh()  # lets go of its copies of the weights
-    graphs = GraphDecoder(module.model, module.compute_dtype)
-    try:
-        difference = probe_steps(graphs, module)
-    except RuntimeError as error:
-        logger.warning(
-            "engine: decoding is not recorded as CUDA graphs, which is slower: %s", str(error).split("\n")[0]
-        )
-        return fast
-    if not difference <= allowed:
-        logger.warning("engine: decoding is not recorded as CUDA graphs, whose log-probs differ by %.2g", difference)
-        return fast
-    return graphs
+    why = ""
+    for kernel in dict.fromkeys((decode_kernel(), None)):
+        graphs = GraphDecoder(module.model, module.compute_dtype, kernel)
+        try:
+            difference = probe_steps(graphs, module)
+        except RuntimeError as error:
+            why = f"which is slower: {str(error).splitlines()[0]}"
+            continue
+        if difference <= allowed:
+            return graphs
+        why = f"whose log-probs differ by {difference:.2g}"
+    logger.warning("engine: decoding is not recorded as CUDA graphs, %s", why)
+    return fast
 
 
 def probe_steps(decoder: GraphDecoder, module: ModuleDecoder) -> float:
