@@ -132,10 +132,15 @@ def check_kinds(kinds: Mapping[str, str], working: Sequence[Mapping[str, tuple[s
     Raises:
         ConfigError: no row of the table holds all four.
     """
-    changes = min((_changes(kinds, row) for row in working), key=len)
+    # Of equally many changes, that of the weight sync, which follows from the engine.
+    changes = min((_changes(kinds, row) for row in working), key=lambda found: (len(found), *sorted(map(_rank, found))))
     if changes:
         given = " ".join(f"{seam}={kind}" for seam, kind in kinds.items())
         raise ConfigError(f"{given} do not go together; the nearest combination that works has {' '.join(changes)}")
+
+
+def _rank(change: str) -> int:
+    return 0 if change.startswith("weight_sync=") else 1
 
 
 def _changes(kinds: Mapping[str, str], row: Mapping[str, tuple[str, ...]]) -> list[str]:

@@ -201,7 +201,7 @@ def test_kinds_that_do_not_go_together_name_the_smallest_change():
         check_kinds({"source": "sync", "engine": "vllm", "learner": "local", "weight_sync": "in_place"}, WORKING)
     assert str(caught.value) == (
         "source=sync engine=vllm learner=local weight_sync=in_place do not go together; "
-        "the nearest combination that works has engine=torch"
+        "the nearest combination that works has weight_sync=broadcast"
     )
     with pytest.raises(ConfigError, match=r"works has weight_sync=broadcast$"):
         check_kinds({"source": "async", "engine": "vllm", "learner": "local", "weight_sync": "in_place"}, WORKING)

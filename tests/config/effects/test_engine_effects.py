@@ -20,7 +20,7 @@ from shoal.errors import ConfigError, EngineError
 @effect("engine.kind")
 def test_an_engine_of_another_process_cannot_share_the_learners_module(settings):
     settings({"engine.kind": "torch"})
-    with pytest.raises(ConfigError, match="the nearest combination that works has engine=torch"):
+    with pytest.raises(ConfigError, match="the nearest combination that works has weight_sync=broadcast"):
         settings({"engine.kind": "vllm"})
 
 
