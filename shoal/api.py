@@ -39,6 +39,7 @@ from shoal.training.interrupt import graceful_stop
 from shoal.training.loop import train_loop
 from shoal.training.preflight import CheckResult, run_checks
 from shoal.training.state import Run
+from shoal.training.status import status_beside
 from shoal.training.watchdog import watchdog
 
 logger = getLogger(__name__)
@@ -75,6 +76,7 @@ def train(
         try:
             if not (folder / SAVED).exists():
                 save_config(cfg, [], folder)
+            opened.enter_context(status_beside(run))
             if cfg.view:
                 opened.enter_context(view_beside(folder, run.monitor.progress.message))
             if cfg.resume:

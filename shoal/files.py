@@ -7,6 +7,8 @@ import errno
 import fcntl
 import os
 import shutil
+import struct
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,6 +72,31 @@ def only_trainer(folder: Path) -> Iterator[None]:
         lock.write(f"{os.getpid()}\n")
         lock.flush()
         yield
+
+
+def trainer_of(folder: Path) -> int | None:
+    """The process that `only_trainer` has locked a run folder for (0 where it has no number here), or None. On some
+    network file systems a process of another machine is not seen.
+
+    Raises:
+        OSError: the file system knows no locks.
+    """
+    try:
+        with (folder / LOCK_FILE).open("rb") as lock:
+            asked = struct.pack(FLOCK, *_whole_file(fcntl.F_WRLCK))
+            found = struct.unpack(FLOCK, fcntl.fcntl(lock, fcntl.F_GETLK, asked))
+    except FileNotFoundError:
+        return None
+    kind, process = (found[0], found[4]) if sys.platform == "linux" else (found[3], found[2])
+    return None if kind == fcntl.F_UNLCK else max(process, 0)
+
+
+FLOCK = "hhqqi4x" if sys.platform == "linux" else "qqihh"
+"""The kernel's `struct flock`."""
+
+
+def _whole_file(kind: int) -> tuple[int, ...]:
+    return (kind, os.SEEK_SET, 0, 0, 0) if sys.platform == "linux" else (0, 0, 0, kind, os.SEEK_SET)
 
 
 def cache_folder() -> Path:

@@ -206,6 +206,10 @@ class TrainSequence:
         return bool(np.count_nonzero(self.advantages[self.mask]))
 
 
+Place = tuple[str, str, str]
+"""Where a part of a run is and what it does: node (empty: this machine), part, state in words."""
+
+
 @dataclass
 class Batch:
     """What a learner trains on in one step: sequences with advantages, in the groups' order.

@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from shoal.child_process import end_with_owner
 from shoal.cli.serve import add_serve
 from shoal.cli.slurm import add_slurm
+from shoal.cli.status import add_status
 from shoal.cli.view import add_view
 from shoal.config import ShoalConfig, load_config
 from shoal.config.compose import preset_names, search_folder, to_config
@@ -134,6 +135,7 @@ def _parser() -> ArgumentParser:
     score.add_argument("--verifier", metavar="NAME", required=True, help="registered name, or package.module:function")
     _data(verbs)
     add_view(verbs)
+    add_status(verbs)
     add_slurm(verbs)
     return parser
 

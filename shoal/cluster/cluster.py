@@ -69,6 +69,10 @@ class Cluster:
         """What Ray is told of the actor of an engine."""
         return self._options("engines", number, own_processes(self.cfg)[1])
 
+    def rank_node(self, rank: int) -> str:
+        """The address of the node of a rank."""
+        return next(one.node.address for one in self.shares if rank in one.ranks)
+
     def engine_node(self, number: int) -> str:
         """The address of the node of an engine."""
         return next(one.node.address for one in self.shares if number in one.engines)

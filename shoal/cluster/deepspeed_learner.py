@@ -19,7 +19,7 @@ from shoal.errors import ConfigError, DataError, TrainingError
 from shoal.learners.base import Learner, Watcher
 from shoal.learners.step import NonFiniteError
 from shoal.models.info import ModelInfo
-from shoal.types import Batch, Segment
+from shoal.types import Batch, Place, Segment
 from shoal.wire.stream import Meeting, WeightSpec
 
 ERRORS: dict[str, type[Exception]] = {one.__name__: one for one in (ConfigError, DataError, TrainingError)}
@@ -51,6 +51,8 @@ class DeepSpeedLearner(Learner):
         self.logs = [(logs / f"learner_rank_{rank}.log").absolute() for rank in range(self.world)]
         self.model_info = info
         self.actors: list[Any] = []
+        self.nodes = [cluster.rank_node(rank) for rank in range(self.world)]
+        self.doing = "starts"
         environment = {"env_vars": {"OMP_NUM_THREADS": str(cfg.runtime.threads or 1)}}
         try:
             for rank, log in enumerate(self.logs):
@@ -121,6 +123,12 @@ class DeepSpeedLearner(Learner):
         if self.actors:  # no answer is waited for: whoever died or hangs has left as well
             self.actors[0].call.remote("leave")
 
+    def places(self) -> list[Place]:
+        return [
+            (node, f"rank {rank}", f"version {self.version}, {self.doing or 'idle'}")
+            for rank, node in enumerate(self.nodes)
+        ]
+
     def close(self) -> None:
         """Ends the ranks at once: what they held is saved, or not wanted."""
         for actor in self.actors:
@@ -133,9 +141,12 @@ class DeepSpeedLearner(Learner):
         Raises:
             TrainingError: a rank died, or did not answer in time; or what the ranks raise.
         """
+        what = self.doing = method.replace("_", " ")
         with self.asking:  # every rank gets the calls in the same order: each waits for its peers'
             calls = [actor.call.remote(method, *arguments) for actor in self.actors]
-        return self._wait(calls, method.replace("_", " "), outcomes=True)
+        found = self._wait(calls, what, outcomes=True)
+        self.doing = ""
+        return found
 
     def _wait(self, calls: Sequence[Any], what: str, outcomes: bool = False) -> list[Any]:
         """The results, as soon as all are there; the first failure at once, since the others then wait for ever."""

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from shoal.types import Segment, StopReason
+from shoal.types import Place, Segment, StopReason
 
 WAIT_SECONDS = 1.0
 
@@ -152,5 +152,14 @@ class Engine(ABC):
         """Counters since the last call, by metric name (tokens, seconds, rows ...); resets them."""
         return {}
 
+    def places(self) -> list[Place]:
+        """Its parts, for people: see `Place`."""
+        return [("", "engine", f"{counted(self.in_flight, 'request')} in flight")]
+
     def close(self) -> None:
         """Frees what the engine holds; ends what it started."""
+
+
+def counted(count: int, what: str) -> str:
+    """`1 request`, `2 requests`."""
+    return f"{count} {what}{'s' * (count != 1)}"

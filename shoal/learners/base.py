@@ -12,7 +12,7 @@ from torch import Tensor
 from shoal.errors import ConfigError
 from shoal.models.info import ModelInfo
 from shoal.runtime import Runtime
-from shoal.types import Batch, Segment
+from shoal.types import Batch, Place, Segment
 from shoal.wire.stream import Meeting, WeightSpec
 
 
@@ -123,6 +123,10 @@ class Learner(ABC):
         The learner's values are copied there; from then on it reads and writes them in that memory.
         """
         raise ConfigError(f"{type(self).__name__} cannot share its weights with an engine")
+
+    def places(self) -> list[Place]:
+        """Its parts, for people: see `Place`."""
+        return [("", "learner", f"version {self.version}")]
 
     def close(self) -> None:
         """Frees what the learner holds."""

@@ -25,7 +25,7 @@ from shoal.rewards.together import judges_together, verdicts_together
 from shoal.rewards.verdict import Verdict, judge_here
 from shoal.rewards.verifiers.code import check_code
 from shoal.rewards.workers.deadline import DeadlinePool
-from shoal.types import FORMAT_PART, Completion, Group, Prompt, StopReason
+from shoal.types import FORMAT_PART, Completion, Group, Place, Prompt, StopReason
 
 logger = getLogger(__name__)
 
@@ -315,6 +315,14 @@ class Scorer:
     def is_judged(self) -> bool:
         """Whether a judge's marks are among the rewards: these are seldom full, so that accuracy says little."""
         return bool(self.judged)
+
+    def places(self) -> list[Place]:
+        """The worker processes, for people: see `Place`."""
+        pool = self.pool
+        if pool is None:
+            return []
+        asked = len(pool.jobs) - len(pool.verdicts)
+        return [("", "reward workers", f"{len(pool.workers)} of {pool.size} run, {asked} verdicts to come")]
 
     def close(self) -> None:
         """Ends the worker processes, and closes the judge's cache."""

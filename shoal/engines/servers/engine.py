@@ -14,13 +14,13 @@ from typing import Any
 
 import httpx
 
-from shoal.engines.base import Engine, EngineOutput, Request
+from shoal.engines.base import Engine, EngineOutput, Request, counted
 from shoal.engines.servers.control import Control
 from shoal.engines.servers.load import LoadMetrics
 from shoal.engines.servers.requests import TEMPERATURE_1, RequestForm, output_of, scored, stamp
 from shoal.engines.servers.server import Owner, Server
 from shoal.errors import EngineError, ServerDied
-from shoal.types import Segment
+from shoal.types import Place, Segment
 
 logger = getLogger(__name__)
 
@@ -433,6 +433,21 @@ class ServersEngine(Engine):
             self._ask(server)
 
     # Load.
+
+    def places(self) -> list[Place]:
+        with self.changed:
+            rows: list[Place] = []
+            for number, server in enumerate(self.servers):
+                words = [f"{counted(server.in_flight, 'request')} in flight"]
+                words += [self.load.of_server(number)] * bool(self.load.of_server(number))
+                state = ", ".join(words)
+                if server in self.down:
+                    state = f"is started again, {counted(server.in_flight, 'request')} waiting for it"
+                elif server.url in self.paused:
+                    state = f"takes new weights, {counted(server.in_flight, 'request')} in flight"
+                host, _, port = server.url.rpartition("//")[2].rpartition(":")
+                rows.append((host, f"engine {number} (port {port})", state))
+            return rows
 
     def statistics(self) -> dict[str, float]:
         """Counters since the last call: see `LoadMetrics.take`."""

@@ -18,6 +18,7 @@ class LoadMetrics:
         self.tokens = self.restarts = 0
         self.seconds = 0.0
         self.highest: dict[str, float] = {}
+        self.now: Sequence[Mapping[str, float]] = ()
 
     def count(self, output: EngineOutput) -> None:
         """Takes note of a completion."""
@@ -25,10 +26,18 @@ class LoadMetrics:
 
     def look(self, servers: Sequence[Mapping[str, float]]) -> None:
         """Takes note of a moment of the servers' load."""
+        self.now = servers
         for name in GAUGES:
             values = [one.get(name, 0.0) for one in servers]
             now = max(values, default=0.0) if name == "kv_cache_use" else sum(values)
             self.highest[name] = max(self.highest.get(name, 0.0), now)
+
+    def of_server(self, number: int) -> str:
+        """The last look at a server's load in words, such as `3 running, 9 waiting, KV cache 40% full`."""
+        found = self.now[number] if number < len(self.now) else {}
+        words = [f"{found[name]:.0f} {name}" for name in ("running", "waiting") if name in found]
+        words += [f"KV cache {found['kv_cache_use']:.0%} full"] if "kv_cache_use" in found else []
+        return ", ".join(words)
 
     def take(self, servers: Sequence[Mapping[str, float]]) -> dict[str, float]:
         """The counters since the last call, and starts anew.
