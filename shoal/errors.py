@@ -37,5 +37,9 @@ class RequestRefused(EngineError):
     """An inference server that works otherwise cannot answer this one request."""
 
 
+class ServerGone(EngineError):
+    """An inference server is gone for good, with its machine; the run goes on without it."""
+
+
 class ServerDied(EngineError):
     """An inference server that answered before does not any more."""

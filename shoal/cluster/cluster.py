@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from ipaddress import ip_address
+from itertools import accumulate
 from logging import getLogger
+from threading import RLock
 from typing import Any
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from shoal.cluster.lost_nodes import after_loss
 from shoal.cluster.placement import ClusterNode, Share, place, table
 from shoal.cluster.ray_nodes import RayNodes
 from shoal.config import ShoalConfig
@@ -38,6 +41,9 @@ class Cluster:
         self.cfg = cfg
         self.nodes = RayNodes()
         self.group: PlacementGroup | None = None
+        self.bundles: dict[str, int] = {}
+        """The first bundle of each node, by its address."""
+        self.changing = RLock()
         try:
             there = ray_nodes()
             with_gpus = [one for one in there if one.gpus] if on_gpus(cfg) else []
@@ -77,6 +83,24 @@ class Cluster:
         """The address of the node of an engine."""
         return next(one.node.address for one in self.shares if number in one.engines)
 
+    def lost_nodes(self) -> list[str]:
+        """Addresses of the run's nodes that are gone."""
+        there = {one["NodeManagerAddress"] for one in ray.nodes() if one["Alive"]}
+        return [one.node.address for one in self.shares if one.node.address not in there]
+
+    def mend(self) -> None:
+        """Sees to nodes that are gone, as `cluster.lost_node` says: waits for them, or takes them out of the run.
+
+        Raises:
+            TrainingError: the run ends for it, or one has not come back within `cluster.node_timeout` seconds.
+        """
+        with self.changing:
+            self.shares = after_loss(self.cfg.cluster, self.shares, self.lost_nodes)
+
+    def has_engine(self, number: int) -> bool:
+        """Whether the run still has an engine of this number: its node is not done without."""
+        return any(number in one.engines for one in self.shares)
+
     def close(self) -> None:
         """Gives back what was reserved, and leaves Ray."""
         if self.group is not None and ray.is_initialized():
@@ -86,11 +110,10 @@ class Cluster:
 
     def _options(self, part: str, number: int, gpus: float) -> dict[str, Any]:
         assert self.group is not None
-        before = 0
-        for index, share in enumerate(self.shares):
+        for share in self.shares:
             mine: tuple[int, ...] = getattr(share, part)
             if number in mine:
-                bundle = before + mine.index(number) if self._shared else index
+                bundle = self.bundles[share.node.address] + (mine.index(number) if self._shared else 0)
                 taken = gpus / 2 if self._shared else gpus
                 return {
                     "num_cpus": 0,
@@ -99,7 +122,6 @@ class Cluster:
                         placement_group=self.group, placement_group_bundle_index=bundle
                     ),
                 }
-            before += share.gpus
         raise ValueError(f"no node has number {number} of the {part}")
 
     @property
@@ -114,6 +136,8 @@ class Cluster:
             bundles = [bundle(share, 1) for share in self.shares for _ in range(share.gpus)]
         else:
             bundles = [bundle(share, share.gpus) for share in self.shares]
+        before = accumulate((share.gpus if self._shared else 1 for share in self.shares), initial=0)
+        self.bundles = {share.node.address: first for share, first in zip(self.shares, before, strict=False)}
         self.group = placement_group(bundles, strategy="PACK" if self._shared else "STRICT_SPREAD")
         if not self.group.wait(RESERVE_SECONDS):
             now = ", ".join(f"{one.address} {one.free:g} of {one.gpus:g}" for one in ray_nodes())

@@ -3,35 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from logging import getLogger
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 from time import monotonic
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
 
 from shoal.cluster.cluster import Cluster
-from shoal.cluster.outcome import Error
-from shoal.cluster.rank_actor import RankActor
+from shoal.cluster.ranks import RankLost, Ranks
 from shoal.config import ShoalConfig
-from shoal.errors import ConfigError, DataError, TrainingError
+from shoal.errors import TrainingError
 from shoal.learners.base import Learner, Watcher
-from shoal.learners.step import NonFiniteError
 from shoal.models.info import ModelInfo
 from shoal.types import Batch, Place, Segment
 from shoal.wire.stream import Meeting, WeightSpec
 
-ERRORS: dict[str, type[Exception]] = {one.__name__: one for one in (ConfigError, DataError, TrainingError)}
-"""What a rank raises that means the same here, by name."""
+logger = getLogger(__name__)
 
-
-PEER_SECONDS = 15.0
-"""So long, after a rank has failed, another may be found to have died, which is then the reason."""
+OF_A_GROUP = ("join", "send_weights")
+"""Calls that are not made again after ranks were lost: others take part in them, who have lost rank 0."""
 
 
 class DeepSpeedLearner(Learner):
     """Tells the ranks on a cluster what to do, all at once, and waits for them `learner.timeout` seconds.
+
+    Where one dies or hangs, all are started again, `learner.restarts` times at most: from the last checkpoint, after
+    which they train the batches again that came since. So no version is lost, and nobody else is started again.
 
     Two threads may call it: while rollouts run ahead, weights are published beside the learner's work.
     """
@@ -45,30 +44,22 @@ class DeepSpeedLearner(Learner):
         """
         self.cfg = cfg
         self.version = 0
-        self.world = cluster.world
-        self.asking = Lock()
+        self.cluster = cluster
         self.specs: list[WeightSpec] | None = None
-        self.logs = [(logs / f"learner_rank_{rank}.log").absolute() for rank in range(self.world)]
         self.model_info = info
-        self.actors: list[Any] = []
-        self.nodes = [cluster.rank_node(rank) for rank in range(self.world)]
-        self.doing = "starts"
-        environment = {"env_vars": {"OMP_NUM_THREADS": str(cfg.runtime.threads or 1)}}
+        # Without checkpoints the batches since the last one are all of the run.
+        self.restarts_left = cfg.learner.restarts if cfg.checkpoint.every else 0
+        self.mending = RLock()
+        self.lives = 0
+        self.lost = ""
+        self.saved_in: Path | None = None
+        self.since: list[Any] = []
+        """Batches that were trained since the last checkpoint, in Ray's store, which moves to disk what is too much."""
+        self.doing = "start"
+        self.ranks = Ranks(cfg, cluster, total_steps, logs)
         try:
-            for rank, log in enumerate(self.logs):
-                options = cluster.rank_options(rank)
-                make = ray.remote(RankActor).options(**options, max_restarts=0, runtime_env=environment)
-                self.actors.append(make.remote(str(log)))
-            address = self._wait([self.actors[0].address.remote()], "start")[0]
-            opened = self._wait(
-                [
-                    actor.open.remote(cfg, address, rank, self.world, total_steps)
-                    for rank, actor in enumerate(self.actors)
-                ],
-                "load the model",
-                outcomes=True,
-            )
-            self.runtime = opened[0]
+            self.ranks.start()
+            self.runtime = self.ranks.runtime
         except BaseException:
             self.close()
             raise
@@ -77,15 +68,28 @@ class DeepSpeedLearner(Learner):
     def info(self) -> ModelInfo:
         return self.model_info
 
+    @property
+    def world(self) -> int:
+        """The number of ranks."""
+        return len(self.ranks.actors)
+
     def train(self, batch: Batch, watcher: Watcher | None = None) -> dict[str, float]:
         """See `Learner.train`. `watcher` is told once of all writes of the batch."""
-        if watcher:
-            watcher.before_write()
-        try:
-            metrics = self._all("train", ray.put(batch))[0]
-        finally:
+        given = ray.put(batch)
+        while True:
+            lives = self._mended()  # not while others wait for the weights to be written
             if watcher:
-                watcher.after_write()
+                watcher.before_write()
+            try:
+                metrics: dict[str, float] = self._ask("train", given)[0]
+                break
+            except RankLost as error:
+                self._note_lost(error, lives)
+            finally:
+                if watcher:
+                    watcher.after_write()
+        if self.cfg.checkpoint.every:
+            self.since.append(given)
         self.version += 1
         return metrics
 
@@ -101,9 +105,13 @@ class DeepSpeedLearner(Learner):
     def save(self, folder: Path) -> None:
         self._all("save", folder.absolute())
 
+    def saved(self, folder: Path) -> None:
+        self.saved_in, self.since = folder.absolute(), []
+
     def load(self, folder: Path) -> None:
         self._all("load", folder.absolute())
         self.version = self._all("counted")[0]
+        self.saved(folder)
 
     def export(self, folder: Path) -> None:
         self._all("export", folder.absolute())
@@ -120,75 +128,98 @@ class DeepSpeedLearner(Learner):
         self._all("send_weights", meeting)
 
     def leave(self) -> None:
-        if self.actors:  # no answer is waited for: whoever died or hangs has left as well
-            self.actors[0].call.remote("leave")
+        self.ranks.tell(0, "leave")
 
     def places(self) -> list[Place]:
+        state = "is started again" if self.lost else self.doing or "idle"
         return [
-            (node, f"rank {rank}", f"version {self.version}, {self.doing or 'idle'}")
-            for rank, node in enumerate(self.nodes)
+            (node, f"rank {rank}", f"version {self.version}, {state}") for rank, node in enumerate(self.ranks.nodes)
         ]
 
     def close(self) -> None:
         """Ends the ranks at once: what they held is saved, or not wanted."""
-        for actor in self.actors:
-            ray.kill(actor)
-        self.actors = []
+        self.ranks.kill()
 
     def _all(self, method: str, *arguments: Any) -> list[Any]:
         """What a method gives on every rank, in their order.
 
         Raises:
-            TrainingError: a rank died, or did not answer in time; or what the ranks raise.
+            TrainingError: a rank died, or did not answer in time, and may not be started again.
+            Exception: what the ranks raise.
         """
-        what = self.doing = method.replace("_", " ")
-        with self.asking:  # every rank gets the calls in the same order: each waits for its peers'
-            calls = [actor.call.remote(method, *arguments) for actor in self.actors]
-        found = self._wait(calls, what, outcomes=True)
+        while True:
+            lives = self._mended()
+            try:
+                return self._ask(method, *arguments)
+            except RankLost as error:
+                self._note_lost(error, lives)
+                if method in OF_A_GROUP:
+                    raise
+
+    def _ask(self, method: str, *arguments: Any) -> list[Any]:
+        self.doing = method.replace("_", " ")
+        found = self.ranks.ask(method, *arguments)
         self.doing = ""
         return found
 
-    def _wait(self, calls: Sequence[Any], what: str, outcomes: bool = False) -> list[Any]:
-        """The results, as soon as all are there; the first failure at once, since the others then wait for ever."""
-        deadline = monotonic() + self.cfg.learner.timeout
-        found: dict[Any, Any] = {}
-        pending = list(calls)
-        while pending:
-            ready, pending = ray.wait(pending, timeout=max(deadline - monotonic(), 0))
-            if not ready:
-                ranks = [rank for rank, call in enumerate(calls) if call in pending]
-                raise TrainingError(
-                    f"the learner's rank {ranks[0]} did not {what} within {self.cfg.learner.timeout:g} s "
-                    f"(learner.timeout); its log is {self.logs[ranks[0]]}"
-                )
-            for call in ready:
-                rank = calls.index(call)
-                found[call] = self._result(rank, call, what)
-                if outcomes:
-                    value, error = found[call]
-                    if error is not None and pending:
-                        # Where a rank died, the others fail for it, and may say so first.
-                        for other in ray.wait(pending, num_returns=len(pending), timeout=PEER_SECONDS)[0]:
-                            self._result(calls.index(other), other, what)
-                    found[call] = self._value(rank, value, error)
-        return [found[call] for call in calls]
+    def _note_lost(self, error: RankLost, lives: int) -> None:
+        """Takes note that the ranks cannot be used again; unless another thread has had them started again since.
 
-    def _result(self, rank: int, call: Any, what: str) -> Any:
-        """What a rank's call gave. Raises TrainingError where the rank died."""
+        Raises:
+            RankLost: they may not be started again.
+        """
+        with self.mending:
+            if lives != self.lives:
+                return
+            self.lost = str(error)
+            if not self.restarts_left:
+                raise error
+
+    def _mended(self) -> int:
+        """Starts the ranks again where they were lost; how often that has been done.
+
+        Raises:
+            TrainingError: that failed, `learner.restarts` are used up, or a node is lost for good.
+        """
+        with self.mending:
+            started = monotonic()
+            again = bool(self.lost)
+            while self.lost:
+                self._start_again()
+            if again:
+                logger.warning("the ranks are back after %.1f s, at version %d", monotonic() - started, self.version)
+            return self.lives
+
+    def _start_again(self) -> None:
+        if not self.restarts_left:
+            raise TrainingError(f"{self.lost}; learner.restarts are used up")
+        self.restarts_left -= 1
+        batches = f"{len(self.since)} batch{'es' * (len(self.since) != 1)}"
+        logger.warning(
+            "%s; all ranks are started again from %s and train %s again (checkpoint.every=%d bounds that); %d "
+            "learner.restarts are left",
+            self.lost,
+            self.saved_in.name if self.saved_in else "the start of the run",
+            batches,
+            self.cfg.checkpoint.every,
+            self.restarts_left,
+        )
+        self.ranks.kill()
         try:
-            return ray.get(call)
-        except RayError as error:
-            why = " ".join(str(error).split())[:200]
+            self.cluster.mend()
+            self.ranks.start()
+            if self.saved_in is not None:
+                self.ranks.ask("load", self.saved_in)
+            for batch in self.since:
+                self.ranks.ask("train", batch)
+            [version, *_] = self.ranks.ask("counted")
+        except RankLost as error:
+            self.lost = str(error)
+            return
+        if version != self.version:
             raise TrainingError(
-                f"the learner's rank {rank} failed to {what}: {why}; its log is {self.logs[rank]}"
-            ) from error
-
-    def _value(self, rank: int, value: Any, error: Error | None) -> Any:
-        if error is None:
-            return value
-        kind, message, completions = error
-        if kind == "NonFiniteError":
-            raise NonFiniteError(message, completions)
-        if kind in ERRORS:
-            raise ERRORS[kind](message)
-        raise RuntimeError(f"the learner's rank {rank}: {message}; its log is {self.logs[rank]}")
+                f"the learner's ranks have version {version} after {batches} since "
+                f"{self.saved_in or 'the start'}, where {self.version} was lost: this is a fault of Shoal's"
+            )
+        self.lives += 1
+        self.lost = ""

@@ -52,6 +52,10 @@ class RankActor:
 
         return outcome(make)
 
+    def here(self) -> bool:
+        """Answers, where the rank lives and has nothing to do."""
+        return True
+
     def call(self, method: str, *arguments: Any) -> Any:
         """What the rank's method gives."""
         return outcome(getattr(self.rank, method), *arguments)

@@ -7,6 +7,7 @@ from contextlib import suppress
 from functools import partial
 from logging import getLogger
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import ray
@@ -16,10 +17,11 @@ from shoal.child_process import STOP_SECONDS
 from shoal.cluster.cluster import Cluster
 from shoal.cluster.outcome import outcome
 from shoal.engines.servers.process import ServerProcess
-from shoal.errors import EngineError
+from shoal.errors import EngineError, ServerDied, ServerGone, TrainingError
 
 logger = getLogger(__name__)
 
+LOOK_SECONDS = 5.0  # between looks at whether a node has gone whose answer is waited for
 ANSWER_SECONDS = 60.0
 """Until the actor of a server, once it runs, must have answered: it starts a process, or looks at one."""
 
@@ -70,8 +72,30 @@ class PlacedLauncher:
         self, number: int, arguments: Sequence[str], environment: Mapping[str, str], *, host: str, **options: Any
     ) -> PlacedProcess:
         """`host` is not asked for: the server listens on its node's address."""
-        node, place = self.cluster.engine_node(number), partial(self._place, number)
-        return PlacedProcess(self.program.what, node, place, self.actors[number], arguments, environment, **options)
+        node, place = self.cluster.engine_node(number), partial(self._place_again, number)
+        lost = partial(self._lost, number)
+        return PlacedProcess(
+            self.program.what, node, place, lost, self.actors[number], arguments, environment, **options
+        )
+
+    def _place_again(self, number: int) -> Any:
+        """The same where a node may have been lost.
+
+        Raises:
+            ServerGone: the run goes on without the node.
+            EngineError: it has not come back, or the run ends for it.
+        """
+        try:
+            self.cluster.mend()
+        except TrainingError as error:
+            raise EngineError(str(error)) from error
+        if not self.cluster.has_engine(number):
+            raise ServerGone("the run goes on without its node")
+        return self._place(number)
+
+    def _lost(self, number: int) -> bool:
+        """Whether the node of an engine is gone."""
+        return not self.cluster.has_engine(number) or self.cluster.engine_node(number) in self.cluster.lost_nodes()
 
 
 class PlacedProcess:
@@ -85,6 +109,7 @@ class PlacedProcess:
         what: str,
         node: str,
         place: Callable[[], Any],
+        lost: Callable[[], bool],
         actor: Any,
         arguments: Sequence[str],
         environment: Mapping[str, str],
@@ -94,13 +119,15 @@ class PlacedProcess:
         start_timeout: float,
         key: str,
     ) -> None:
-        """`place` makes an actor for it on the node of that address; `actor` is its first, perhaps still starting."""
+        """`place` makes an actor for it on the node of that address, `lost` tells whether the node is gone; `actor` is
+        its first, perhaps still starting."""
         self.what = what
         self.log = log.absolute()
         self.start_timeout = start_timeout
         self.environment = dict(environment)
         self.options = {"log": self.log, "start_timeout": start_timeout, "key": key}
         self.place = place
+        self.lost = lost
         self.node = node
         self.actor: Any = actor
         self.port = port
@@ -143,16 +170,22 @@ class PlacedProcess:
         self.actor = None
 
     def _ask(self, what: str, seconds: float, method: str, *arguments: Any) -> Any:
-        try:
-            value, error = ray.get(getattr(self.actor, method).remote(*arguments), timeout=seconds)
-        except GetTimeoutError as late:
-            raise EngineError(
-                f"node {self.node} did not {what} the {self.what} within {seconds:g} s; its log: {self.log}"
-            ) from late
-        except RayError as gone:
-            raise EngineError(
-                f"node {self.node}, to {what} the {self.what}: {' '.join(str(gone).split())[:200]}"
-            ) from gone
+        call, deadline = getattr(self.actor, method).remote(*arguments), monotonic() + seconds
+        while True:
+            try:
+                value, error = ray.get(call, timeout=min(LOOK_SECONDS, max(deadline - monotonic(), 0)))
+                break
+            except GetTimeoutError as late:
+                if self.lost():
+                    raise ServerDied(f"node {self.node}, to {what} the {self.what}: the Ray node is lost") from late
+                if monotonic() >= deadline:
+                    raise EngineError(
+                        f"node {self.node} did not {what} the {self.what} within {seconds:g} s; its log: {self.log}"
+                    ) from late
+            except RayError as gone:
+                raise ServerDied(
+                    f"node {self.node}, to {what} the {self.what}: {' '.join(str(gone).split())[:200]}"
+                ) from gone
         if error is not None:
             raise EngineError(error[1])
         return value

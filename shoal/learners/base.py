@@ -64,6 +64,9 @@ class Learner(ABC):
         """Writes everything that resuming needs into a checkpoint's folder, which exists: weights, optimizer, schedule,
         scaler, version. Each process of a learner writes what it holds, in files of its own."""
 
+    def saved(self, folder: Path) -> None:
+        """What `save` wrote lies in this folder now, and stays there while the checkpoint is the newest."""
+
     @abstractmethod
     def load(self, folder: Path) -> None:
         """The inverse of `save`, exact.

@@ -308,10 +308,14 @@ class LocalLearner(Learner):
         self.group = meeting, meeting.join(0, self._wire_device)
 
     def send_weights(self, meeting: Meeting) -> None:
+        self.send_from(meeting, self.named_weights())
+
+    def send_from(self, meeting: Meeting, weights: Iterator[tuple[str, Tensor]]) -> None:
+        """`send_weights` of these, which are all of them."""
         if self.group is None or self.group[0] != meeting:
             raise RuntimeError(f"the learner is not in the group {meeting.name}")
         _, group = self.group
-        send(group, self.named_weights(), bucket_size(self.weight_specs()), self._wire_device)
+        send(group, weights, bucket_size(self.weight_specs()), self._wire_device)
 
     def write_weights(self, file: Path, version: int) -> None:
         write_buffer(file, self.weight_specs(), self.named_weights(), version)

@@ -265,7 +265,9 @@ class Run:
     def save(self) -> Path:
         """Writes a checkpoint of this moment."""
         with self.monitor.phase("checkpoint"):
-            return self.checkpoints.save(self.step, self.state_dict(), self.write)
+            folder = self.checkpoints.save(self.step, self.state_dict(), self.write)
+            self.parts.learner.saved(folder)
+            return folder
 
     def write(self, folder: Path) -> None:
         """Writes what is not in `state_dict` into a checkpoint's folder."""

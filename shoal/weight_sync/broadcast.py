@@ -37,7 +37,9 @@ class BroadcastSync(ServerSync):
         self.met: Meeting | None = None
 
     def swap(self, version: int) -> None:
-        met = self.met or self.connect(self.engine.replicas)
+        met = self.met
+        if met is None or met.world != self.world:
+            met = self.connect(self.engine.replicas)
         try:
             self.stream(met, self.engine.replicas, version)
         except EngineError as error:
@@ -45,6 +47,11 @@ class BroadcastSync(ServerSync):
             self.met = None
             raise EngineError(f"weight_sync=broadcast: version {version} did not get through: {error}") from error
         self.met = met
+
+    @property
+    def world(self) -> int:
+        """The learner and the workers of all replicas, which may have become fewer."""
+        return 1 + sum(control.tensor_parallel for control in self.engine.replicas)
 
     def restore(self, control: Control) -> None:
         # The group died with the server; the next publication makes another.

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import pytest
@@ -261,10 +262,76 @@ def test_log_probs_come_in_the_order_of_the_segments(opened: Any, local: Any) ->
         assert mine == pytest.approx(theirs, abs=1e-5)
 
 
-def test_a_rank_that_dies_is_named_with_its_log(opened: Any) -> None:
-    with opened(2, 2) as learner:
+def test_a_rank_that_dies_and_may_not_be_started_again_is_named_with_its_log(opened: Any) -> None:
+    with opened(2, 2, learner__restarts=0) as learner:
         learner.train(make_batch(0))
         pids = learner._all("pid")
         os.kill(pids[1], signal.SIGKILL)
         with pytest.raises(TrainingError, match=r"the learner's rank 1 failed to train: .*learner_rank_1\.log"):
             learner.train(make_batch(1))
+
+
+def test_ranks_are_started_again_from_the_checkpoint_and_train_again_what_came_since(
+    opened: Any, local: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Killed before the first checkpoint, and after one; the second time by a call that trains nothing."""
+    right = local()
+    with opened(2, 2, learner__restarts=2) as learner:
+        for step in range(6):
+            if step in (1, 5):
+                os.kill(learner._all("pid")[step % 2], signal.SIGKILL)
+            if step == 5:
+                segment = Segment([2, 3], [4, 5], [0.0] * 2, [True] * 2)
+                assert learner.logprobs([segment])[0] == pytest.approx(right.logprobs([segment])[0], abs=1e-4)
+            assert_same(learner.train(make_batch(step)), right.train(make_batch(step)), 2)
+            if step == 2:
+                (tmp_path / "writing").mkdir()
+                learner.save(tmp_path / "writing")
+                (tmp_path / "writing").rename(tmp_path / "step_3")
+                learner.saved(tmp_path / "step_3")
+        assert learner.version == right.version == 6
+        assert [state for _, _, state in learner.places()] == ["version 6, idle"] * 2
+        assert "started again from the start of the run and train 1 batch again" in caplog.text
+        assert "started again from step_3 and train 2 batches again" in caplog.text
+        assert "0 learner.restarts are left" in caplog.text
+        os.kill(learner._all("pid")[0], signal.SIGKILL)
+        with pytest.raises(TrainingError, match="the learner's rank 0 failed to train"):
+            learner.train(make_batch(6))
+
+
+def test_a_rank_that_hangs_counts_as_lost(opened: Any, local: Any) -> None:
+    right = local()
+    with opened(1, 2, learner__timeout=60.0) as learner:
+        assert_same(learner.train(make_batch(0)), right.train(make_batch(0)), 1)
+        learner.cfg.learner.timeout = 3.0
+        os.kill(learner._all("pid")[0], signal.SIGSTOP)
+        with ThreadPoolExecutor(1) as trainer:
+            trained = trainer.submit(learner.train, make_batch(1))
+            while not learner.lost:
+                assert not trained.done()
+                sleep(0.01)
+            learner.cfg.learner.timeout = 60.0
+            assert_same(trained.result(120), right.train(make_batch(1)), 1)
+
+
+def test_a_peer_that_is_lost_in_the_middle_of_a_broadcast_leaves_all_ranks_able_to_go_on(
+    opened: Any, local: Any
+) -> None:
+    """Over shards rank 0 gathers from the others, who would wait for the gathers that it leaves out."""
+    right = local()
+    with opened(2, 3, learner__timeout=60.0, learner__restarts=0) as learner:
+        store = listen("127.0.0.1", 20.0)
+        meeting = Meeting("127.0.0.1", store.port, "broken", 2, 20.0)
+        with ThreadPoolExecutor(1) as sender:
+            joined = sender.submit(learner.join, meeting)
+            group = meeting.join(1, torch.device("cpu"))
+            joined.result(60)
+            specs = learner.weight_specs()
+            sent = sender.submit(learner.send_weights, meeting)
+            received = receive(group, specs, bucket_size(specs), torch.device("cpu"))
+            next(received)
+            received.close()
+            del received, group
+            with pytest.raises(RuntimeError, match="the learner's rank 0"):
+                sent.result(60)
+        assert_same(learner.train(make_batch(0)), right.train(make_batch(0)), 2)

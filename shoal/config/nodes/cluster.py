@@ -26,4 +26,13 @@ class ClusterConfig:
         "ray: engine servers (or processes) on each node; one entry counts for every node. []: engine.vllm.servers or "
         "engine.processes, spread over the nodes",
     )
+    lost_node: str = option(
+        "wait",
+        "What happens if a Ray node of the run is lost. wait: the run waits for it, for cluster.node_timeout seconds. "
+        "without: it goes on without the node's ranks and engines. end: it stops",
+        choices=("wait", "without", "end"),
+    )
+    node_timeout: float = option(
+        600.0, "lost_node=wait: seconds to wait for a lost node before the run stops", least=1, most=1e6
+    )
     share_gpus: bool = option(False, "ray: a rank and an engine of the same node share a GPU")

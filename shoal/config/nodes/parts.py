@@ -126,6 +126,12 @@ class LearnerConfig:
     timeout: float = option(
         1800.0, "deepspeed: seconds until the ranks must have started, or done a step", least=1, most=1e6
     )
+    restarts: int = option(
+        5,
+        "deepspeed: most restarts of the ranks in a run, each from the last checkpoint after a rank has died or hung; "
+        "then the run stops. Needs checkpoint.every above 0",
+        least=0,
+    )
     micro_batch_tokens: int = option(8192, "Forwarded tokens (padding included) of one micro-batch", least=1)
     micro_batch_size: int = option(0, "Completions of one micro-batch; 0: bounded by tokens only", least=0)
     packing: str = option("auto", "Several sequences in one row, without padding", choices=("auto", "on", "off"))

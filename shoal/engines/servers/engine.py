@@ -19,7 +19,7 @@ from shoal.engines.servers.control import Control
 from shoal.engines.servers.load import LoadMetrics
 from shoal.engines.servers.requests import TEMPERATURE_1, RequestForm, output_of, scored, stamp
 from shoal.engines.servers.server import Owner, Server
-from shoal.errors import EngineError, ServerDied
+from shoal.errors import EngineError, ServerDied, ServerGone
 from shoal.types import Place, Segment
 
 logger = getLogger(__name__)
@@ -304,7 +304,7 @@ class ServersEngine(Engine):
             EngineError: the restarts are used up, or an endpoint does not come back.
         """
         with self.reviving:
-            for server in self.servers:
+            for server in list(self.servers):
                 if not (server.alive() and server.responds()):
                     self._start_again(server, "it does not answer")
             count, self.started_again = self.started_again, 0
@@ -358,6 +358,9 @@ class ServersEngine(Engine):
             except ServerDied as error:
                 why = str(error)
                 continue
+            except ServerGone as error:
+                self._leave_out(server, str(error))
+                return
             try:
                 if self.restore is not None:
                     self.restore(server)
@@ -369,6 +372,29 @@ class ServersEngine(Engine):
         with self.changed:
             self.paused.discard(server.url)  # its new life was never paused
         self.came_back(server)
+
+    def _leave_out(self, server: Server, why: str) -> None:
+        """Goes on without a server for good: the others are asked for all that it owed.
+
+        Raises:
+            EngineError: it was the last one.
+        """
+        with self.changed:
+            self.servers.remove(server)
+            self.replicas.remove(server)
+            self.down.discard(server)
+            self.paused.discard(server.url)
+            if not self.servers:
+                raise EngineError(f"{server.name} was the last one: {why}")
+            owed = [flight for flight in self.flights.values() if flight.server is server]
+            homes: dict[str, Server] = {}
+            for flight in owed:
+                home = homes.setdefault(flight.group, min(self.servers, key=lambda one: one.in_flight))
+                flight.server, flight.incarnation = home, NOT_ASKED
+                home.in_flight += 1
+            logger.warning("%s is left out (%s); the others are asked for what it owed", server.name, why)
+            for other in self.servers:
+                self._ask(other)
 
     def _count_restart(self, server: Server, why: str) -> None:
         if self.restarts_left == 0:

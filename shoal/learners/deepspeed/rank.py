@@ -306,9 +306,18 @@ class RankLearner(LocalLearner):
 
     def send_weights(self, meeting: Meeting) -> None:
         if self.rank == 0:
-            super().send_weights(meeting)
+            self._send_all(meeting)
         elif any(is_sharded(one) for _, one in plain_weights(self.policy.causal_lm)):
             for _ in self.named_weights():  # rank 0 gathers from here
+                pass
+
+    def _send_all(self, meeting: Meeting) -> None:
+        weights = self.named_weights()
+        try:
+            self.send_from(meeting, weights)
+        finally:
+            # Where a peer was lost, the other ranks gather on, and wait for this one.
+            for _ in weights:
                 pass
 
     def pid(self) -> int:

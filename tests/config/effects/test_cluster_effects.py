@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 
 from effects.registry import effect
+from shoal.cluster import lost_nodes
+from shoal.cluster.lost_nodes import after_loss
 from shoal.cluster.placement import ClusterNode, Share, place
+from shoal.errors import TrainingError
 
 SHARDED = {"learner.kind": "deepspeed", "engine.kind": "vllm_server", "weight_sync.kind": "broadcast"}
 NODES = [ClusterNode(str(number), f"10.0.0.{number}", 8.0, 8.0) for number in (1, 2)]
@@ -42,3 +45,28 @@ def test_a_rank_and_an_engine_take_one_gpu_where_they_share_it(shares, settings)
     keys = {"cluster.kind": "ray", "cluster.learners_per_node": [4], "cluster.engines_per_node": [4]}
     assert [one.gpus for one in shares(keys)] == [8, 8]
     assert [one.gpus for one in shares({**keys, "cluster.share_gpus": True})] == [4, 4]
+
+
+@effect("cluster.lost_node")
+def test_a_lost_node_is_waited_for_done_without_or_the_end(shares, settings):
+    keys = {"cluster.kind": "ray", "cluster.learners_per_node": [2], "cluster.engines_per_node": [1]}
+    there = shares(keys)
+    looks = iter([["10.0.0.1"], ["10.0.0.1"], []])
+    waited = settings({"cluster.lost_node": "wait"}).cluster
+    assert after_loss(waited, there, lambda: next(looks)) is there
+    [left] = after_loss(settings({"cluster.lost_node": "without"}).cluster, there, lambda: ["10.0.0.1"])
+    assert (left.node.address, left.ranks, left.engines) == ("10.0.0.2", (0, 1), (1,))
+    with pytest.raises(TrainingError, match=r"the Ray node 10\.0\.0\.1 is lost \(cluster\.lost_node=end\)"):
+        after_loss(settings({"cluster.lost_node": "end"}).cluster, there, lambda: ["10.0.0.1"])
+
+
+@effect("cluster.node_timeout")
+def test_a_lost_node_is_waited_for_so_long(shares, settings, monkeypatch):
+    waited = [0.0]
+    monkeypatch.setattr(lost_nodes, "monotonic", lambda: waited[0])
+    monkeypatch.setattr(lost_nodes, "sleep", lambda seconds: waited.append(waited.pop() + seconds))
+    for seconds in (3.0, 7.0):
+        waited[:] = [0.0]
+        with pytest.raises(TrainingError, match=rf"not come back within {seconds:g} s \(cluster\.node_timeout\)"):
+            after_loss(settings({"cluster.node_timeout": seconds}).cluster, shares({}), lambda: ["10.0.0.1"])
+        assert seconds < waited[0] <= seconds + 1

@@ -96,6 +96,44 @@ def test_ranks_that_do_not_start_in_time_end_the_run(settings, tmp_path):
             DeepSpeedLearner(cfg, read_info(cfg.model), cluster, 1, tmp_path)
 
 
+@effect("learner.restarts")
+@pytest.mark.ray
+def test_ranks_are_started_again_so_often(settings, tmp_path, monkeypatch):
+    pytest.importorskip("ray", reason="needs Ray")
+    from shoal.cluster import deepspeed_learner  # noqa: PLC0415 - imports Ray
+
+    class DyingRanks:
+        """Each life ends at the first question about log-probs."""
+
+        runtime = None
+
+        def __init__(self, *_: object) -> None:
+            self.lives = 0
+
+        def start(self) -> None:
+            self.lives += 1
+
+        def kill(self) -> None:
+            pass
+
+        def ask(self, method: str, *_: object) -> list[int]:
+            if method == "logprobs":
+                raise deepspeed_learner.RankLost("rank 0 died")
+            return [0]
+
+    class Placed:
+        def mend(self) -> None:
+            pass
+
+    monkeypatch.setattr(deepspeed_learner, "Ranks", DyingRanks)
+    for restarts in (0, 2):
+        cfg = settings({**SHARDED, "learner.restarts": restarts, "checkpoint.every": 10})
+        learner = deepspeed_learner.DeepSpeedLearner(cfg, read_info(cfg.model), Placed(), 1, tmp_path)
+        with pytest.raises(TrainingError, match="rank 0 died"):
+            learner.logprobs([])
+        assert learner.ranks.lives == 1 + restarts
+
+
 @effect("learner.micro_batch_tokens", "learner.micro_batch_size")
 def test_micro_batches_are_bounded_by_tokens_and_by_completions(step, settings):
     # Three completions have an advantage, each at most 5 + 6 - 1 tokens; one more pass measures those that have none.
