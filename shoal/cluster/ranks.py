@@ -120,7 +120,8 @@ class Ranks:
                 rank = calls.index(call)
                 found[call] = self._result(rank, call, what)
                 if outcomes:
-                    found[call] = self._value(rank, *found[call], what)
+                    value, error = found[call]
+                    found[call] = self._value(rank, value, error, what)
         return [found[call] for call in calls]
 
     def _result(self, rank: int, call: Any, what: str) -> Any:

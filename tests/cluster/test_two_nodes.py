@@ -8,9 +8,8 @@ import os
 import re
 import signal
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
-from time import monotonic, sleep
 
 import pytest
 
@@ -23,6 +22,7 @@ pytest.importorskip("deepspeed", reason="needs DeepSpeed")
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 import ray  # noqa: E402
+from cluster.actor_processes import parent_of, processes_with_log, wait_until_ended  # noqa: E402
 from cluster.two_nodes import ADDRESSES, TwoNodes, two_ray_nodes  # noqa: E402
 
 from shoal.cluster.cluster import Cluster, ray_nodes  # noqa: E402
@@ -48,28 +48,6 @@ def nodes() -> Iterator[TwoNodes]:
     """Each with 4 GPUs in name: a layout is placed for real, and computed on CPUs."""
     with two_ray_nodes(gpus=4) as found:
         yield found
-
-
-def processes_with_log(log: Path) -> list[int]:
-    """The processes that write there, without those that they started."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        with suppress(OSError):
-            if entry.name.isdecimal() and (entry / "fd/1").resolve() == log.resolve():
-                found.append(int(entry.name))
-    return [one for one in found if parent_of(one) not in found]
-
-
-def wait_until_ended(logs: Path) -> None:
-    """Until no process writes into the folder. Ray ends an actor's process a moment after the actor."""
-    deadline = monotonic() + 60
-    while left := [log.name for log in logs.iterdir() if processes_with_log(log)]:
-        assert monotonic() < deadline, f"processes that write to {left} are left"
-        sleep(0.1)
-
-
-def parent_of(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 @pytest.mark.vllm

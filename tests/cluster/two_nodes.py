@@ -36,6 +36,7 @@ class TwoNodes:
         self.folder = folder
         self.gpus = gpus
         self.nodes: list[subprocess.Popen[bytes]] = []
+        self.commands: list[list[str]] = []
 
     def environment(self) -> dict[str, str]:
         """What a driver needs in its environment."""
@@ -55,13 +56,21 @@ class TwoNodes:
             ports = [f"--min-worker-port={first + 60 * number}", f"--max-worker-port={first + 60 * number + 59}"]
             command = [RAY, "start", "--block", f"--node-ip-address={own}", *where, *ports]
             command += ["--num-cpus=1", f"--num-gpus={self.gpus}", "--object-store-memory=150000000"]
-            log = Path(self.folder, f"node_{number}.log")
-            # A node gives itself 30 s to start, which is not enough on a machine that is very busy.
-            attempts = (self._started(command, log) for _ in range(ATTEMPTS))
-            node = next(filter(None, attempts), None)
-            if node is None:
-                raise RuntimeError(f"the Ray node {own} has not started: {log.read_text()[-2000:]}")
-            self.nodes.append(node)
+            self.commands.append(command)
+            self.nodes.append(self._start(number))
+
+    def start_again(self, number: int) -> None:
+        """Starts a node that was killed, at its address; returns when it is up."""
+        self.nodes[number] = self._start(number)
+
+    def _start(self, number: int) -> subprocess.Popen[bytes]:
+        log = Path(self.folder, f"node_{number}.log")
+        # A node gives itself 30 s to start, which is not enough on a machine that is very busy.
+        attempts = (self._started(self.commands[number], log) for _ in range(ATTEMPTS))
+        node = next(filter(None, attempts), None)
+        if node is None:
+            raise RuntimeError(f"the Ray node {ADDRESSES[number]} has not started: {log.read_text()[-2000:]}")
+        return node
 
     def _started(self, command: list[str], log: Path) -> subprocess.Popen[bytes] | None:
         """The node, when it is up; None where it has ended instead."""

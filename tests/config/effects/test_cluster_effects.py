@@ -47,13 +47,22 @@ def test_a_rank_and_an_engine_take_one_gpu_where_they_share_it(shares, settings)
     assert [one.gpus for one in shares({**keys, "cluster.share_gpus": True})] == [4, 4]
 
 
+@pytest.fixture
+def waited(monkeypatch):
+    """Seconds that were waited, without the wait."""
+    seconds = [0.0]
+    monkeypatch.setattr(lost_nodes, "monotonic", lambda: seconds[0])
+    monkeypatch.setattr(lost_nodes, "sleep", lambda more: seconds.append(seconds.pop() + more))
+    return seconds
+
+
 @effect("cluster.lost_node")
-def test_a_lost_node_is_waited_for_done_without_or_the_end(shares, settings):
+def test_a_lost_node_is_waited_for_done_without_or_the_end(shares, settings, waited):
     keys = {"cluster.kind": "ray", "cluster.learners_per_node": [2], "cluster.engines_per_node": [1]}
     there = shares(keys)
     looks = iter([["10.0.0.1"], ["10.0.0.1"], []])
-    waited = settings({"cluster.lost_node": "wait"}).cluster
-    assert after_loss(waited, there, lambda: next(looks)) is there
+    assert after_loss(settings({"cluster.lost_node": "wait"}).cluster, there, lambda: next(looks)) is there
+    assert waited == [lost_nodes.LOOK_SECONDS]
     [left] = after_loss(settings({"cluster.lost_node": "without"}).cluster, there, lambda: ["10.0.0.1"])
     assert (left.node.address, left.ranks, left.engines) == ("10.0.0.2", (0, 1), (1,))
     with pytest.raises(TrainingError, match=r"the Ray node 10\.0\.0\.1 is lost \(cluster\.lost_node=end\)"):
@@ -61,10 +70,7 @@ def test_a_lost_node_is_waited_for_done_without_or_the_end(shares, settings):
 
 
 @effect("cluster.node_timeout")
-def test_a_lost_node_is_waited_for_so_long(shares, settings, monkeypatch):
-    waited = [0.0]
-    monkeypatch.setattr(lost_nodes, "monotonic", lambda: waited[0])
-    monkeypatch.setattr(lost_nodes, "sleep", lambda seconds: waited.append(waited.pop() + seconds))
+def test_a_lost_node_is_waited_for_so_long(shares, settings, waited):
     for seconds in (3.0, 7.0):
         waited[:] = [0.0]
         with pytest.raises(TrainingError, match=rf"not come back within {seconds:g} s \(cluster\.node_timeout\)"):
