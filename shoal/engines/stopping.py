@@ -27,8 +27,15 @@ def text_decoder(tokenizer: Any, ends: Iterable[int] = ()) -> Callable[[Sequence
     """
     unseen = {getattr(tokenizer, "eos_token_id", None), getattr(tokenizer, "pad_token_id", None), *ends}
 
+    last: tuple[list[int], str] = [], ""
+
     def decode(ids: Sequence[int]) -> str:
-        return str(tokenizer.decode([id_ for id_ in ids if id_ not in unseen], skip_special_tokens=False))
+        nonlocal last
+        found = last  # another thread may decode meanwhile
+        if found[0] != ids:  # equal completions of a group come one after another
+            text = str(tokenizer.decode([id_ for id_ in ids if id_ not in unseen], skip_special_tokens=False))
+            found = last = list(ids), text
+        return found[1]
 
     return decode
 

@@ -131,17 +131,19 @@ class Scorer:
         with self.lock:
             begun = self.begun[id(group)] = _Begun(group, self._requests(group))
             judged: dict[str, list[Asked]] = defaultdict(list)
-            names = {request.name for request in begun.asked}
-            later = {
-                name for name in names if not self.asks_judge(name) and judges_together(self._entry(name).function)
+            entries = {
+                name: self._entry(name)
+                for name in {request.name for request in begun.asked}
+                if not self.asks_judge(name)
             }
+            later = {name for name, entry in entries.items() if judges_together(entry.function)}
             for place, request in enumerate(begun.asked):
-                if self.asks_judge(request.name):
+                entry = entries.get(request.name)
+                if entry is None:
                     judged[request.name].append(Asked(0, request.prompt_id, request.submission))
                     continue
                 if request.name in later:
                     continue  # by `finish`, which has all completions of the step
-                entry = self._entry(request.name)
                 verdict = judge_here(entry, request.submission)
                 if verdict is not None:
                     begun.verdicts[place] = verdict

@@ -18,7 +18,7 @@ from shoal.config import ShoalConfig
 from shoal.engines.stopping import eos_ids
 from shoal.engines.vllm.arguments import policy_arguments
 from shoal.errors import ConfigError
-from shoal.learners.cpu.mixed import MixedLinear, SharedCast
+from shoal.learners.cpu.mixed import ROWS, MixedLinear, SharedCast
 from shoal.learners.model import Policy, load_policy
 from shoal.models.adapters import rank_of
 from shoal.models.info import linear_names
@@ -211,3 +211,22 @@ def test_adapter_settings_beside_an_adapter_folder_are_refused(
         load(make_config(tmp_path, model__train="lora", **{f"model__lora__{key}": value}))
     again = load(make_config(tmp_path, model__train="lora", model__lora__r=4))
     assert rank_of(again.model) == 4
+
+
+@pytest.mark.parametrize("tokens", [3, 64, 65, 200, 1030])
+def test_rows_added_to_a_mixed_product_change_neither_it_nor_its_gradients(tokens: int):
+    generator = torch.Generator().manual_seed(tokens)
+    layer = torch.nn.Linear(32, 16)
+    layer.__class__, x = MixedLinear, torch.randn(tokens, 32, generator=generator, requires_grad=True)
+    assert isinstance(layer, MixedLinear)
+    layer.casts = SharedCast(torch.bfloat16)
+    rows = layer.casts(x)
+    assert len(rows) == (tokens if tokens < ROWS else -(-tokens // ROWS) * ROWS)
+    assert torch.equal(rows[:tokens], x.to(torch.bfloat16)) and not rows[tokens:].any()
+    out, factor = layer(x), torch.randn(tokens, 16, generator=generator)
+    (out * factor).sum().backward()
+    wide, small = layer.weight.detach().to(torch.bfloat16).float(), x.detach().to(torch.bfloat16).float()
+    torch.testing.assert_close(out, small @ wide.T + layer.bias, rtol=0.02, atol=0.02)
+    torch.testing.assert_close(x.grad, factor @ wide, rtol=0.02, atol=0.02)
+    assert layer.weight.grad is not None
+    torch.testing.assert_close(layer.weight.grad, factor.T @ small, rtol=0.02, atol=0.02 * tokens**0.5)

@@ -321,17 +321,17 @@ class TorchEngine(Engine):
 
     def _choose(self) -> list[Request]:
         """Takes the requests from the queue that fit beside the rows, and into one prefill pass."""
-        lengths, remaining = self.rows.lengths.tolist(), self.rows.remaining.tolist()
+        length, ahead = int(self.rows.lengths.max(initial=0)), int(self.rows.remaining.max(initial=0))
         prompts: set[tuple[int, ...]] = set()
         width = count = 0
         for request in self.queue:
             width = max(width, len(request.prompt_ids))
             prompts.add(request.prompt_ids)
-            lengths.append(len(request.prompt_ids))
-            remaining.append(self._limit(request))
+            length, ahead = max(length, len(request.prompt_ids)), max(ahead, self._limit(request))
+            rows = len(self.rows) + count + 1
             if len(prompts) > 1 and len(prompts) * width > PREFILL_TOKENS:
                 break
-            if len(lengths) > self.max_batch or self._exceeds(len(lengths), max(lengths) + max(remaining)):
+            if rows > self.max_batch or self._exceeds(rows, length + ahead):
                 break
             count += 1
         return self.queue.take(count)

@@ -12,6 +12,12 @@ from torch.autograd.function import once_differentiable
 
 from shoal.runtime import Runtime
 
+ROWS = 64
+"""Products of more rows have a multiple of this many, the last of them 0: oneDNN makes a kernel for each number of rows
+that is new to it, which takes ten times as long as the product itself in a small model."""
+EXACT = 1024
+"""Up to so many tokens a sum over them with 0 at its end is the same to the bit: oneDNN adds more up in parts."""
+
 
 def forward_context(runtime: Runtime) -> AbstractContextManager[Any]:
     """The context that forward passes run in: autocast on a GPU, nothing on a CPU, whose linear layers are
@@ -37,6 +43,18 @@ def use_mixed_linears(model: nn.Module, runtime: Runtime) -> None:
             setattr(module, "casts", casts)  # noqa: B010 - mypy sees a plain Linear
 
 
+def cast_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """[..., F] to [tokens, F] in `dtype`; where these are more than ROWS, followed by rows of 0 up to a multiple."""
+    flat = x.reshape(-1, x.shape[-1])
+    missing = -len(flat) % ROWS
+    if not missing or len(flat) < ROWS:
+        return flat.to(dtype)
+    rows = flat.new_empty((len(flat) + missing, flat.shape[1]), dtype=dtype)
+    rows[: len(flat)] = flat
+    rows[len(flat) :] = 0
+    return rows
+
+
 class SharedCast:
     """Casts inputs to `dtype`, and keeps the last: queries, keys and values, or gate and up, have the same input."""
 
@@ -45,12 +63,12 @@ class SharedCast:
         self._last: tuple[ReferenceType[Tensor], int, Tensor] | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        """[..., F] to [tokens, F] in `dtype`, without gradient."""
+        """[..., F] to rows [tokens or more, F] in `dtype`, without gradient; see `cast_rows`."""
         if self._last is not None:
             of, version, cast = self._last
             if of() is x and version == x._version:
                 return cast
-        cast = x.detach().reshape(-1, x.shape[-1]).to(self.dtype)
+        cast = cast_rows(x.detach(), self.dtype)
         self._last = (ref(x), x._version, cast)
         return cast
 
@@ -83,11 +101,11 @@ class _MixedProduct(torch.autograd.Function):
     """x W^T + b with 16-bit operands, sums in float32 inside the product, and a float32 result."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, flat: Tensor, weight: Tensor, bias: Tensor | None, shadow: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, rows: Tensor, weight: Tensor, bias: Tensor | None, shadow: Tensor) -> Tensor:
         # Not as attributes: gradient checkpointing drops, and a backward pass frees, what is saved this way alone.
-        ctx.save_for_backward(flat if weight.requires_grad else None, shadow)
+        ctx.save_for_backward(rows if weight.requires_grad else None, shadow)
         ctx.shape, ctx.dtype = x.shape, x.dtype
-        out = (flat @ shadow.t()).to(x.dtype)
+        out = (rows @ shadow.t())[: x.shape[:-1].numel()].to(x.dtype)
         if bias is not None:
             out += bias
         return out.view(*x.shape[:-1], -1)
@@ -98,7 +116,10 @@ class _MixedProduct(torch.autograd.Function):
         need_x, _, need_weight, need_bias, _ = ctx.needs_input_grad
         taken, shadow = ctx.saved_tensors
         flat = grad.reshape(-1, grad.shape[-1])
-        small = flat.to(shadow.dtype)
-        d_x = (small @ shadow).to(ctx.dtype).view(ctx.shape) if need_x else None
-        d_weight = (small.t() @ taken).to(ctx.dtype) if need_weight else None
+        small = cast_rows(flat, shadow.dtype)
+        d_x = (small @ shadow)[: len(flat)].to(ctx.dtype).view(ctx.shape) if need_x else None
+        d_weight = None
+        if need_weight:
+            summed = len(small) if len(flat) <= EXACT else len(flat)
+            d_weight = (small[:summed].t() @ taken[:summed]).to(ctx.dtype)
         return d_x, None, d_weight, flat.sum(0) if need_bias else None, None
