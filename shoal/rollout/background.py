@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from logging import getLogger
 from time import monotonic
@@ -70,12 +71,12 @@ class BackgroundRollouts:
         self._running: dict[int, _Running] = {}
         self._moved = monotonic()
         self._thread = LoopThread("rollouts")
-        self._news = asyncio.Event()
+        self._news = asyncio.Event()  # set when there may be something to do
         self._driver = asyncio.run_coroutine_threadsafe(self._drive(), self._thread.loop)
 
-    def start(self, number: int, item: Item) -> None:
-        """Starts a group; returns at once."""
-        self._thread.loop.call_soon_threadsafe(self._begin, number, item)
+    def start(self, items: Mapping[int, Item]) -> None:
+        """Starts groups, by number; returns at once. What they ask for goes to the engine in one submission."""
+        self._thread.loop.call_soon_threadsafe(self._begin_all, items)
 
     def cut(self, number: int) -> None:
         """Ends a group with what there is of it; returns at once. Its unfinished completions are truncated ones of
@@ -94,6 +95,11 @@ class BackgroundRollouts:
     def close(self) -> None:
         """Takes back all requests and ends the thread."""
         self._thread.close()
+
+    def _begin_all(self, items: Mapping[int, Item]) -> None:
+        for number, item in items.items():
+            self._begin(number, item)
+        self._news.set()
 
     def _begin(self, number: int, item: Item) -> None:
         running = self._running[number] = _Running(Wave([item], self._size))
@@ -135,7 +141,9 @@ class BackgroundRollouts:
                     self._model.pump(TURN_SECONDS)
                     self._move()
                 else:
-                    await asyncio.sleep(TURN_SECONDS)
+                    self._news.clear()
+                    with suppress(TimeoutError):  # tasks may ask the model without telling
+                        await asyncio.wait_for(self._news.wait(), TURN_SECONDS)
                 self._see_to_tasks()
                 self._refuse_silence()
         except ShoalError as error:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from statistics import median
 
 from shoal.types import Completion, Group
 
 WINDOW = 10  # steps over which a bottleneck is named
 SHARE = 0.2  # of the time, from which on a wait is worth a sentence
+LATEST = 1000  # groups of whose durations the median is taken
 SLOW = 2.0  # times the median duration, from which on a group counts as slow
 
 
@@ -45,15 +47,19 @@ class Tally:
     tokens: int = 0
     engine_idle: float = 0.0
     waits: dict[str, float] = field(default_factory=lambda: {"due": 0.0, "groups": 0.0})
-    durations: list[float] = field(default_factory=list)
+    durations: deque[float] = field(default_factory=deque)
+    ordered: list[float] = field(default_factory=list)  # the durations, the shortest first
     slow_finished: list[int] = field(default_factory=lambda: [0, 0])
     slow_trained: list[int] = field(default_factory=lambda: [0, 0])
     recent: list[tuple[float, float, str]] = field(default_factory=list)
 
     def took(self, seconds: float) -> bool:
         """Notes how long a group took from start to finish; whether that is slow beside the others."""
-        self.durations = [*self.durations[-999:], seconds]
-        slow = seconds > SLOW * median(self.durations)
+        self.durations.append(seconds)
+        insort(self.ordered, seconds)
+        if len(self.durations) > LATEST:
+            del self.ordered[bisect_left(self.ordered, self.durations.popleft())]
+        slow = seconds > SLOW * self.ordered[len(self.ordered) // 2]
         self.slow_finished[0] += slow
         self.slow_finished[1] += 1
         return slow

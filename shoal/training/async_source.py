@@ -230,13 +230,16 @@ class AsyncSource(GroupSource):
         if self.rollouts is None or self.closing or self.failure is not None:
             return
         needed = self.wanted - self.taken - len(self.under_way) - len(self.ready)
+        new: dict[int, Item] = {}
         for _ in range(min(self.slots.free, needed)):
             item = self.again.popleft() if self.again else Item(*self.stream.next(1)[0])
             self.slots.start()
             self.under_way[self.numbers] = Started(item, self.parts.engine.version, monotonic())
-            self.rollouts.start(self.numbers, item)
+            new[self.numbers] = item
             self.numbers += 1
             self.tally.started += 1
+        if new:
+            self.rollouts.start(new)
         self._count_idle(monotonic())
 
     def _count_idle(self, now: float) -> None:

@@ -89,6 +89,8 @@ class Run:
         """
         seconds, version = self.settle(), self.parts.learner.version
         if self.source.ahead and not now and self.parts.sync.may_overlap(version):
+            self.parts.sync.note_learner(version)
+            self.parts.sync.held = self.source.published
             self.under_way = _aside("publisher", lambda: self._publish(version))
             return seconds
         return self._publish(version, now=now)

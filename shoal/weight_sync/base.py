@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from concurrent.futures import Future
 
 from shoal.errors import EngineError
@@ -44,6 +45,8 @@ class WeightSync(ABC):
     """Gets the learner's weights into the engine. Version n is the weights after n trained batches."""
 
     check: SelfCheck
+    held: Callable[[int], None] | None = None
+    """Told of a version as soon as the engine says that it holds it, before the self-check."""
 
     def before_write(self) -> None:
         """The learner will write its weights: pauses generation where their memory is shared, else nothing.
@@ -58,6 +61,10 @@ class WeightSync(ABC):
     def may_overlap(self, version: int) -> bool:
         """Whether the learner may compute, but not write its weights, while another thread publishes this version."""
         return False
+
+    def note_learner(self, version: int) -> None:
+        """Takes the learner's log-probs for the self-check of this version, where one is due: for a publication in
+        another thread, before which the learner's model is still at rest."""
 
     @abstractmethod
     def publish(self, version: int, *, now: bool = False) -> PublishHandle:

@@ -90,11 +90,22 @@ class SelfCheck:
         self.tolerance = tolerance
         self.checked: set[int] = set()
         self.means: list[float] = []
+        self.noted: tuple[int, list[list[float]]] | None = None  # a version, and the learner's log-probs of the probe
         self.before: tuple[int, list[list[float]], dict[str, list[list[float]]]] | None = None
 
     def due(self, version: int) -> bool:
         """The first two versions of a process, and from then on those that `every` divides."""
         return len(self.checked - {version}) < 2 or (self.every > 0 and version % self.every == 0)
+
+    def looks_at(self, version: int) -> bool:
+        """Whether this version is checked, or the next, for which it is measured how far both sides have moved."""
+        return self.due(version) or self.due(version + 1)
+
+    def note_learner(self, version: int) -> None:
+        """Takes the learner's part of the check of this version, if it has one and has not been taken. The learner's
+        model must be at rest; the rest of the check needs the engine only."""
+        if self.looks_at(version) and (self.noted is None or self.noted[0] != version):
+            self.noted = version, self.learner.logprobs(self.probe)
 
     def warm_up(self, version: int) -> None:
         """Before a version that will be checked, fills the prefix caches with the old weights' keys and values: if they
@@ -121,12 +132,14 @@ class SelfCheck:
                 f"weight sync: the engine holds version {self.engine.version} after version {version} was published"
             )
         due = self.due(version)
-        if not due and not self.due(version + 1):
+        if not self.looks_at(version):
             return None
         if due:
             for replica in self.engine.replicas:
                 self.check_reset(replica, version)
-        learner = self.learner.logprobs(self.probe)
+        self.note_learner(version)
+        assert self.noted is not None
+        _, learner = self.noted
         measured = dict(self.scored())
         if not any(map(finite, (learner, *measured.values()))):
             # The weights have diverged on both sides, no fault of the sync: the next rollouts tell, and are kept.
@@ -203,19 +216,20 @@ class SelfCheck:
             )
 
     def check_sampled(self, replica: Replica, version: int, token: int, logprob: float) -> float:
-        """The difference of the log-prob of one token that was sampled through the prefix cache from the learner's.
+        """The difference of the log-prob of one token that was sampled through the prefix cache from that which the
+        same replica gives it when it scores, which passes the cache by.
 
         Raises:
             TrainingError: it is above the tolerance.
         """
         context = self.probe[-1].context_ids
-        [[expected]] = self.learner.logprobs([Segment(context, [token], [0.0], [True])])
+        [[expected]] = replica.logprobs([Segment(context, [token], [0.0], [True])])
         difference = distance(logprob, expected)
         if not difference <= self.tolerance:
             raise TrainingError(
                 f"weight sync: at version {version} a token that {replica.name} samples after {len(context)} tokens "
-                f"has a log-prob {difference:.2g} from the learner's (allowed: {self.tolerance:.2g}), while its scores "
-                "are right: its prefix cache was not reset"
+                f"has a log-prob {difference:.2g} from what it scores that token with (allowed: {self.tolerance:.2g}): "
+                "its prefix cache was not reset"
             )
         return difference
 

@@ -91,8 +91,12 @@ class ServerSync(WeightSync):
             yield
 
     def may_overlap(self, version: int) -> bool:
-        """Where no self-check is due, for which the learner's model has to be at rest."""
-        return not (self.check.due(version) or self.check.due(version + 1))
+        """All but the first publication: nothing is sampled before it."""
+        return self.published is not None
+
+    def note_learner(self, version: int) -> None:
+        if version != self.published and self.due(version):
+            self.check.note_learner(version)
 
     def due(self, version: int) -> bool:
         """The first version of a process, and those that `every` divides."""
@@ -128,6 +132,8 @@ class ServerSync(WeightSync):
         with self.engine.reviving:
             with timed(seconds, "confirm"):
                 self.confirm(version)
+            if self.held is not None:
+                self.held(version)
             started = perf_counter()
             if self.check.run(version) is not None:
                 seconds["self_check"] = perf_counter() - started

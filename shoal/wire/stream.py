@@ -76,8 +76,8 @@ def padded(nbytes: int) -> int:
 
 
 def bucket_size(specs: Iterable[WeightSpec]) -> int:
-    """Bytes of a bucket: no more than the largest weight, so that a small model's buckets cost no more than it does."""
-    return min(BUCKET, max((padded(spec.nbytes) for spec in specs), default=BUCKET))
+    """Bytes of a bucket: all of a small model goes in one, since each takes both ends a wait for the other."""
+    return min(BUCKET, sum(padded(spec.nbytes) for spec in specs) or BUCKET)
 
 
 class WeightGroup:

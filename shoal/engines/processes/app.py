@@ -1,17 +1,17 @@
 """Shoal's routes for the built-in engine in a process of its own; those of a vLLM server have the same names.
 
-A whole list of requests goes in by one HTTP request, and results come out as lines of JSON, each as soon as it is
+A whole list of requests goes in by one HTTP request, and results come out as lines of JSON, as they are
 there. All routes but /health ask for the key that whoever launched the process gave it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+import msgspec
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.requests import Request
@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from shoal.engines.base import EngineOutput
 from shoal.engines.processes.held import HeldEngine, request_of, result_of
 from shoal.engines.processes.worker import TorchWorker
+from shoal.engines.servers.results import Results, to_lines
 from shoal.types import Segment
 
 KEY_VARIABLE = "SHOAL_PROCESS_KEY"
@@ -41,29 +42,25 @@ class Routes:
 
     async def generate(self, request: Request) -> Response:
         """Completions, and log-probs of given tokens. Requests end with the connection."""
-        requests = (await request.json())["requests"]
+        requests = msgspec.json.decode(await request.body())["requests"]
         return StreamingResponse(self._lines(requests), media_type="application/x-ndjson")
 
-    async def _lines(self, forms: Sequence[dict[str, Any]]) -> AsyncIterator[str]:
-        loop = asyncio.get_running_loop()
-        results: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    async def _lines(self, forms: Sequence[dict[str, Any]]) -> AsyncIterator[bytes]:
+        sampled = [form for form in forms if "score_from" not in form]
+        results = Results(len(sampled))
+        waiting = {form["id"] for form in sampled}
 
         def answer(output: EngineOutput) -> None:
-            loop.call_soon_threadsafe(results.put_nowait, result_of(output))
+            results.put(result_of(output))
 
-        sampled = [form for form in forms if "score_from" not in form]
-        waiting = {form["id"] for form in sampled}
         if sampled:
             self.held.ask([(request_of(form), answer) for form in sampled])
         try:
-            for result in await self._scored([form for form in forms if "score_from" in form]):
-                yield json.dumps(result) + "\n"
-            while waiting:
-                found = [await results.get()]
-                while not results.empty():
-                    found.append(results.get_nowait())
-                waiting -= {result["id"] for result in found}
-                yield "".join(json.dumps(result) + "\n" for result in found)
+            if len(sampled) < len(forms):
+                yield to_lines(await self._scored([form for form in forms if "score_from" in form]))
+            async for chunk in results.chunks():
+                waiting -= {result["id"] for result in chunk}
+                yield to_lines(chunk)
         finally:
             if waiting:
                 self.held.withdraw(list(waiting))
@@ -116,10 +113,6 @@ class Routes:
         await asyncio.wrap_future(self.held.resume())
         return JSONResponse({})
 
-    async def reset_prefix_cache(self, request: Request) -> Response:
-        """Nothing is left to forget: taking weights drops what older ones gave."""
-        return JSONResponse({"done": True})
-
 
 class WithKey:
     """ASGI middleware: everything but /health asks for the key."""
@@ -145,10 +138,7 @@ def make_app(held: HeldEngine, key: str) -> ASGIApp:
         routes=[
             Route("/health", routes.health),
             Route("/shoal/load", routes.load),
-            *(
-                Route(f"/shoal/{handler.__name__}", handler, methods=["POST"])
-                for handler in (*posts, routes.reset_prefix_cache)
-            ),
+            *(Route(f"/shoal/{handler.__name__}", handler, methods=["POST"]) for handler in posts),
         ]
     )
     return WithKey(app, key)

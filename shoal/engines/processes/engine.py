@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from shoal.engines.base import Request
 from shoal.engines.processes.app import KEY_VARIABLE
 from shoal.engines.servers.engine import ServersEngine
 from shoal.engines.servers.process import Launcher, ServerProcess
@@ -67,6 +68,7 @@ class ProcessServer(Server):
     option = "engine"
     timeout_key = "engine.timeout"
     says_versions = True
+    was_idle = False  # at the last pause
 
     def sample_token(self, prompt_ids: Sequence[int]) -> tuple[int, float]:
         """See `Replica.sample_token`. An update does not wait for rollouts that are queued."""
@@ -76,6 +78,22 @@ class ProcessServer(Server):
     def cached_tokens(self, prompt_ids: Sequence[int]) -> int:
         """No prompt's keys outlive its group, nor an update of the weights."""
         return 0
+
+    def pause(self, mode: str) -> None:
+        """Where nothing is in flight there, it is enough that nothing is asked."""
+        self.owner.hold(self)
+        self.was_idle = not self.in_flight
+        if not self.was_idle:
+            super().pause(mode)
+
+    def resume(self) -> None:
+        if self.was_idle:
+            self.owner.resumed(self)
+        else:
+            super().resume()
+
+    def reset_prefix_cache(self) -> None:
+        """Nothing is left to forget: taking weights drops what older ones gave."""
 
 
 class ProcessEngine(ServersEngine):
@@ -103,12 +121,22 @@ class ProcessEngine(ServersEngine):
         folder: Path,
         launcher: Launcher | None = None,
     ) -> None:
+        self.prompt_tokens = 0
         super().__init__(
             form,
             timeout=timeout,
             restarts=restarts,
             open_servers=lambda owner: launch(owner, arguments, timeout, folder, launcher),
         )
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        super().submit(requests)
+        self.prompt_tokens += sum(len(request.prompt_ids) for request in requests)
+
+    def statistics(self) -> dict[str, float]:
+        """Counters since the last call: see `LoadMetrics.take`. All are kept here: asking the processes would hold up
+        the learner."""
+        return self.load.take([{"prompt_tokens": float(self.prompt_tokens)}])
 
 
 def launch(

@@ -33,7 +33,6 @@ class HeldEngine:
         self.waiting: list[Request] = []  # asked while generation was stopped
         self.paused = False
         self.draining: list[Future[None]] = []
-        self.prompt_tokens = 0
         self.thread = Thread(target=self._run, name="engine", daemon=True)
         self.thread.start()
 
@@ -69,12 +68,11 @@ class HeldEngine:
         return self.call(self._resume)
 
     def load(self) -> dict[str, float]:
-        """Requests that run and wait now, and the prompts' tokens so far."""
+        """Requests that run and wait now."""
         running = int(self.engine.rows.alive.sum())
         return {
             "running": float(running),
             "waiting": float(max(len(self.answers) - running, 0)),
-            "prompt_tokens": float(self.prompt_tokens),
         }
 
     # In the engine's thread.
@@ -107,7 +105,6 @@ class HeldEngine:
         new = []
         for request, answer in requests:
             self.answers[request.id] = answer
-            self.prompt_tokens += len(request.prompt_ids)
             new.append(request)
         if stopped:
             self.waiting += new

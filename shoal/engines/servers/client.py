@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import httpx
+import msgspec
 
 from shoal.errors import EngineError
 
@@ -17,6 +17,7 @@ FINAL_STATUS = frozenset(range(400, 500)) - {408, 429}
 # uvicorn closes a connection after 5 s without a request. A request that leaves at that moment would be taken for one
 # to a dead server.
 IDLE_SECONDS = 4.0
+JSON = {"Content-Type": "application/json"}
 
 
 @cache
@@ -55,20 +56,24 @@ class ServerClient:
         )
 
     async def ask(self, client: httpx.AsyncClient, requests: Sequence[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
-        """Results in the form of requests.py, each as soon as it is there.
+        """Results in the form of requests.py, as they come.
 
         Raises:
             httpx.HTTPError: the server is not there, or went away before all results were.
             EngineError: it refuses to be asked.
         """
         missing = len(requests)
-        async with client.stream("POST", "/shoal/generate", json={"requests": list(requests)}) as response:
+        body = msgspec.json.encode({"requests": requests})
+        async with client.stream("POST", "/shoal/generate", content=body, headers=JSON) as response:
             if response.status_code != 200:
                 await response.aread()
                 self.refuse("POST /shoal/generate", response)
-            async for line in response.aiter_lines():
-                yield json.loads(line)
-                missing -= 1
+            rest = b""
+            async for chunk in response.aiter_bytes():
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    yield msgspec.json.decode(line)
+                missing -= len(lines)
         if missing > 0:
             raise httpx.RemoteProtocolError(f"{missing} results are missing")
 

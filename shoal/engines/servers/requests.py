@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from itertools import count
+from math import nan
 from typing import Any
 
 from shoal.engines.base import EngineOutput, Request, check_request
@@ -74,7 +75,12 @@ def scoring_request(segment: Segment, id_: str) -> dict[str, Any]:
 def scored(segments: Sequence[Segment], results: Sequence[Mapping[str, Any]]) -> list[list[float]]:
     """Log-probs by segment, from the results of `RequestForm.scoring` in its order."""
     rows = iter(results)
-    return [list(next(rows)["logprobs"]) if segment.sampled_ids else [] for segment in segments]
+    return [numbers(next(rows)["logprobs"]) if segment.sampled_ids else [] for segment in segments]
+
+
+def numbers(logprobs: Sequence[float | None]) -> list[float]:
+    """Log-probs as they were before they became JSON, which has null for what is not finite."""
+    return [nan if one is None else one for one in logprobs] if None in logprobs else list(logprobs)  # type: ignore[arg-type]
 
 
 def output_of(result: Mapping[str, Any], versions: list[tuple[int, int]]) -> EngineOutput:
@@ -83,7 +89,7 @@ def output_of(result: Mapping[str, Any], versions: list[tuple[int, int]]) -> Eng
     if "error" in result:
         return EngineOutput(result["id"], [], [], StopReason.ERROR, versions, error=result["error"])
     tokens = list(result["tokens"])
-    return EngineOutput(result["id"], tokens, list(result["logprobs"]), StopReason(result["reason"]), versions)
+    return EngineOutput(result["id"], tokens, numbers(result["logprobs"]), StopReason(result["reason"]), versions)
 
 
 def stamp(versions: list[tuple[int, int]], start: int, version: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 import httpx
 
-from shoal.engines.servers.client import ServerClient, tls
+from shoal.engines.servers.client import IDLE_SECONDS, ServerClient, tls
 from shoal.engines.servers.control import PAUSE_MODES, Control
 from shoal.engines.servers.process import LaunchedServer
 from shoal.engines.servers.requests import RequestForm, scored
@@ -116,6 +116,14 @@ class Server(ServerClient, Control):
         self.max_lora_rank = arguments.max_lora_rank if arguments else 0
         self.incarnation = 0  # of the server, so that nothing of an earlier one is taken for the present one's
         self.in_flight = 0
+        # Kept connections: an update of the weights makes half a dozen calls.
+        self.calls = httpx.Client(
+            base_url=self.url,
+            headers=self.headers,
+            limits=httpx.Limits(keepalive_expiry=IDLE_SECONDS),
+            trust_env=False,
+            verify=tls(),
+        )
 
     def ask_all(self, requests: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Results in the order of the requests; those in flight go on meanwhile."""
@@ -148,7 +156,7 @@ class Server(ServerClient, Control):
         self.owner.hold(self)
         self._post("/shoal/pause", f"pause ({mode})", {"mode": mode})
         counts: dict[str, int] = {}
-        if mode == "keep" or not self.says_versions:
+        if not self.says_versions:
             counts = self._post("/shoal/counts", "tokens in flight", {})
         deadline = monotonic() + self.timeout
         # What was asked for just before may come only now, and is sampled with the weights to come.
@@ -242,6 +250,7 @@ class Server(ServerClient, Control):
 
     def close(self) -> None:
         """Ends the server, where Shoal launched it."""
+        self.calls.close()
         if self.process is not None:
             self.process.stop()
 
@@ -262,9 +271,7 @@ class Server(ServerClient, Control):
         return found
 
     def _reply(self, path: str, body: Mapping[str, Any], seconds: float) -> httpx.Response:
-        return httpx.post(
-            self.url + path, json=body, headers=self.headers, timeout=seconds, trust_env=False, verify=tls()
-        )
+        return self.calls.post(path, json=body, timeout=seconds)
 
     def _gone(self, what: str, error: httpx.HTTPError) -> str:
         where = f"; its log: {self.process.log}" if self.process else "; is it running, and is the port right?"

@@ -3,7 +3,7 @@
     python -m shoal.engines.vllm.inside.app --model=DIR ...      vLLM's arguments
 
 One completion per HTTP request costs more than sampling it does, for a small model; here a whole list goes in by one
-request, and results come out as lines of JSON, each as soon as it is there. `ShoalRoutes` is an ASGI middleware,
+request, and results come out as lines of JSON, as they are there. `ShoalRoutes` is an ASGI middleware,
 which vLLM takes by its name, so nothing inside vLLM is replaced. The routes for others than the trainer stand in
 vllm_routes.py.
 """
@@ -11,7 +11,6 @@ vllm_routes.py.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import secrets
 import sys
@@ -19,6 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from logging import getLogger
 from typing import Any
 
+import msgspec
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.requests import Request
@@ -27,6 +27,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from shoal.child_process import end_with_owner
+from shoal.engines.servers.results import Results, to_lines
 from shoal.engines.vllm import compat as vllm_compat
 from shoal.engines.vllm.inside import routes as vllm_routes
 
@@ -45,30 +46,26 @@ def engine_of(request: Request) -> Any:
 
 
 async def generate(request: Request) -> Response:
-    """A list of requests in; their results as lines, each as soon as it is there. Requests end with the connection."""
-    requests = (await request.json())["requests"]
+    """A list of requests in; their results as lines, as they are there. Requests end with the connection."""
+    requests = msgspec.json.decode(await request.body())["requests"]
     return StreamingResponse(
         _lines(engine_of(request), requests, request.scope["shoal.vllm"]), media_type="application/x-ndjson"
     )
 
 
-async def _lines(engine: Any, requests: Sequence[dict[str, Any]], state: Any) -> AsyncIterator[str]:
-    results: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+async def _lines(engine: Any, requests: Sequence[dict[str, Any]], state: Any) -> AsyncIterator[bytes]:
+    results = Results(len(requests))
 
     async def one(asked: dict[str, Any]) -> None:
-        await results.put(await vllm_compat.generate(engine, asked, getattr(state, "shoal_adapter", None)))
+        try:
+            results.put(await vllm_compat.generate(engine, asked, getattr(state, "shoal_adapter", None)))
+        except Exception as error:  # noqa: BLE001 - raised again below: it ends the stream, and the client asks elsewhere
+            results.fail(error)
 
-    tasks = {asyncio.create_task(one(asked)) for asked in requests}
+    tasks = [asyncio.create_task(one(asked)) for asked in requests]
     try:
-        for _ in requests:
-            getting = asyncio.create_task(results.get())
-            # A task that fails puts nothing in: its error ends the stream, and the client asks elsewhere.
-            while not getting.done():
-                done, _ = await asyncio.wait({getting, *tasks}, return_when=asyncio.FIRST_COMPLETED)
-                for task in done - {getting}:
-                    tasks.discard(task)
-                    task.result()
-            yield json.dumps(getting.result()) + "\n"
+        async for chunk in results.chunks():
+            yield to_lines(chunk)
     finally:
         for task in tasks:
             task.cancel()
