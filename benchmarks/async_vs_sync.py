@@ -3,8 +3,9 @@
     python benchmarks/async_vs_sync.py --steps 40 --folder /path/for/runs
 
 Prints for each run: completions a second from the second half of its steps, mean and largest staleness, reward of the
-last ten steps; and what would be ideal: (g + t) / max(g, t) times sync, of the sync run's generation and training
-seconds g and t. Two cores, one thread each.
+last ten of them; and what would be ideal: (g + t) / max(g, t) times sync, of the sync run's generation and training
+seconds g and t. Two cores, one thread each. The last steps do not count: an asynchronous run starts no more groups for
+them, so that the learner has the machine to itself.
 """
 
 from __future__ import annotations
@@ -39,12 +40,15 @@ RUNS = {
 }
 
 
+LAST = 2  # steps: as many as the runs are ahead, and one
+
+
 def measured(overrides: list[str], folder: Path) -> list[dict[str, Any]]:
-    """The rows of the second half of a run's steps."""
+    """The rows of the second half of a run's steps, but the last."""
     train(load_config("story", [*APART, *QUIET, *overrides]), folder)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     steps = [row for row in rows if "reward/mean" in row]
-    return steps[len(steps) // 2 :]
+    return steps[len(steps) // 2 : -LAST]
 
 
 def speed(rows: list[dict[str, Any]]) -> float:

@@ -36,9 +36,6 @@ class RestartSync(ServerSync):
         self.fresh = fresh
         self.newest: Path | None = None
 
-    def may_overlap(self, version: int) -> bool:
-        return False  # nothing is to be overlapped with while the servers are down
-
     def _write(self, folder: Path, version: int) -> None:
         self.learner.save_merged(folder)
         write_version(folder, version)

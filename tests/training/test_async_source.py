@@ -73,6 +73,22 @@ def test_no_completion_is_older_than_the_bound_and_every_prompt_is_trained_once(
     assert {"async/staleness_mean", "async/slots_free", "async/slow_share_trained"} <= metrics.keys()
 
 
+def test_groups_that_start_together_go_to_the_engine_in_one_submission(
+    ahead: Ahead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    sizes: list[int] = []
+    submit = ApartEngine.submit
+
+    def counted(self: ApartEngine, requests: Any) -> None:
+        sizes.append(len(requests))
+        submit(self, requests)
+
+    monkeypatch.setattr(ApartEngine, "submit", counted)
+    train(ahead("evaluation.at_start=false", "evaluation.at_end=false", "evaluation.every=0"), tmp_path / "run")
+    assert sizes[0] == 2 * 2 * 4  # as many groups as there are slots
+    assert set(sizes[1:]) == {2 * 4}  # those that a publication frees
+
+
 def hold_back(monkeypatch: pytest.MonkeyPatch, until: float) -> None:
     """A completion of the first prompt does not finish before so many groups were started. Data are not shuffled."""
     made = ApartEngine.__init__

@@ -298,6 +298,71 @@ def test_a_swap_that_failed_in_silence_is_found_by_the_workers_version(
         sync.publish(1)
 
 
+def test_a_check_whose_learners_part_was_noted_asks_the_learner_nothing_more(
+    make_learner: Callable[..., LocalLearner], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    learner = make_learner()
+    sync = sync_of(learner, "restart", tmp_path)
+    sync.publish(0).wait()
+    train(learner)
+    sync.note_learner(1)
+    monkeypatch.setattr(sync.check, "learner", None)
+    assert sync.publish(1).wait()["self_check"] > 0
+    with pytest.raises(AttributeError):  # nothing was noted of this one
+        sync.publish(2)
+
+
+def test_what_was_noted_of_one_version_is_not_taken_for_anothers(
+    make_learner: Callable[..., LocalLearner], tmp_path: Path
+):
+    learner = make_learner()
+    sync = sync_of(learner, "restart", tmp_path)
+    sync.note_learner(0)
+    sync.publish(0).wait()
+    train(learner)
+    sync.publish(1).wait()  # as the learner is now, so it passes
+    sync.note_learner(2)
+    train(learner)
+    with pytest.raises(TrainingError, match="log-probs differ from the learner's"):
+        sync.publish(2)
+
+
+def test_who_waits_for_a_version_is_told_before_it_is_checked(
+    make_learner: Callable[..., LocalLearner], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    sync = sync_of(make_learner(), "restart", tmp_path)
+    told: list[Any] = []
+    monkeypatch.setattr(sync, "held", told.append)
+    monkeypatch.setattr(sync, "confirm", lambda version: told.append("confirmed"))
+    monkeypatch.setattr(sync.check, "run", lambda version: told.append("checked"))
+    sync.publish(0).wait()
+    assert told == ["confirmed", 0, "checked"]
+
+
+@pytest.mark.parametrize("kind", ["lora", "restart"])
+def test_the_first_version_is_waited_for_and_later_ones_may_be_under_way_while_the_learner_computes(
+    make_learner: Callable[..., LocalLearner], tmp_path: Path, kind: str
+):
+    learner = make_learner(lora)
+    control = RecordedVllm(learner)
+    control.max_lora_rank = 4
+    sync = sync_of(learner, kind, tmp_path, control)
+    assert not sync.may_overlap(0)
+    sync.publish(0).wait()
+    assert sync.may_overlap(1)
+
+
+def test_a_token_that_is_not_sampled_as_it_is_scored_shows_a_prefix_cache_that_was_not_reset(
+    make_learner: Callable[..., LocalLearner], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    sync = sync_of(make_learner(), "restart", tmp_path)
+    control = sync.engine.replicas[0]
+    token, logprob = control.sample_token([3, 4, 5])
+    monkeypatch.setattr(control, "sample_token", lambda prompt_ids: (token, logprob - 0.1))
+    with pytest.raises(TrainingError, match=r"has a log-prob .* from what it scores that token with .* was not reset"):
+        sync.publish(0)
+
+
 def test_a_folder_says_its_version(tmp_path: Path):
     assert version_in(tmp_path) == -1
     write_version(tmp_path, 7)

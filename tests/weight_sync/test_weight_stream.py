@@ -47,10 +47,12 @@ def test_every_weight_goes_once_and_small_ones_go_together(sizes: list[int], buc
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_is_received_is_what_was_sent_also_to_several_workers(dtype: torch.dtype):
+@pytest.mark.parametrize("size", [None, 9000], ids=["in one bucket", "in several, and some alone"])
+def test_what_is_received_is_what_was_sent_also_to_several_workers(dtype: torch.dtype, size: int | None):
     weights = some_weights(dtype)
     specs = specs_of(weights)
-    bucket = bucket_size(specs)
+    bucket = size or bucket_size(specs)
+    assert (len(list(packets(weights, bucket))) == 1) == (size is None)
     store = listen(HOST, 30)
     got: dict[int, dict[str, torch.Tensor]] = {1: {}, 2: {}}
 

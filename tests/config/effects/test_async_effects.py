@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from threading import Event
 from types import SimpleNamespace
 from typing import Any
@@ -49,10 +50,10 @@ class ByHand:
 
     def go_on(self, *, finished: Any, **rest: Any) -> Any:
         self.finished = finished
-        return SimpleNamespace(start=self.start_one, cut=self.cut_one, done=lambda number: 0)
+        return SimpleNamespace(start=self.start_all, cut=self.cut_one, done=lambda number: 0)
 
-    def start_one(self, number: int, item: Item) -> None:
-        self.started[number] = item, self.engine.version
+    def start_all(self, items: Mapping[int, Item]) -> None:
+        self.started |= {number: (item, self.engine.version) for number, item in items.items()}
 
     def cut_one(self, number: int) -> None:
         self.cut.append(number)
