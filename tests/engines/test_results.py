@@ -6,6 +6,7 @@ import asyncio
 import json
 from math import inf, isnan, nan
 from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from shoal.engines.servers import results as results_module
 from shoal.engines.servers.requests import output_of, scored
 from shoal.engines.servers.results import Results, to_lines
+from shoal.engines.vllm.inside import app
 from shoal.types import Segment
 
 SECONDS = 30.0
@@ -72,3 +74,22 @@ def test_log_probs_that_are_no_numbers_are_so_at_the_other_end_too():
     assert first == -0.1 and isnan(second) and isnan(third)
     [[again, *_]] = scored([Segment([4], [1, 2, 3], [], [])], [came])
     assert again == -0.1
+
+
+def test_vllms_route_gives_lines_and_breaks_off_where_a_request_fails(monkeypatch: pytest.MonkeyPatch):
+    async def generate(engine: Any, asked: dict[str, Any], adapter: Any) -> dict[str, Any]:
+        if asked["id"] == "bad":
+            raise RuntimeError("the engine core died")
+        return {"id": asked["id"], "adapter": adapter}
+
+    monkeypatch.setattr(app.vllm_compat, "generate", generate)
+    found: list[bytes] = []
+
+    async def ask(*names: str) -> None:
+        async for lines in app._lines(None, [{"id": name} for name in names], SimpleNamespace(shoal_adapter="policy")):
+            found.extend(lines.splitlines())
+
+    asyncio.run(ask("a", "b"))
+    assert [json.loads(line) for line in found] == [{"id": "a", "adapter": "policy"}, {"id": "b", "adapter": "policy"}]
+    with pytest.raises(RuntimeError, match="the engine core died"):
+        asyncio.run(ask("a", "bad"))
