@@ -18,11 +18,12 @@ from shoal.errors import TrainingError
 from shoal.learners.base import Learner, Watcher
 from shoal.models.info import ModelInfo
 from shoal.types import Batch, Place, Segment
+from shoal.wire.snapshot import DeltaSize
 from shoal.wire.stream import Meeting, WeightSpec
 
 logger = getLogger(__name__)
 
-OF_A_GROUP = ("join", "send_weights")
+OF_A_GROUP = ("join", "send_weights", "send_delta")
 """Calls that are not made again after ranks were lost: others take part in them, who have lost rank 0."""
 
 
@@ -124,8 +125,15 @@ class DeepSpeedLearner(Learner):
     def join(self, meeting: Meeting) -> None:
         self._all("join", meeting)
 
-    def send_weights(self, meeting: Meeting) -> None:
-        self._all("send_weights", meeting)
+    def send_weights(self, meeting: Meeting, version: int) -> None:
+        self._all("send_weights", meeting, version)
+
+    def compare_weights(self, version: int) -> DeltaSize:
+        found: DeltaSize = self._all("compare_weights", version)[0]
+        return found
+
+    def send_delta(self, meeting: Meeting) -> None:
+        self._all("send_delta", meeting)
 
     def leave(self) -> None:
         self.ranks.tell(0, "leave")

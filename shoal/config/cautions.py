@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from shoal.config.nodes.algorithm import AlgorithmConfig
 from shoal.config.nodes.data import DataConfig
+from shoal.config.nodes.parts import WeightSyncConfig
 from shoal.config.nodes.reference import ReferenceConfig
 from shoal.config.root import ShoalConfig
 
@@ -31,6 +32,12 @@ def cautions(c: ShoalConfig) -> Iterator[str]:
             "algorithm.kl_in=reward with algorithm.advantage=standard: where the rewards of a group are equal, the KL "
             "alone makes its advantages, and dividing by the standard deviation cancels algorithm.kl_coef; set "
             "algorithm.advantage=centered, or algorithm.kl_in=loss"
+        )
+    single = c.model.dtype == "float32" or (c.model.dtype == "auto" and c.runtime.target in ("cpu", "mac"))
+    if c.weight_sync.delta and single:
+        yield (
+            "weight_sync.delta=true with float32 weights: nearly all of their elements change at each step, so all are "
+            "sent; set model.dtype=bfloat16, or leave it out"
         )
     yield from _of_the_optimizer(c)
     for key, reason in _without_effect(c):
@@ -72,6 +79,8 @@ def _without_effect(c: ShoalConfig) -> Iterator[tuple[str, str]]:
         for name in ("name", "revision", "polyak_every", "num_devices", "devices"):
             if getattr(c.reference, name) != getattr(ReferenceConfig(), name):
                 yield f"reference.{name}", "algorithm.kl_coef=0 loads no reference"
+    if not c.weight_sync.delta and c.weight_sync.full_every != WeightSyncConfig().full_every:
+        yield "weight_sync.full_every", "without weight_sync.delta=true every update sends all weights"
     if c.data.task == "story":
         for name in ("split", "eval_split", "path", "eval_path"):
             if getattr(c.data, name, None) != getattr(DataConfig(), name, None):

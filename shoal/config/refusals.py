@@ -478,6 +478,11 @@ WEIGHT_SYNC = (
         "weight_sync=broadcast (servers started by shoal serve vllm), or leave the endpoints out",
     ),
     Refusal(
+        lambda c: c.weight_sync.delta and c.weight_sync.kind != "broadcast",
+        "weight_sync.delta=true sends less through a process group, and weight_sync={c.weight_sync.kind} sends nothing "
+        "through one: set weight_sync=broadcast, or leave it out",
+    ),
+    Refusal(
         lambda c: c.weight_sync.bridge is not None and c.weight_sync.kind != "shared",
         "weight_sync.bridge={c.weight_sync.bridge} is read by weight_sync=shared only: add that, or leave it out",
     ),

@@ -13,6 +13,7 @@ from shoal.errors import ConfigError
 from shoal.models.info import ModelInfo
 from shoal.runtime import Runtime
 from shoal.types import Batch, Place, Segment
+from shoal.wire.snapshot import DeltaSize
 from shoal.wire.stream import Meeting, WeightSpec
 
 
@@ -93,13 +94,25 @@ class Learner(ABC):
         """
         raise ConfigError(f"{type(self).__name__} sends no weights: weight_sync=broadcast needs a learner that does")
 
-    def send_weights(self, meeting: Meeting) -> None:
-        """Sends all weights to the group that came to this meeting, one after another, gathered one at a time.
+    def send_weights(self, meeting: Meeting, version: int) -> None:
+        """Sends all weights to the group that came to this meeting, one after another, gathered one at a time. With
+        `weight_sync.delta` a copy of what is sent is kept as that of `version`.
 
         Raises:
             RuntimeError: a peer was lost, the deadline passed, or `join` was not called for this meeting.
         """
         raise ConfigError(f"{type(self).__name__} sends no weights: weight_sync=broadcast needs a learner that does")
+
+    def compare_weights(self, version: int) -> DeltaSize:
+        """Compares the weights, of `version` now, with the copy of what was sent last, which becomes one of them; makes
+        ready what `send_delta` sends. Nothing is sent yet. Where there is no such copy, as in a learner that was started
+        again, the delta's `before` is no version.
+        """
+        raise ConfigError(f"{type(self).__name__} sends no weights: weight_sync.delta needs a learner that does")
+
+    def send_delta(self, meeting: Meeting) -> None:
+        """Sends what `compare_weights` found to the group that came to this meeting. Raises as `send_weights` does."""
+        raise ConfigError(f"{type(self).__name__} sends no weights: weight_sync.delta needs a learner that does")
 
     def write_weights(self, file: Path, version: int) -> None:
         """Writes all weights of `weight_specs` into a buffer in shared memory (wire/buffers.py)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from logging import getLogger
 from pathlib import Path
 from time import perf_counter
@@ -32,6 +33,7 @@ from shoal.models.info import ModelInfo
 from shoal.runtime import Runtime
 from shoal.types import Batch, Segment
 from shoal.wire.buffers import write_buffer
+from shoal.wire.snapshot import DeltaSize, Snapshot
 from shoal.wire.stream import Meeting, WeightGroup, WeightSpec, bucket_size, send
 
 logger = getLogger(__name__)
@@ -307,15 +309,31 @@ class LocalLearner(Learner):
         self.leave()
         self.group = meeting, meeting.join(0, self._wire_device)
 
-    def send_weights(self, meeting: Meeting) -> None:
-        self.send_from(meeting, self.named_weights())
+    def send_weights(self, meeting: Meeting, version: int) -> None:
+        self.send_from(meeting, self.named_weights(), version)
 
-    def send_from(self, meeting: Meeting, weights: Iterator[tuple[str, Tensor]]) -> None:
+    def send_from(self, meeting: Meeting, weights: Iterator[tuple[str, Tensor]], version: int) -> None:
         """`send_weights` of these, which are all of them."""
+        group = self._group(meeting)
+        if self.cfg.weight_sync.delta:
+            weights = self.snapshot.noting(weights, version)
+        send(group, weights, bucket_size(self.weight_specs()), self._wire_device)
+
+    @cached_property
+    def snapshot(self) -> Snapshot:
+        """What was sent last, with `weight_sync.delta`."""
+        return Snapshot(self.weight_specs(), torch.get_num_threads())
+
+    def compare_weights(self, version: int) -> DeltaSize:
+        return self.snapshot.compare(self.named_weights(), version)
+
+    def send_delta(self, meeting: Meeting) -> None:
+        self.snapshot.send_delta(self._group(meeting), self._wire_device)
+
+    def _group(self, meeting: Meeting) -> WeightGroup:
         if self.group is None or self.group[0] != meeting:
             raise RuntimeError(f"the learner is not in the group {meeting.name}")
-        _, group = self.group
-        send(group, weights, bucket_size(self.weight_specs()), self._wire_device)
+        return self.group[1]
 
     def write_weights(self, file: Path, version: int) -> None:
         write_buffer(file, self.weight_specs(), self.named_weights(), version)

@@ -13,10 +13,11 @@ from shoal.files import write_atomically
 
 METRICS_FILE = "metrics.jsonl"
 
-TIMING_PREFIXES = ("seconds/", "time/", "tokens_per_second/", "memory/", "judge/")
+TIMING_PREFIXES = ("seconds/", "time/", "tokens_per_second/", "memory/", "judge/", "sync/")
 TIMING_SUFFIXES = ("seconds", "per_second")
 """Keys of a row with one of these beginnings or ends depend on the machine and the moment (`judge/`: on which verdicts
-were in the cache already). All others are equal in a run that was killed and resumed."""
+were in the cache already; `sync/`: on what the engine held before). All others are equal in a run that was killed and
+resumed."""
 
 
 def is_timing(key: str) -> bool:

@@ -228,6 +228,7 @@ class Run:
                 **({"wait/learner_publish": self.waited_to_publish} if self.source.ahead else {}),
                 **{f"engine/{name}": value for name, value in engine.items()},
                 **{f"seconds/sync_{name}": value for name, value in sync_seconds.items()},
+                **{f"sync/{name}": value for name, value in self.parts.sync.metrics().items()},
             },
             report.left_out,
             self.learner_logprobs,

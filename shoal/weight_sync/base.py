@@ -80,5 +80,10 @@ class WeightSync(ABC):
             TrainingError: the engine reports another version or other log-probs.
         """
 
+    def metrics(self) -> dict[str, float]:
+        """Of the last transfer, where a kind counts any: `bytes` that the learner sent, whether those were all weights
+        (`full`), and the share of their elements that had changed (`changed_share`, where they were compared)."""
+        return {}
+
     def close(self) -> None:
         """Frees what the sync holds."""

@@ -179,7 +179,7 @@ def test_shards_leave_rank_0_whole_with_their_adapters_merged(opened: Any, local
             group = meeting.join(1, torch.device("cpu"))
             joined.result(60)
             specs = learner.weight_specs()
-            sent = sender.submit(learner.send_weights, meeting)
+            sent = sender.submit(learner.send_weights, meeting, 0)
             received = receive(group, specs, bucket_size(specs), torch.device("cpu"))
             found = {name: value.clone() for name, value in received}
             sent.result(60)

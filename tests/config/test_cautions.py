@@ -7,6 +7,7 @@ import pytest
 from shoal.config import load_config
 from shoal.config.cautions import cautions
 
+DELTA = ["engine.processes=1", "weight_sync=broadcast", "weight_sync.delta=true"]
 KL = ["algorithm.kl_coef=0.1", "algorithm.kl_in=reward"]
 
 
@@ -20,6 +21,9 @@ KL = ["algorithm.kl_coef=0.1", "algorithm.kl_in=reward"]
         (KL, ["algorithm.kl_in=reward"]),
         ([*KL, "algorithm.advantage=centered"], []),
         (["algorithm.kl_coef=0.1"], []),
+        ([*DELTA, "runtime.target=cpu"], ["weight_sync.delta=true"]),
+        ([*DELTA, "runtime.target=cpu", "model.dtype=bfloat16"], []),
+        ([*DELTA, "model.dtype=float32"], ["weight_sync.delta=true"]),
         (["optimizer.lr=0"], ["optimizer.lr=0"]),
         (["run.steps=3", "optimizer.warmup_steps=4"], ["optimizer.warmup_steps=4"]),
         (["run.steps=2", "algorithm.num_epochs=2", "optimizer.warmup_steps=4"], []),
@@ -38,6 +42,7 @@ def test_a_combination_is_said_where_it_seldom_does_what_is_meant(overrides: lis
         (["algorithm=cispo", "algorithm.clip_low=0.1"], "algorithm.clip_low"),
         (["algorithm.correction_high=3"], "algorithm.correction_high"),
         (["algorithm.refill_rounds=2"], "algorithm.refill_rounds"),
+        (["weight_sync.full_every=2"], "weight_sync.full_every"),
         (["algorithm.kl_estimator=k2"], "algorithm.kl_estimator"),
         (["reference.name=other"], "reference.name"),
         (["reference.polyak_every=2"], "reference.polyak_every"),

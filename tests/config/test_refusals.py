@@ -139,6 +139,10 @@ EXAMPLES: list[tuple[Values, Values]] = [
         {"weight_sync.kind": "broadcast"},
     ),
     (
+        {"engine.processes": 1, "weight_sync.kind": "shared", "weight_sync.delta": True},
+        {"weight_sync.kind": "broadcast"},
+    ),
+    (
         {**SERVER, "weight_sync.kind": "broadcast", "weight_sync.bridge": "somewhere"},
         {"weight_sync.kind": "shared"},
     ),

@@ -28,10 +28,10 @@ def test_a_learner_sends_its_weights_to_the_group_that_it_joined_and_to_no_other
     thread = Thread(target=worker, daemon=True)
     thread.start()
     learner.join(meeting)
-    learner.send_weights(meeting)
+    learner.send_weights(meeting, 0)
     thread.join(30)
     wanted = dict(learner.named_weights())  # type: ignore[attr-defined]
     assert got.keys() == wanted.keys() and all(torch.equal(got[name], wanted[name]) for name in wanted)
     learner.leave()
     with pytest.raises(RuntimeError, match="not in the group one"):
-        learner.send_weights(meeting)
+        learner.send_weights(meeting, 0)

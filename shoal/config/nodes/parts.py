@@ -166,6 +166,12 @@ class WeightSyncConfig:
     )
     timeout: float = option(300.0, "Seconds that any part of a weight update may take", least=1, most=1e6)
     host: str = option("127.0.0.1", "broadcast: this machine's address, as the engine's workers reach it")
+    delta: bool = option(
+        False,
+        "broadcast: send positions and values of what has changed since the version that the engine holds. For weights "
+        "in 16 bits, of which a step changes a few percent",
+    )
+    full_every: int = option(50, "With delta: all weights are sent at every so many updates", least=1)
     bridge: str | None = option(
         None, "shared: folder of the bridge that a server started by hand has written. None: $LOGDIR"
     )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from shoal.engines.builtin.engine import TorchEngine
 from shoal.wire.buffers import read_buffer
+from shoal.wire.held import HeldWeights
 from shoal.wire.stream import WeightGroup, WeightSpec, find, receive
 from shoal.wire.versions import UNKNOWN
 
@@ -21,11 +22,19 @@ class TorchWorker:
     The version is kept by the engine, where the weights are: it is unknown until all weights of a version are in.
     """
 
-    METHODS = ("shoal_status", "shoal_join", "shoal_receive", "shoal_take", "shoal_token")
+    METHODS = (
+        "shoal_status",
+        "shoal_join",
+        "shoal_receive",
+        "shoal_receive_delta",
+        "shoal_take",
+        "shoal_token",
+    )
 
     def __init__(self, engine: TorchEngine) -> None:
         self.engine = engine
         self.group: WeightGroup | None = None
+        self.held: HeldWeights | None = None
 
     def shoal_status(self) -> dict[str, Any]:
         """The version that is held."""
@@ -40,11 +49,34 @@ class TorchWorker:
         self.group = WeightGroup(store, name, first_rank, world, seconds, self._wire_device, host)
         return self.shoal_status()
 
-    def shoal_receive(self, version: int, rows: Sequence[Sequence[Any]], bucket: int) -> dict[str, Any]:
-        """Takes all weights of a version from the group."""
+    def shoal_receive(
+        self, version: int, rows: Sequence[Sequence[Any]], bucket: int, delta: bool = False
+    ) -> dict[str, Any]:
+        """Takes all weights of a version from the group; `delta`: those that follow may come as what has changed."""
         assert self.group is not None, "shoal_join comes first"
         specs = [WeightSpec.from_row(row) for row in rows]
-        return self._take(version, receive(self.group, specs, bucket, self._wire_device))
+        weights = receive(self.group, specs, bucket, self._wire_device)
+        return self._take(version, self._held(specs).noting(weights, version) if delta else weights)
+
+    @torch.no_grad()
+    def shoal_receive_delta(self, version: int, rows: Sequence[Sequence[Any]]) -> dict[str, Any]:
+        """Takes from the group what has changed since the version that is held. Where that cannot be used, `wrong` says
+        why, and all weights have to be sent."""
+        assert self.group is not None, "shoal_join comes first"
+        held = self._held([WeightSpec.from_row(row) for row in rows])
+        self.engine.version = UNKNOWN  # it holds a mixture now
+        found = held.take(self.group, version, self._wire_device)
+        if not found.wrong:
+            there = dict(self.engine.model.named_parameters())
+            for name, weight in held.changed_copies(found.changed):
+                there[name].copy_(weight)
+            self._serve(version)
+        return {**self.shoal_status(), "wrong": found.wrong}
+
+    def _held(self, specs: Sequence[WeightSpec]) -> HeldWeights:
+        if self.held is None:
+            self.held = HeldWeights(specs, dict(self.engine.model.named_parameters()), torch.get_num_threads())
+        return self.held
 
     def shoal_take(self, version: int, file: str, rows: Sequence[Sequence[Any]]) -> dict[str, Any]:
         """Takes all weights of a version from a buffer in memory that the learner shares.
@@ -62,10 +94,7 @@ class TorchWorker:
 
     @torch.no_grad()
     def _take(self, version: int, weights: Iterable[tuple[str, Tensor]]) -> dict[str, Any]:
-        """Writes the weights where the model has them. Parameters that were left out are given as `missing`.
-
-        Completions in flight are run again by the new weights, so that no token follows keys and values of two.
-        """
+        """Writes the weights where the model has them. Parameters that were left out are given as `missing`."""
         there = dict(self.engine.model.named_parameters())
         left = set(there)
         self.engine.version = UNKNOWN  # it holds a mixture now
@@ -73,9 +102,13 @@ class TorchWorker:
             there[name].copy_(weight)
             left.discard(name)
         if not left:
-            self.engine.refresh(version)
-            self.engine.recompute()
+            self._serve(version)
         return {**self.shoal_status(), "missing": sorted(left)}
+
+    def _serve(self, version: int) -> None:
+        """Completions in flight are run again by the new weights, so that no token follows keys and values of two."""
+        self.engine.refresh(version)
+        self.engine.recompute()
 
     @property
     def _wire_device(self) -> torch.device:

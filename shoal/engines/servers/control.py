@@ -28,8 +28,9 @@ class Control(Replica):
         """Calls a method in each of its workers, the processes that hold weights; the results by rank, dicts of JSON.
 
         All have `rank` and the `version` held. Methods: `shoal_status()`; `shoal_hold(version)`, the weights in memory
-        are of this version; `shoal_join(host, port, name, first_rank, world, seconds)` and `shoal_receive(version,
-        rows, bucket)`, through a process group; `shoal_share(folder, url, adopt)`, through shared memory.
+        are of this version; `shoal_join(host, port, name, first_rank, world, seconds)`, `shoal_receive(version, rows,
+        bucket, delta)` and `shoal_receive_delta(version, rows)`, through a process group; `shoal_share(folder, url,
+        adopt)`, through shared memory.
         """
 
     @abstractmethod

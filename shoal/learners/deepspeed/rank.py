@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from logging import getLogger
@@ -47,6 +48,7 @@ from shoal.learners.step import Minibatch, NonFiniteError, TokenTable
 from shoal.models.adapters import adapter_base
 from shoal.runtime import Runtime, prepare_allocator, prepare_process, resolve_runtime
 from shoal.types import Batch, Segment
+from shoal.wire.snapshot import DeltaSize
 from shoal.wire.stream import Meeting, WeightSpec
 
 logger = getLogger(__name__)
@@ -304,20 +306,41 @@ class RankLearner(LocalLearner):
         if self.rank == 0:
             super().join(meeting)
 
-    def send_weights(self, meeting: Meeting) -> None:
+    def send_weights(self, meeting: Meeting, version: int) -> None:
         if self.rank == 0:
-            self._send_all(meeting)
-        elif any(is_sharded(one) for _, one in plain_weights(self.policy.causal_lm)):
-            for _ in self.named_weights():  # rank 0 gathers from here
-                pass
+            with self._all_gathered() as weights:
+                self.send_from(meeting, weights, version)
+        else:
+            self._give_shards()
 
-    def _send_all(self, meeting: Meeting) -> None:
+    def compare_weights(self, version: int) -> DeltaSize | None:  # type: ignore[override]
+        """What rank 0 finds, which alone has a copy."""
+        if self.rank == 0:
+            with self._all_gathered() as weights:
+                return self.snapshot.compare(weights, version)
+        self._give_shards()
+        return None
+
+    def send_delta(self, meeting: Meeting) -> None:
+        """Of rank 0 alone: what it sends is gathered already."""
+        if self.rank == 0:
+            super().send_delta(meeting)
+
+    @contextmanager
+    def _all_gathered(self) -> Iterator[Iterator[tuple[str, Tensor]]]:
+        """The weights on rank 0. Where not all are taken, as where a peer was lost, they are gathered nevertheless: the
+        other ranks gather on, and wait for this one."""
         weights = self.named_weights()
         try:
-            self.send_from(meeting, weights)
+            yield weights
         finally:
-            # Where a peer was lost, the other ranks gather on, and wait for this one.
             for _ in weights:
+                pass
+
+    def _give_shards(self) -> None:
+        """Goes through the weights beside rank 0, which gathers them."""
+        if any(is_sharded(one) for _, one in plain_weights(self.policy.causal_lm)):
+            for _ in self.named_weights():
                 pass
 
     def pid(self) -> int:

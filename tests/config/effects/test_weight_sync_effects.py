@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from recorded_vllm import RecordedEngine, RecordedVllm
+from worker_here import WorkerHere
 
 from effects.made import metrics_of
 from effects.registry import effect
@@ -69,6 +70,26 @@ def test_a_broadcast_waits_for_workers_at_its_address_and_no_longer_than_told(se
         told = rf"no word after {seconds:g} s from|the learner: wait timeout after {1000 * seconds:.0f}ms"
         with pytest.raises(EngineError, match=rf"no group of 2 on {host}:\d+: ({told})"):
             sync.publish(0)
+
+
+@effect("weight_sync.delta", "weight_sync.full_every")
+def test_only_what_has_changed_is_sent_between_the_updates_that_send_all(settings, make_learner, tmp_path):
+    def sent(changes: dict[str, Any]) -> list[float]:
+        bf16 = {"model.dtype": "bfloat16", "optimizer.lr": 1e-5, "weight_sync.kind": "broadcast"}
+        cfg = settings({**bf16, "engine.processes": 1, **changes})
+        learner = make_learner(cfg)
+        engine: Any = RecordedEngine(WorkerHere(learner))
+        check = SelfCheck(engine, learner, [Segment([3, 4], [5], [0.0], [True])], every=0, tolerance=1e-4)
+        sync = build_server_sync(cfg, learner, engine, check, tmp_path)
+        found = []
+        for version in range(5):
+            sync.publish(version).wait()
+            found.append(sync.metrics()["full"])
+        return found
+
+    assert sent({}) == [1, 1, 1, 1, 1]
+    assert sent({"weight_sync.delta": True}) == [1, 0, 0, 0, 0]
+    assert sent({"weight_sync.delta": True, "weight_sync.full_every": 2}) == [1, 0, 1, 0, 1]
 
 
 @effect("weight_sync.bridge")

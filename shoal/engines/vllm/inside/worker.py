@@ -19,6 +19,7 @@ from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager, WorkerLoRAManage
 from vllm.model_executor.layers import utils as vllm_layers
 
 from shoal.child_process import end_with_owner
+from shoal.wire.held import HeldWeights
 from shoal.wire.shared import adopt_on_cpu, share_on_cpu, share_on_cuda
 from shoal.wire.stream import WeightGroup, WeightSpec, find, receive
 from shoal.wire.versions import UNKNOWN, version_in
@@ -72,6 +73,7 @@ class ShoalWorker:
     model_config: Any
     shoal_held: int | None = None
     shoal_group: WeightGroup | None = None
+    shoal_kept: HeldWeights | None = None
 
     def shoal_status(self) -> dict[str, Any]:
         """The version that this worker holds: of the adapter where one is loaded, else of its weights."""
@@ -110,8 +112,11 @@ class ShoalWorker:
         )
         return self.shoal_status()
 
-    def shoal_receive(self, version: int, rows: Sequence[Sequence[Any]], bucket: int) -> dict[str, Any]:
-        """Takes all weights from the group, through vLLM's own loaders, which know fused and sharded layers.
+    def shoal_receive(
+        self, version: int, rows: Sequence[Sequence[Any]], bucket: int, delta: bool = False
+    ) -> dict[str, Any]:
+        """Takes all weights from the group, through vLLM's own loaders, which know fused and sharded layers. `delta`:
+        those that follow may come as what has changed, for which a copy is kept in memory of the CPU.
 
         Returns the parameters that were left as they were, as `missing`: a weight sync may not have any.
         """
@@ -120,11 +125,30 @@ class ShoalWorker:
         # Until all weights are in, this worker holds a mixture.
         self.shoal_held = UNKNOWN
         model = self.model_runner.get_model()
-        loaded = model.load_weights(receive(self.shoal_group, specs, bucket, self.device))
+        weights = receive(self.shoal_group, specs, bucket, self.device)
+        loaded = model.load_weights(self.shoal_copy(specs).noting(weights, version) if delta else weights)
         missing = sorted(set(dict(model.named_parameters())) - set(loaded))
         if not missing:
             self.shoal_held = version
         return {**self.shoal_status(), "missing": missing}
+
+    def shoal_receive_delta(self, version: int, rows: Sequence[Sequence[Any]]) -> dict[str, Any]:
+        """Takes from the group what has changed since the version that is held, and loads the weights that have. Where
+        that cannot be used, `wrong` says why, and all weights have to be sent."""
+        assert self.shoal_group is not None, "shoal_join comes first"
+        copy = self.shoal_copy([WeightSpec.from_row(row) for row in rows])
+        self.shoal_held = UNKNOWN
+        found = copy.take(self.shoal_group, version, self.device)
+        if not found.wrong:
+            self.model_runner.get_model().load_weights(copy.changed_copies(found.changed))
+            self.shoal_held = version
+        return {**self.shoal_status(), "wrong": found.wrong}
+
+    def shoal_copy(self, specs: Sequence[WeightSpec]) -> HeldWeights:
+        """The weights as the learner names them. vLLM's own are fused, and a worker may have a part of each."""
+        if self.shoal_kept is None:
+            self.shoal_kept = HeldWeights(specs, {}, torch.get_num_threads())
+        return self.shoal_kept
 
     # shared
 
