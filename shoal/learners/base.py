@@ -105,8 +105,8 @@ class Learner(ABC):
 
     def compare_weights(self, version: int) -> DeltaSize:
         """Compares the weights, of `version` now, with the copy of what was sent last, which becomes one of them; makes
-        ready what `send_delta` sends. Nothing is sent yet. Where there is no such copy, as in a learner that was started
-        again, the delta's `before` is no version.
+        ready what `send_delta` sends. Nothing is sent yet. Where there is no such copy, as in a learner that has just
+        been started again, the delta's `before` is no version.
         """
         raise ConfigError(f"{type(self).__name__} sends no weights: weight_sync.delta needs a learner that does")
 

@@ -25,6 +25,7 @@ from shoal.learners.step import NonFiniteError
 from shoal.models.info import read_info
 from shoal.runtime import resolve_runtime
 from shoal.types import Segment
+from shoal.wire.held import HeldWeights
 from shoal.wire.stream import Meeting, bucket_size, listen, receive
 
 pytest.importorskip("ray", reason="needs Ray")
@@ -191,6 +192,32 @@ def test_shards_leave_rank_0_whole_with_their_adapters_merged(opened: Any, local
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
+def test_what_a_step_changes_leaves_rank_0_of_shards_as_all_weights_do(opened: Any) -> None:
+    keys = {"weight_sync__delta": True, "model__dtype": "bfloat16", "optimizer__lr": 1e-5}
+    cpu = torch.device("cpu")
+    with opened(2, 3, **keys) as learner, ThreadPoolExecutor(1) as sender:
+        store = listen("127.0.0.1", 60.0)
+        meeting = Meeting("127.0.0.1", store.port, "delta", 2, 60.0)
+        joined = sender.submit(learner.join, meeting)
+        group = meeting.join(1, cpu)
+        joined.result(60)
+        specs = learner.weight_specs()
+        held, bucket = HeldWeights(specs, {}, 1), bucket_size(specs)
+        sent = sender.submit(learner.send_weights, meeting, 0)
+        assert len(list(held.noting(receive(group, specs, bucket, cpu), 0))) == len(specs)
+        sent.result(60)
+        learner.train(make_batch(0))
+        size = learner.compare_weights(1)
+        assert (size.before, size.after) == (0, 1) and 0 < size.changed_share < 0.4
+        sent = sender.submit(learner.send_delta, meeting)
+        assert not held.take(group, 1, cpu).wrong
+        sent.result(60)
+        sent = sender.submit(learner.send_weights, meeting, 1)
+        for name, whole in receive(group, specs, bucket, cpu):
+            assert torch.equal(held.copies[name], whole)
+        sent.result(60)
+
+
 def test_an_adapter_over_shards_trains_and_is_written_as_in_one_process(
     opened: Any, local: Any, tmp_path: Path
 ) -> None:
@@ -327,7 +354,7 @@ def test_a_peer_that_is_lost_in_the_middle_of_a_broadcast_leaves_all_ranks_able_
             group = meeting.join(1, torch.device("cpu"))
             joined.result(60)
             specs = learner.weight_specs()
-            sent = sender.submit(learner.send_weights, meeting)
+            sent = sender.submit(learner.send_weights, meeting, 0)
             received = receive(group, specs, bucket_size(specs), torch.device("cpu"))
             next(received)
             received.close()
