@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from importlib.util import find_spec
@@ -19,6 +19,7 @@ import torch
 
 from shoal.config import ShoalConfig
 from shoal.config.cautions import cautions
+from shoal.config.nodes.data import RewardConfig
 from shoal.devices.plan import ALONE, BESIDE_LEARNER
 from shoal.engines.base import Engine
 from shoal.engines.builtin.engine import TorchEngine
@@ -45,6 +46,7 @@ from shoal.references.model import ModelReference
 from shoal.references.vllm import endpoint_reference, launched_reference
 from shoal.rewards.base import Verifier
 from shoal.rewards.scorer import Scorer
+from shoal.rewards.workers.pool import Pool, pool_here
 from shoal.rollout.engine_model import EngineModel
 from shoal.rollout.open import open_environment
 from shoal.rollout.rollouts import Rollouts
@@ -109,11 +111,27 @@ def build_parts(cfg: ShoalConfig, rewards: Mapping[str, Verifier], folder: Path 
         sync = build_weight_sync(cfg, learner, engine, self_check(cfg, task, engine, learner), folder)
         undo.callback(sync.close)
         named = {name for prompt in (*task.train, *task.evaluation) for name in prompt.verifiers}
-        scorer = Scorer(cfg.reward, task.verifiers, rewards, folder, named)
+        scorer = Scorer(cfg.reward, task.verifiers, rewards, folder, named, workers_of(cfg, placed, folder))
         undo.pop_all()
         beneath = beneath.pop_all()
     rollouts = Rollouts(environment, EngineModel(engine), scorer)
     return Parts(runtime, task, decode, scorer, learner, engine, sync, rollouts, beneath)
+
+
+def workers_of(
+    cfg: ShoalConfig, cluster: Cluster | None, folder: Path | None
+) -> Callable[[Sequence[str], RewardConfig], Pool]:
+    """What starts reward workers: on this machine, or so many on each node of the cluster."""
+    if cluster is None or not cfg.cluster.workers_per_node:
+        return pool_here
+    from shoal.cluster.placed_workers import PlacedPool  # noqa: PLC0415 - imports Ray, an optional package
+
+    def on_nodes(paths: Sequence[str], reward: RewardConfig) -> Pool:
+        each = cfg.cluster.workers_per_node
+        logs = log_folder(cfg, folder)
+        return PlacedPool(cluster, logs, paths, each=each, timeout=reward.timeout, memory_gib=reward.memory_gib)
+
+    return on_nodes
 
 
 def check_ids(task: Task, info: ModelInfo) -> None:

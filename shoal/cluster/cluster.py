@@ -75,6 +75,15 @@ class Cluster:
         """What Ray is told of the actor of an engine."""
         return self._options("engines", number, own_processes(self.cfg)[1])
 
+    @property
+    def addresses(self) -> list[str]:
+        """The run's nodes."""
+        return [one.node.address for one in self.shares]
+
+    def node_options(self, address: str) -> dict[str, Any]:
+        """What Ray is told of an actor that takes nothing, on the node of an address."""
+        return {"num_cpus": 0, "num_gpus": 0, "resources": {f"node:{address}": PINNED}}
+
     def rank_node(self, rank: int) -> str:
         """The address of the node of a rank."""
         return next(one.node.address for one in self.shares if rank in one.ranks)

@@ -56,6 +56,7 @@ class DeepSpeedLearner(Learner):
         self.saved_in: Path | None = None
         self.since: list[Any] = []
         """Batches that were trained since the last checkpoint, in Ray's store, which moves to disk what is too much."""
+        self.joined: Meeting | None = None
         self.doing = "start"
         self.ranks = Ranks(cfg, cluster, total_steps, logs)
         try:
@@ -124,6 +125,10 @@ class DeepSpeedLearner(Learner):
 
     def join(self, meeting: Meeting) -> None:
         self._all("join", meeting)
+        self.joined = meeting
+
+    def is_in(self, meeting: Meeting) -> bool:
+        return meeting == self.joined
 
     def send_weights(self, meeting: Meeting, version: int) -> None:
         self._all("send_weights", meeting, version)
@@ -213,6 +218,7 @@ class DeepSpeedLearner(Learner):
             self.restarts_left,
         )
         self.ranks.kill()
+        self.joined = None
         try:
             self.cluster.mend()
             self.ranks.start()

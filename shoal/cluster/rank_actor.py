@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 from pathlib import Path
 from typing import Any
 
 import ray
 
 from shoal.cluster.outcome import outcome
+from shoal.cluster.own_log import write_to
 from shoal.config import ShoalConfig
 
 
@@ -18,11 +18,7 @@ class RankActor:
     """Holds a rank, and does with it what it is told. Its output goes to `log`."""
 
     def __init__(self, log: str) -> None:
-        Path(log).parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-            os.dup2(file, stream.fileno())
+        write_to(Path(log))
         self.rank: Any = None
 
     def address(self) -> str:

@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
 from shoal.cluster.cluster import Cluster
 from shoal.cluster.outcome import Error
@@ -25,6 +25,9 @@ PEER_SECONDS = 30.0
 """So long, after a rank has failed, another may be found to have died, which is then the reason."""
 
 LOOK_SECONDS = 1.0  # between looks at whether a node has gone that an actor is to be started on
+
+
+STARTS, LOADS = "start", "load the model"  # what ranks do first
 
 
 class RankLost(TrainingError):
@@ -69,12 +72,12 @@ class Ranks:
             make = ray.remote(RankActor).options(**options, max_restarts=0, runtime_env=environment)
             self.actors.append(make.remote(str(self.log(rank))))
         # All must be there before any waits for the others.
-        address = self._wait([actor.address.remote() for actor in self.actors], "start", starting=True)[0]
+        address = self._wait([actor.address.remote() for actor in self.actors], STARTS, starting=True)[0]
         calls = [
             actor.open.remote(cfg, address, rank, cluster.world, self.total_steps)
             for rank, actor in enumerate(self.actors)
         ]
-        self.runtime = self._wait(calls, "load the model", outcomes=True)[0]
+        self.runtime = self._wait(calls, LOADS, outcomes=True)[0]
 
     def ask(self, method: str, *arguments: Any) -> list[Any]:
         """What a method gives on every rank, in their order.
@@ -125,9 +128,13 @@ class Ranks:
         return [found[call] for call in calls]
 
     def _result(self, rank: int, call: Any, what: str) -> Any:
-        """What a rank's call gave. Raises RankLost where the rank died."""
+        """What a rank's call gave. Raises RankLost where the rank died, or did not start."""
         try:
             return ray.get(call)
+        except RayTaskError as error:  # something that nobody foresaw, such as a port that was taken meanwhile
+            why = " ".join(str(error).strip().rpartition("\n")[2].split())[:300]
+            kind = RankLost if what in (STARTS, LOADS) else RuntimeError
+            raise kind(f"the learner's rank {rank} failed to {what}: {why}; its log is {self.log(rank)}") from error
         except RayError as error:
             why = " ".join(str(error).split())[:200]
             raise RankLost(f"the learner's rank {rank} failed to {what}: {why}; its log is {self.log(rank)}") from error

@@ -53,7 +53,7 @@ def check_cluster_keys(c: ShoalConfig) -> None:
 
 
 def _check_unused(c: ShoalConfig) -> None:
-    for name in ("nodes", *LISTS, "share_gpus"):
+    for name in ("nodes", *LISTS, "workers_per_node", "share_gpus"):
         value = getattr(c.cluster, name)
         if value:
             raise ConfigError(

@@ -94,6 +94,10 @@ class Learner(ABC):
         """
         raise ConfigError(f"{type(self).__name__} sends no weights: weight_sync=broadcast needs a learner that does")
 
+    def is_in(self, meeting: Meeting) -> bool:
+        """Whether it is still in the group that it joined at this meeting, as far as is known here."""
+        return True
+
     def send_weights(self, meeting: Meeting, version: int) -> None:
         """Sends all weights to the group that came to this meeting, one after another, gathered one at a time. With
         `weight_sync.delta` a copy of what is sent is kept as that of `version`.

@@ -314,10 +314,10 @@ class LocalLearner(Learner):
 
     def send_from(self, meeting: Meeting, weights: Iterator[tuple[str, Tensor]], version: int) -> None:
         """`send_weights` of these, which are all of them."""
-        group = self._group(meeting)
         if self.cfg.weight_sync.delta:
             weights = self.snapshot.noting(weights, version)
-        send(group, weights, bucket_size(self.weight_specs()), self._wire_device)
+        with self._in_group(meeting) as group:
+            send(group, weights, bucket_size(self.weight_specs()), self._wire_device)
 
     @cached_property
     def snapshot(self) -> Snapshot:
@@ -328,12 +328,22 @@ class LocalLearner(Learner):
         return self.snapshot.compare(self.named_weights(), version)
 
     def send_delta(self, meeting: Meeting) -> None:
-        self.snapshot.send_delta(self._group(meeting), self._wire_device)
+        with self._in_group(meeting) as group:
+            self.snapshot.send_delta(group, self._wire_device)
 
-    def _group(self, meeting: Meeting) -> WeightGroup:
+    @contextmanager
+    def _in_group(self, meeting: Meeting) -> Iterator[WeightGroup]:
+        """The group, to send to. Where a peer is lost it is left: those that live would wait for what does not come any
+        more, until they are taken for hanging."""
         if self.group is None or self.group[0] != meeting:
             raise RuntimeError(f"the learner is not in the group {meeting.name}")
-        return self.group[1]
+        group = self.group[1]
+        try:
+            yield group
+        except RuntimeError:
+            self.leave()
+            group.drop()
+            raise
 
     def write_weights(self, file: Path, version: int) -> None:
         write_buffer(file, self.weight_specs(), self.named_weights(), version)

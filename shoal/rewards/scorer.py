@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from logging import getLogger
@@ -24,7 +24,7 @@ from shoal.rewards.shaping import LENGTH_PENALTY, length_penalty, shaped_reward,
 from shoal.rewards.together import judges_together, verdicts_together
 from shoal.rewards.verdict import Verdict, judge_here
 from shoal.rewards.verifiers.code import check_code
-from shoal.rewards.workers.deadline import DeadlinePool
+from shoal.rewards.workers.pool import Pool, pool_here
 from shoal.types import FORMAT_PART, Completion, Group, Place, Prompt, StopReason
 
 logger = getLogger(__name__)
@@ -66,7 +66,7 @@ class Scorer:
     `own` are functions by name that are called in this process, so they must return by themselves; where the
     configuration names no verifier, they judge alone, each with weight 1. `folder` is the run's: verifiers that ask
     a judge write there. `named` are the verifiers that the rows name: what they need is opened now, so that what is
-    missing is found before anything is sampled.
+    missing is found before anything is sampled. `open_pool` makes the workers that judge with these import paths.
 
     Raises:
         ConfigError: no such verifier, or the judge cannot be asked.
@@ -79,6 +79,7 @@ class Scorer:
         own: Mapping[str, Verifier] | None = None,
         folder: Path | None = None,
         named: Collection[str] = (),
+        open_pool: Callable[[Sequence[str], RewardConfig], Pool] = pool_here,
     ) -> None:
         self.reward = reward
         self.folder = folder
@@ -88,7 +89,8 @@ class Scorer:
         self.step = 0
         self.weights = dict(reward.verifiers or dict.fromkeys(own or {}, 1.0) or defaults)
         self.entries = {name: VerifierEntry(name, function, bounded=True) for name, function in (own or {}).items()}
-        self.pool: DeadlinePool | None = None
+        self.pool: Pool | None = None
+        self.open_pool = open_pool
         self.begun: dict[int, _Begun] = {}
         self.tickets: dict[Hashable, int] = {}  # of verdicts that workers are asked for
         self.taken: dict[Hashable, Verdict] = {}  # those that they have given, while groups are under way
@@ -321,10 +323,7 @@ class Scorer:
     def places(self) -> list[Place]:
         """The worker processes, for people: see `Place`."""
         pool = self.pool
-        if pool is None:
-            return []
-        asked = len(pool.jobs) - len(pool.verdicts)
-        return [("", "reward workers", f"{len(pool.workers)} of {pool.size} run, {asked} verdicts to come")]
+        return pool.places() if pool is not None else []
 
     def close(self) -> None:
         """Ends the worker processes, and closes the judge's cache."""
@@ -381,19 +380,14 @@ class Scorer:
             columns=prompt.columns if prompt else {},
         )
 
-    def _pool_for(self, entry: VerifierEntry) -> DeadlinePool:
+    def _pool_for(self, entry: VerifierEntry) -> Pool:
         """The pool, whose workers import this verifier and all others that are known."""
         if self.pool is None:
             known = [
                 import_path(one) for one in self.entries.values() if not (one.bounded or judges_together(one.function))
             ]
             needed = {*known, *(need for one in self.entries.values() for need in one.needs)}
-            self.pool = DeadlinePool(
-                sorted(needed),
-                workers=self.reward.workers,
-                timeout=self.reward.timeout,
-                memory_gib=self.reward.memory_gib,
-            )
+            self.pool = self.open_pool(sorted(needed), self.reward)
         elif import_path(entry) not in self.pool.paths:
             self.pool.extend([import_path(entry), *entry.needs])
         return self.pool

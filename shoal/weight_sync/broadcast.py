@@ -73,7 +73,7 @@ class BroadcastSync(ServerSync):
 
     def swap(self, version: int) -> None:
         met = self.met
-        if met is None or met.world != self.world:
+        if met is None or met.world != self.world or not self.learner.is_in(met):
             met = self.connect(self.engine.replicas)
         try:
             if self.delta is not None and self.stream_delta(met, version, self.delta):

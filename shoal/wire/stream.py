@@ -116,6 +116,10 @@ class WeightGroup:
         """Rank 0's values, a contiguous tensor of bytes, to all. Raises RuntimeError at a lost peer or deadline."""
         self.group.broadcast(tensor, 0).wait(self.timeout)
 
+    def drop(self) -> None:
+        """Closes its connections: members that wait for something in it are told so at once."""
+        self.group = None
+
 
 @dataclass(frozen=True)
 class Meeting:

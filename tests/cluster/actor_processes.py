@@ -6,6 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 from time import monotonic, sleep
 
+import psutil
+
 
 def processes_with_log(log: Path) -> list[int]:
     """The processes that write there, without those that they started."""
@@ -27,3 +29,14 @@ def wait_until_ended(logs: Path) -> None:
 
 def parent_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def workers_on_nodes() -> dict[int, str]:
+    """Reward workers that an actor has started: their processes, and the raylet of the node of each."""
+    found = {}
+    for one in psutil.process_iter():
+        with suppress(psutil.Error):
+            raylet = one.environ().get("RAY_RAYLET_PID")
+            if raylet and any("shoal.rewards.workers.worker" in word for word in one.cmdline()):
+                found[one.pid] = raylet
+    return found

@@ -26,6 +26,13 @@ class ClusterConfig:
         "ray: engine servers (or processes) on each node; one entry counts for every node. []: engine.vllm.servers or "
         "engine.processes, spread over the nodes",
     )
+    workers_per_node: int = option(
+        0,
+        "ray: reward workers, with their code sandboxes, on each node of the run, in place of reward.workers of this "
+        "machine. 0: those",
+        least=0,
+        most=1024,
+    )
     lost_node: str = option(
         "wait",
         "What happens if a Ray node of the run is lost. wait: the run waits for it, for cluster.node_timeout seconds. "

@@ -21,6 +21,7 @@ from shoal.errors import TrainingError
 from shoal.rewards.base import Submission
 from shoal.rewards.verdict import Verdict
 from shoal.rewards.workers.worker import READY
+from shoal.types import Place
 
 logger = getLogger(__name__)
 
@@ -156,6 +157,11 @@ class DeadlinePool:
         except BaseException:
             self.close()  # or a reply to one of these jobs would be taken for one to a later job
             raise
+
+    def places(self) -> list[Place]:
+        """The workers, for people: see `Place`."""
+        asked = len(self.jobs) - len(self.verdicts)
+        return [("", "reward workers", f"{len(self.workers)} of {self.size} run, {asked} verdicts to come")]
 
     def close(self) -> None:
         """Ends all workers; the pool may be used again."""

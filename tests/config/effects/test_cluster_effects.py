@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from effects.registry import effect
+from shoal.build import workers_of
 from shoal.cluster import lost_nodes
 from shoal.cluster.lost_nodes import after_loss
 from shoal.cluster.placement import ClusterNode, Share, place
-from shoal.errors import TrainingError
+from shoal.errors import ConfigError, TrainingError
 
 SHARDED = {"learner.kind": "deepspeed", "engine.kind": "vllm_server", "weight_sync.kind": "broadcast"}
 NODES = [ClusterNode(str(number), f"10.0.0.{number}", 8.0, 8.0) for number in (1, 2)]
@@ -76,3 +77,22 @@ def test_a_lost_node_is_waited_for_so_long(shares, settings, waited):
         with pytest.raises(TrainingError, match=rf"not come back within {seconds:g} s \(cluster\.node_timeout\)"):
             after_loss(settings({"cluster.node_timeout": seconds}).cluster, shares({}), lambda: ["10.0.0.1"])
         assert seconds < waited[0] <= seconds + 1
+
+
+@effect("cluster.workers_per_node")
+@pytest.mark.ray
+def test_reward_workers_are_on_each_node_or_on_this_machine(settings):
+    pytest.importorskip("ray", reason="needs Ray")
+
+    class Nodes:
+        addresses = ("10.0.0.1", "10.0.0.2")
+
+    keys = {**SHARDED, "cluster.kind": "ray", "reward.workers": 2}
+    for each in (3, 0):
+        cfg = settings({**keys, "cluster.workers_per_node": each})
+        places = workers_of(cfg, Nodes(), None)(["shoal"], cfg.reward).places()
+        assert [node for node, *_ in places] == (["10.0.0.1", "10.0.0.2"] if each else [""])
+    with pytest.raises(
+        ConfigError, match=r"cluster\.workers_per_node=3 places parts on Ray nodes: set cluster\.kind=ray"
+    ):
+        settings({**SHARDED, "cluster.workers_per_node": 3})
