@@ -49,11 +49,10 @@ class HeldWeights:
         self.copies: dict[str, Tensor] = {}
         for spec in specs:
             there = parameters.get(spec.name)
-            dtype = getattr(torch, spec.dtype)
-            if there is not None and there.dtype == dtype and there.shape == spec.shape and there.is_contiguous():
+            if there is not None and spec.fits(there, there.device):
                 self.own[spec.name] = there
             else:
-                self.copies[spec.name] = torch.empty(spec.shape, dtype=dtype)
+                self.copies[spec.name] = torch.empty(spec.shape, dtype=getattr(torch, spec.dtype))
         self.flat = {name: signed(one) for name, one in {**self.own, **self.copies}.items()}
         self.writers = ThreadPoolExecutor(threads, thread_name_prefix="delta")
 

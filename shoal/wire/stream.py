@@ -6,7 +6,7 @@ The group is a second one, made from a store and nothing else: it needs no defau
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from math import prod
@@ -33,6 +33,11 @@ class WeightSpec:
     @property
     def nbytes(self) -> int:
         return prod(self.shape) * getattr(torch, self.dtype).itemsize
+
+    def fits(self, tensor: Tensor, device: torch.device) -> bool:
+        """Whether a tensor's memory is that of this weight as it goes over the wire, on a device of this type."""
+        same = tensor.shape == self.shape and tensor.dtype == getattr(torch, self.dtype)
+        return same and tensor.is_contiguous() and tensor.device.type == device.type
 
     def to_row(self) -> list[Any]:
         """As JSON."""
@@ -187,13 +192,30 @@ def send(group: WeightGroup, weights: Iterable[tuple[str, Tensor]], bucket: int,
 
 
 def receive(
-    group: WeightGroup, specs: Sequence[WeightSpec], bucket: int, device: torch.device
+    group: WeightGroup,
+    specs: Sequence[WeightSpec],
+    bucket: int,
+    device: torch.device,
+    places: Mapping[str, Tensor] | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yields the weights that `send` broadcasts. Each is valid until the next is asked for: one buffer holds all."""
-    room = torch.empty(max(bucket, *(spec.nbytes for spec in specs)), dtype=torch.uint8, device=device)
+    """Yields the weights that `send` broadcasts. Each is valid until the next is asked for: one buffer holds all.
+
+    A large weight that has its own place in `places`, of the same shape and dtype on this device, arrives there, and
+    the place itself is given. It is written past torch, which does not count that as a change of the tensor.
+    """
+    places = places or {}
+    room = torch.empty(0, dtype=torch.uint8, device=device)
     for packet in packets(((spec.name, spec) for spec in specs), bucket):
         whole = len(packet) == 1 and packet[0][1].nbytes >= bucket
-        size = packet[0][1].nbytes if whole else sum(padded(spec.nbytes) for _, spec in packet)
+        name, spec = packet[0]
+        place = places.get(name)
+        if whole and place is not None and spec.fits(place, device):
+            group.broadcast(as_bytes(place))
+            yield name, place
+            continue
+        size = spec.nbytes if whole else sum(padded(spec.nbytes) for _, spec in packet)
+        if size > len(room):
+            room = torch.empty(max(size, bucket), dtype=torch.uint8, device=device)
         group.broadcast(room[:size])
         end = 0
         for name, spec in packet:

@@ -55,7 +55,8 @@ class TorchWorker:
         """Takes all weights of a version from the group; `delta`: those that follow may come as what has changed."""
         assert self.group is not None, "shoal_join comes first"
         specs = [WeightSpec.from_row(row) for row in rows]
-        weights = receive(self.group, specs, bucket, self._wire_device)
+        there = dict(self.engine.model.named_parameters())
+        weights = receive(self.group, specs, bucket, self._wire_device, there)
         return self._take(version, self._held(specs).noting(weights, version) if delta else weights)
 
     @torch.no_grad()
@@ -99,7 +100,7 @@ class TorchWorker:
         left = set(there)
         self.engine.version = UNKNOWN  # it holds a mixture now
         for name, weight in weights:
-            there[name].copy_(weight)
+            there[name].copy_(weight)  # of itself it copies nothing, but counts as a change
             left.discard(name)
         if not left:
             self._serve(version)
