@@ -140,7 +140,7 @@ def test_planted_faults_are_found(make_parts: Make, monkeypatch: pytest.MonkeyPa
     parts.sync.publish(parts.learner.version).wait()
 
 
-def drained(worker: Any, version: int, rows: Any, bucket: int) -> dict[str, Any]:
+def drained(worker: Any, version: int, rows: Any, bucket: int, delta: bool) -> dict[str, Any]:
     """Takes the weights from the wire and puts them nowhere."""
     specs = [WeightSpec.from_row(row) for row in rows]
     for _ in receive(worker.shoal_group, specs, bucket, worker.device):
