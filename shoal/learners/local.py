@@ -358,6 +358,8 @@ class LocalLearner(Learner):
 
     def close(self) -> None:
         self.leave()
+        if "snapshot" in vars(self):  # made where it was needed alone
+            self.snapshot.close()
 
     def save_merged(self, folder: Path) -> None:
         if self.policy.lora:

@@ -134,9 +134,5 @@ class HeldWeights:
             if name in self.copies:
                 yield name, self.copies[name]
 
-    def close(self) -> None:
-        """Ends the threads."""
-        self.writers.shutdown()
-
 
 _NONE: NDArray[np.uint8] = np.empty(0, dtype=np.uint8)
