@@ -96,3 +96,8 @@ def test_commands_have_the_verbs_and_options_that_are_shown(page: Path):
             assert verb is not None, line
             shown = {word.partition("=")[0] for word in words if word.startswith("--")}
             assert shown <= verbs[verb], line
+
+
+def test_the_page_on_the_architecture_names_every_folder():
+    folders = {f"{path.name}/" for path in (ROOT / "shoal").iterdir() if (path / "__init__.py").exists()}
+    assert folders - set(quoted(ROOT / "docs" / "architecture.md")) == set()
