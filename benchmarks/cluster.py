@@ -115,7 +115,7 @@ class Rank:
     def perturb(self) -> None:
         """Flips the last bit of 3 % of the elements."""
         for parameter in self.learner.policy.model.parameters():
-            held = parameter.ds_tensor if hasattr(parameter, "ds_id") else parameter
+            held = parameter if parameter.numel() else parameter.ds_tensor  # ZeRO-3 keeps small ones whole
             bits = signed(held)
             places = torch.from_numpy(np.flatnonzero(np.random.default_rng().random(len(bits)) < SHARE))
             bits[places] ^= 1
