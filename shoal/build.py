@@ -335,9 +335,11 @@ def build_reference(cfg: ShoalConfig, parts: Parts, folder: Path) -> Reference:
         return launched_reference(cfg, parts.info, parts.runtime, folder / "logs")
     if cfg.reference.kind == "vllm_endpoint":
         return endpoint_reference(cfg, parts.info)
-    local = isinstance(parts.learner, LocalLearner)
-    policy = parts.policy if local else open_policy(cfg, parts.runtime)
-    return ModelReference(policy, cfg, parts.runtime, parts.learner.trained_weights)
+    if cfg.learner.kind == "deepspeed":
+        from shoal.cluster.reference import RanksReference  # noqa: PLC0415 - imports Ray, an optional package
+
+        return RanksReference(parts.learner)
+    return ModelReference(parts.policy, cfg, parts.runtime, parts.learner.trained_weights)
 
 
 def build_run(cfg: ShoalConfig, folder: Path, stopping: Callable[[], bool], rewards: Mapping[str, Verifier]) -> Run:

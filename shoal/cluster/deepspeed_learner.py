@@ -98,6 +98,10 @@ class DeepSpeedLearner(Learner):
     def logprobs(self, segments: Sequence[Segment], temperature: float = 1.0) -> list[list[float]]:
         return [row for rows in self._all("logprobs", list(segments), temperature) for row in rows]
 
+    def reference_logprobs(self, segments: Sequence[Segment]) -> list[list[float]]:
+        """As `logprobs`, by the reference that the ranks hold under `algorithm.kl_coef`, at temperature 1."""
+        return [row for rows in self._all("reference_logprobs", list(segments)) for row in rows]
+
     def sample(self, contexts: Sequence[list[int]], count: int) -> list[Segment]:
         return list(self._all("sample", list(contexts), count)[0])
 

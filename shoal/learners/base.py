@@ -52,6 +52,10 @@ class Learner(ABC):
     def logprobs(self, segments: Sequence[Segment], temperature: float = 1.0) -> list[list[float]]:
         """Log-probs of each segment's sampled ids after its context, without gradient, dropout off."""
 
+    def reference_logprobs(self, segments: Sequence[Segment]) -> list[list[float]]:
+        """The same by the reference that the learner holds beside the policy, at temperature 1."""
+        raise ConfigError(f"{type(self).__name__} holds no reference")
+
     @abstractmethod
     def sample(self, contexts: Sequence[list[int]], count: int) -> list[Segment]:
         """Each context continued by `count` tokens that the policy samples at temperature 1, always the same ones."""

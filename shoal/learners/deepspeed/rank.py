@@ -36,6 +36,7 @@ from shoal.learners.deepspeed.passes import (
     most_of_ranks,
     share_of,
 )
+from shoal.learners.deepspeed.reference import RankReference
 from shoal.learners.deepspeed.saved import read_parts, write_part
 from shoal.learners.deepspeed.settings import deepspeed_settings
 from shoal.learners.deepspeed.weights import OptimizerState, gathered_weights, is_sharded, shape_of, whole
@@ -83,7 +84,10 @@ def open_rank(cfg: ShoalConfig, address: str, rank: int, world: int, total_steps
     policy = load_policy(cfg.model, runtime)
     del sharding
     prepare_allocator(cfg.runtime, policy.info.count_parameters()[0])
-    return RankLearner(policy, cfg, runtime, settings, total_steps)
+    learner = RankLearner(policy, cfg, runtime, settings, total_steps)
+    if cfg.algorithm.kl_coef and cfg.reference.kind == "model":
+        learner.reference = RankReference(policy, learner.passes, cfg, runtime, settings)
+    return learner
 
 
 def loads_in_shards(cfg: ShoalConfig, runtime: Runtime) -> bool:
@@ -99,6 +103,7 @@ class RankLearner(LocalLearner):
 
     optimizer: RankOptimizer  # type: ignore[assignment]
     passes: RankPasses
+    reference: RankReference | None = None
 
     def __init__(
         self, policy: Policy, cfg: ShoalConfig, runtime: Runtime, settings: dict[str, Any], total_steps: int
@@ -242,6 +247,11 @@ class RankLearner(LocalLearner):
         """Of this rank's part of the segments, a run of consecutive ones: those of all ranks, one after another, are
         the whole."""
         return self.passes.score_share(segments, temperature)
+
+    def reference_logprobs(self, segments: Sequence[Segment]) -> list[list[float]]:
+        """The same by the reference, at temperature 1."""
+        assert self.reference is not None, "algorithm.kl_coef opens it"
+        return self.reference.logprobs(segments)
 
     def trained_weights(self) -> dict[str, Tensor]:
         raise ConfigError("reference.polyak_every needs learner=local")
