@@ -32,8 +32,6 @@ pytest.importorskip("ray", reason="needs Ray")
 pytest.importorskip("deepspeed", reason="needs DeepSpeed")
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
 
-import ray  # noqa: E402
-
 from shoal.cluster.cluster import Cluster  # noqa: E402
 from shoal.cluster.deepspeed_learner import DeepSpeedLearner  # noqa: E402
 from shoal.cluster.ray_nodes import RayNodes  # noqa: E402
@@ -381,48 +379,3 @@ def test_the_reference_of_the_ranks_is_the_policy_of_the_start_whatever_is_train
     for row, start, now in zip(found, before, trained, strict=True):
         assert row == pytest.approx(start, abs=1e-5)
         assert row != pytest.approx(now, abs=1e-4)
-
-
-def test_a_gather_within_another_leaves_the_outer_one_whole_and_tied_weights_are_gathered_once() -> None:
-    """ZeRO-3 would shard a parameter again at the end of the inner gather; of a sharded one numel() is 0."""
-    assert ray.get(ray.remote(num_cpus=0)(gathers_of_a_tied_model).remote(), timeout=120) == {
-        "sharded": 0,
-        "within": 12,
-        "after the inner": 12,
-        "twice named": 12,
-        "after all": 0,
-        "names": ["embedding.weight"],
-    }
-
-
-def gathers_of_a_tied_model() -> dict[str, Any]:
-    """In a process of its own: numbers of elements at each moment of nested gathers."""
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    import deepspeed  # noqa: PLC0415 - in that process alone
-
-    from shoal.learners.deepspeed.weights import shape_of, whole  # noqa: PLC0415 - imports DeepSpeed
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # see `open_rank`
-    deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)
-    with deepspeed.zero.Init(
-        config_dict_or_path={"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}
-    ):
-        model = torch.nn.Module()
-        model.embedding = torch.nn.Embedding(4, 3)
-        model.head = torch.nn.Linear(3, 4, bias=False)
-        model.head.weight = model.embedding.weight
-    weight = model.embedding.weight
-    assert shape_of(weight) == (4, 3)
-    found: dict[str, Any] = {"sharded": weight.numel()}
-    with whole([weight]):
-        found["within"] = weight.numel()
-        with whole([weight, model.head.weight]):
-            pass
-        found["after the inner"] = weight.numel()
-    with whole([weight, model.head.weight]):
-        found["twice named"] = model.head.weight.numel()
-    found["after all"] = weight.numel()
-    found["names"] = [name for name, _ in plain_weights(model)]
-    return found

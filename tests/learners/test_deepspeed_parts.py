@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +100,19 @@ def test_parts_of_a_checkpoint_are_read_as_one_and_none_may_be_missing(tmp_path:
     (tmp_path / part_name(1, 2)).unlink()
     with pytest.raises(TrainingError, match=r"learner-00002-of-00002\.pt is missing: 2 ranks wrote one each"):
         read_parts(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_gather_within_another_leaves_the_outer_one_whole_and_tied_weights_are_gathered_once():
+    """ZeRO-3 would shard a parameter again at the end of the inner gather; of a sharded one numel() is 0."""
+    pytest.importorskip("deepspeed", reason="needs DeepSpeed")
+    program = Path(__file__).with_name("nested_gathers.py")
+    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=240, check=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == {
+        "sharded": 0,
+        "within": 12,
+        "after the inner": 12,
+        "twice named": 12,
+        "after all": 0,
+        "names": ["embedding.weight"],
+    }
