@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -88,15 +88,18 @@ class HeldWeights:
         failed = [found for future in still if (found := future.result())]
         rooms = [torch.empty(0, dtype=torch.uint8, device=device)] * 2
         being_read: list[list[Future[str]]] = [[], []]
-        for number, packet in enumerate(packets((("", piece) for piece in pieces if piece.nbytes), PACKET)):
-            turn = number % 2
-            failed += [found for future in being_read[turn] if (found := future.result())]
-            size = sum(padded(piece.nbytes) for _, piece in packet)
-            if size > len(rooms[turn]):
-                rooms[turn] = torch.empty(max(size, PACKET), dtype=torch.uint8, device=device)
-            room = rooms[turn][:size]
-            group.broadcast(room)
-            being_read[turn] = [] if wrong else self._begin(packet, room.cpu().numpy())
+        try:
+            for number, packet in enumerate(packets((("", piece) for piece in pieces if piece.nbytes), PACKET)):
+                turn = number % 2
+                failed += [found for future in being_read[turn] if (found := future.result())]
+                size = sum(padded(piece.nbytes) for _, piece in packet)
+                if size > len(rooms[turn]):
+                    rooms[turn] = torch.empty(max(size, PACKET), dtype=torch.uint8, device=device)
+                room = rooms[turn][:size]
+                group.broadcast(room)
+                being_read[turn] = [] if wrong else self._begin(packet, room.cpu().numpy())
+        finally:
+            wait([future for futures in being_read for future in futures])  # nothing is written once this has returned
         failed += [found for futures in being_read for future in futures if (found := future.result())]
         changed = {piece.block.name for piece in pieces if piece.nbytes}
         self._count_writes(changed)
