@@ -22,11 +22,12 @@ pytest.importorskip("deepspeed", reason="needs DeepSpeed")
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 import ray  # noqa: E402
-from cluster.actor_processes import parent_of, processes_with_log, wait_until_ended  # noqa: E402
+from cluster.actor_processes import parent_of, processes_with_log, wait_until_ended, workers_on_nodes  # noqa: E402
 from cluster.two_nodes import ADDRESSES, TwoNodes, two_ray_nodes  # noqa: E402
 
 from shoal.cluster.cluster import Cluster, ray_nodes  # noqa: E402
 from shoal.cluster.ray_nodes import RayNodes  # noqa: E402
+from shoal.monitor.status import read_status  # noqa: E402
 
 SHARDED = ["learner=deepspeed", "learner.zero_stage=3", "weight_sync=broadcast"]
 SPREAD = [*SHARDED, "cluster.kind=ray", "cluster.nodes=2", "learner.num_devices=2"]
@@ -99,6 +100,35 @@ def test_built_in_engines_on_the_nodes_come_back_there_when_they_or_their_actors
         assert len(re.findall(rf"engine process on http://{address}:\d+: ready", caplog.text)) == 2
         assert re.search(rf"http://{address}:\d+ died or hangs", caplog.text)
     wait_until_ended(logs)
+
+
+def test_reward_workers_of_both_nodes_judge_and_those_of_an_actor_that_is_killed_are_replaced(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    raylets: set[str] = set()
+    killed: list[int] = []
+
+    def look(submission: Submission) -> float:
+        there = workers_on_nodes()
+        raylets.update(there.values())
+        if len(raylets) == 2 and not killed:
+            killed.append(parent_of(next(iter(there))))
+            os.kill(killed[0], signal.SIGKILL)
+        return 0.0
+
+    keys = ["engine=torch", "engine.processes=2", "run.prompts_per_step=4", "run.steps=3", f"run.root={tmp_path}"]
+    judged = [r"reward.verifiers={look:1,cluster.storm_rewards\:in_a_worker:1}", "cluster.workers_per_node=2"]
+    cfg = load_config("story", [*SPREAD, *keys, *judged, *PLAIN, "evaluation.at_end=false", "run.preflight=false"])
+    summary = train(cfg, tmp_path / "run", rewards={"look": look})
+    assert summary["status"] == "finished"
+    assert killed
+    assert "the reward workers of node 127.0.0." in caplog.text
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [row["reward/missing"] for row in rows] == [0.0] * 3
+    found = read_status(tmp_path / "run")
+    assert found is not None
+    assert [node for node, part, _ in found.parts if part == "reward workers"] == list(ADDRESSES)
+    wait_until_ended(tmp_path / "run/logs")
 
 
 def test_gpus_are_reserved_on_the_nodes_of_the_plan_and_no_cpu_is(nodes: TwoNodes) -> None:
