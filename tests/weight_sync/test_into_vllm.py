@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from sync_models import ARCHITECTURES, a_batch, save_model
 
 from shoal.build import build_parts
@@ -19,6 +20,7 @@ from shoal.errors import TrainingError
 from shoal.tasks import story
 from shoal.training.parts import Parts
 from shoal.types import Segment
+from shoal.weight_sync import broadcast
 from shoal.wire.stream import WeightSpec, receive
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
@@ -138,6 +140,24 @@ def test_planted_faults_are_found(make_parts: Make, monkeypatch: pytest.MonkeyPa
         patch.setattr(control, "reset_prefix_cache", lambda: None)
         publishing("its prefix cache was not reset")
     parts.sync.publish(parts.learner.version).wait()
+
+
+def test_what_has_changed_reaches_vllm_as_all_weights_do(make_parts: Make, monkeypatch: pytest.MonkeyPatch):
+    def delta(cfg: ShoalConfig) -> None:
+        cfg.weight_sync.delta = True
+
+    monkeypatch.setattr(broadcast, "MOST_CHANGED", 1.0)  # of float32 weights nearly all change
+    parts = make_parts("broadcast", "qwen3", delta)
+    sync: Any = parts.sync
+    sync.publish(0).wait()
+    for _ in range(2):
+        train(parts)
+        sync.publish(parts.learner.version).wait()
+        assert sync.metrics()["full"] == 0
+        model = workers_model(parts)
+        found = {name: one.clone() for name, one in model.named_parameters()}
+        sync.stream(sync.met, parts.engine.replicas, parts.learner.version)
+        assert all(torch.equal(one, found[name]) for name, one in model.named_parameters())
 
 
 def drained(worker: Any, version: int, rows: Any, bucket: int, delta: bool) -> dict[str, Any]:
