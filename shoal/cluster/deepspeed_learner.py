@@ -51,7 +51,7 @@ class DeepSpeedLearner(Learner):
         # Without checkpoints the batches since the last one are all of the run.
         self.restarts_left = cfg.learner.restarts if cfg.checkpoint.every else 0
         self.mending = RLock()
-        self.lives = 0
+        self.lives = self.seen = 0
         self.lost = ""
         self.saved_in: Path | None = None
         self.since: list[Any] = []
@@ -130,6 +130,11 @@ class DeepSpeedLearner(Learner):
     def join(self, meeting: Meeting) -> None:
         self._all("join", meeting)
         self.joined = meeting
+
+    def revive(self) -> int:
+        lives = self._mended()
+        count, self.seen = lives - self.seen, lives
+        return count
 
     def is_in(self, meeting: Meeting) -> bool:
         return meeting == self.joined

@@ -98,6 +98,14 @@ class Learner(ABC):
         """
         raise ConfigError(f"{type(self).__name__} sends no weights: weight_sync=broadcast needs a learner that does")
 
+    def revive(self) -> int:
+        """Starts processes again that have died; how often that was done since the last call.
+
+        Raises:
+            TrainingError: it was done as often as it may be.
+        """
+        return 0
+
     def is_in(self, meeting: Meeting) -> bool:
         """Whether it is still in the group that it joined at this meeting, as far as is known here."""
         return True

@@ -116,7 +116,7 @@ class ServerSync(WeightSync):
             except EngineError as error:
                 # A trainer that was stopped for a while (Ctrl-Z) finds deadlines over: so it is tried once more even
                 # where no server has died.
-                if not self.engine.revive() and again:
+                if not self.engine.revive() + self.learner.revive() and again:
                     raise
                 again = True
                 logger.warning("weight sync: %s; trying again", error)

@@ -268,6 +268,9 @@ def test_an_update_that_fails_is_tried_once_more_where_all_servers_are_well_by_t
     with pytest.raises(EngineError, match="no answer within 1 s"):
         sync.publish(2)
     assert not failures
+    failures += [1, 1]  # and once more where the learner's ranks were started again meanwhile
+    monkeypatch.setattr(sync.learner, "revive", lambda: 1)
+    assert sync.publish(2).version == 2
 
 
 def test_a_version_that_came_with_the_server_that_was_started_again_is_checked_once(
