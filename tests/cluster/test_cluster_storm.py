@@ -1,7 +1,7 @@
 """SIGKILL, at random moments, of the parts of an asynchronous run over two Ray nodes: engines, their actors, ranks,
 reward workers, a peer in the middle of a broadcast, and a whole node.
 
-SHOAL_STORM=12 makes it a long one of 60 steps, SHOAL_STORM_SEED another one; --log-cli-level=WARNING shows what
+SHOAL_STORM=4 runs it, SHOAL_STORM=12 makes it a long one of 60 steps, SHOAL_STORM_SEED another one; --log-cli-level=WARNING shows what
 happens.
 """
 
@@ -37,7 +37,13 @@ from cluster.two_nodes import TwoNodes, two_ray_nodes
 
 KILLS = int(os.environ.get("SHOAL_STORM", "4"))
 SEED = int(os.environ.get("SHOAL_STORM_SEED", "1"))
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600 + 180 * KILLS)]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.timeout(600 + 180 * KILLS),
+    # A minute for each kill; a node that dies while its engine is idle may keep the run from going on.
+    pytest.mark.skipif("SHOAL_STORM" not in os.environ, reason="takes minutes: SHOAL_STORM=4 runs it"),
+]
 
 STEPS = 5 * KILLS
 PROMPTS = 2
