@@ -1,8 +1,8 @@
 """SIGKILL, at random moments, of the parts of an asynchronous run over two Ray nodes: engines, their actors, ranks,
 reward workers, a peer in the middle of a broadcast, and a whole node.
 
-SHOAL_STORM=4 runs it, SHOAL_STORM=12 makes it a long one of 60 steps, SHOAL_STORM_SEED another one; --log-cli-level=WARNING shows what
-happens.
+SHOAL_STORM=4 runs it, SHOAL_STORM=12 makes it a long one of 60 steps, SHOAL_STORM_SEED another one;
+--log-cli-level=WARNING shows what happens.
 """
 
 from __future__ import annotations

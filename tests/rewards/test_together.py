@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from typing import NoReturn
 
 import pytest
 
@@ -82,9 +84,11 @@ def test_a_batch_that_cannot_be_read_makes_its_rewards_missing(function: object,
     assert mine.completions[0].info["missing"] == {"own": reason}
 
 
-def test_an_async_reward_named_by_its_import_path_needs_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shoal.rewards.scorer.DeadlinePool", None)
+def test_an_async_reward_named_by_its_import_path_needs_no_worker() -> None:
+    def open_pool(paths: Sequence[str], reward: RewardConfig) -> NoReturn:
+        raise AssertionError(f"workers for {paths}")
+
     mine = group("a", "bb")
-    with Scorer(RewardConfig(verifiers={"later_rewards:length": 1.0}), {}) as scorer:
+    with Scorer(RewardConfig(verifiers={"later_rewards:length": 1.0}), {}, open_pool=open_pool) as scorer:
         scorer.score([mine])
     assert mine.rewards == [1.0, 2.0]
