@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from logging import getLogger
 from math import inf, isfinite
 from pathlib import Path
@@ -60,6 +60,7 @@ class Run:
     samples: list[Group] | None = None
     learner_logprobs: list[list[list[float]]] | None = None
     under_way: Future[dict[str, float]] | None = None
+    settled: dict[str, float] = field(default_factory=dict)  # seconds of the publication that was under way
     waited_to_publish: float = 0.0
 
     @property
@@ -87,11 +88,13 @@ class Run:
         Where rollouts run ahead it may return while the weights are on their way; then the seconds are those of the
         publication before, and the learner waits (`settle`) before it writes its weights.
         """
-        seconds, version = self.settle(), self.parts.learner.version
+        self.settle()
+        version = self.parts.learner.version
         if self.source.ahead and not now and self.parts.sync.may_overlap(version):
             self.parts.sync.note_learner(version)
             self.parts.sync.held = self.source.published
             self.under_way = _aside("publisher", lambda: self._publish(version))
+            seconds, self.settled = self.settled, {}
             return seconds
         return self._publish(version, now=now)
 
@@ -101,14 +104,14 @@ class Run:
         self.source.published(handle.version)
         return seconds
 
-    def settle(self) -> dict[str, float]:
+    def settle(self) -> None:
         """Waits for the publication that is under way, if there is one; what it raises is raised here.
 
         Raises:
             EngineError: it has not ended after PARTS x `weight_sync.timeout` seconds.
         """
         if self.under_way is None:
-            return {}
+            return
         started, found = monotonic(), self.under_way
         self.under_way = None
         deadline = PARTS * self.cfg.weight_sync.timeout
@@ -118,7 +121,7 @@ class Run:
                 f"({PARTS} x weight_sync.timeout); {self.standing()}"
             )
         self.waited_to_publish += monotonic() - started
-        return found.result()
+        self.settled = found.result()
 
     def before_write(self) -> None:
         """The learner writes its weights when the engine has those of before."""
