@@ -56,7 +56,10 @@ def until(true: Callable[[], bool], seconds: float = 60) -> bool:
 
 def gone(pid: int) -> bool:
     """One that waits to be reaped has ended."""
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def says(child: ChildProcess) -> Callable[[], bool]:
